@@ -1,0 +1,37 @@
+# make demo  - a mixed run of alanine dipeptide in water, from nothing to a picture
+# make test  - formatting, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Idle OpenMP threads that spin take the cores that OpenMM needs.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help demo test test-physics lint clean
+
+help:
+	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
+
+$(VENV)/.ready: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openmm-sd needs Python 3.11 or newer, not " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[openmm-torch,test]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/openmm-sd demo --output demo-output
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m 'not slow'
+
+# make test-physics - the long physics tests as well (about half an hour)
+test-physics: $(VENV)/.ready
+	$(BIN)/pytest
+
+clean:
+	rm -rf demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

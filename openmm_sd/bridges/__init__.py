@@ -1,0 +1,13 @@
+"""Bridges: how a propagator reaches OpenMM. One contract (`base`), one file a bridge."""
+
+from __future__ import annotations
+
+from .base import Bridge
+from .probe import Probe, choose_bridge, platform_names, probe
+from .pythonforce import PythonForceBridge
+from .torchforce import TorchForceBridge
+
+#: Every bridge, in the order in which ``bridge="auto"`` tries them.
+BRIDGES: dict[str, Bridge] = {b.name: b for b in (PythonForceBridge(), TorchForceBridge())}
+
+__all__ = ["BRIDGES", "Bridge", "Probe", "choose_bridge", "platform_names", "probe"]

@@ -1,0 +1,31 @@
+"""Evaluate one bridge on one platform: ``python -m openmm_sd.bridges BRIDGE PLATFORM``.
+
+Prints one line of JSON. Run by `openmm_sd.bridges.probe` in a process of its own, so that a bridge
+that crashes takes nothing with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from .probe import Probe, evaluate
+
+
+def main() -> None:
+    """Evaluate and print."""
+    parser = argparse.ArgumentParser(prog="python -m openmm_sd.bridges", description=__doc__)
+    parser.add_argument("bridge")
+    parser.add_argument("platform")
+    arguments = parser.parse_args()
+    try:
+        result = evaluate(arguments.bridge, arguments.platform)
+    except Exception as error:  # whatever went wrong is the finding
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        detail = f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
+        result = Probe(arguments.bridge, arguments.platform, False, detail)
+    print(json.dumps(asdict(result)), flush=True)
+
+
+main()

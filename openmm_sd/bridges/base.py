@@ -1,0 +1,75 @@
+"""What every bridge does, and the names of the parameters through which a jump is triggered.
+
+A bridge turns a :class:`~openmm_sd.propagator.jump.Jump` into an OpenMM Force. While no jump is
+under way the force returns zeros without touching the model. When the parameter
+``openmm_sd_number`` is not zero it returns *the displacement* (nm) as the force on the solute's
+particles and *the status code* as its energy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import openmm
+
+from ..propagator.jump import Jump
+
+#: Name of the force in the System, by which it is found again.
+FORCE_NAME = "openmm-sd jump"
+
+#: 0 while no jump is under way, else the number of the jump, counted from 1.
+NUMBER = "openmm_sd_number"
+#: Number of the try within the jump, from 0.
+ATTEMPT = "openmm_sd_try"
+#: Seed of the run.
+SEED = "openmm_sd_seed"
+#: Lag in ps.
+LAG = "openmm_sd_lag"
+
+#: In the order in which they are added to a force (openmm-torch passes them by position).
+PARAMETERS = (NUMBER, ATTEMPT, SEED, LAG)
+
+
+class Bridge(ABC):
+    """One way for a propagator to reach OpenMM.
+
+    Attributes
+    ----------
+    name : str
+        What a user writes as ``bridge=``.
+    install_hint : str
+        What to install where the bridge does not work.
+    """
+
+    name: ClassVar[str]
+    install_hint: ClassVar[str]
+
+    @abstractmethod
+    def create_force(
+        self, jump: Jump, particles: Sequence[int], n_particles: int, periodic: bool
+    ) -> openmm.Force:
+        """Build the force.
+
+        Parameters
+        ----------
+        jump : Jump
+            What to run.
+        particles : sequence of int
+            System indices of the solute's atoms, in the order of the model's molecule.
+        n_particles : int
+            Number of particles in the System.
+        periodic : bool
+            Whether the System is periodic.
+
+        Returns
+        -------
+        openmm.Force
+            Named `FORCE_NAME`, with the global parameters `PARAMETERS`; its force group is set by
+            the caller.
+        """
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of what the bridge is made of; raises ImportError where a part is missing."""

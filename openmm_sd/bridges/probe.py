@@ -1,0 +1,258 @@
+"""Finding out whether a bridge works, by evaluating it for real in a process of its own.
+
+An import proves nothing: builds of openmm-torch exist that import and then crash the process at the
+first force evaluation. So a bridge is tried by a jump with a known answer, in a subprocess, and a
+crash of that process is an answer too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import openmm
+
+#: Seconds after which a probe counts as failed. Importing torch and compiling kernels takes a few.
+TIMEOUT = 180.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the evaluation of one bridge on one platform gave.
+
+    Attributes
+    ----------
+    bridge, platform : str
+        What was tried.
+    ok : bool
+        Whether the known answer came out.
+    detail : str
+        The deviation from it, or the reason of the failure.
+    versions : dict
+        Versions of the packages involved.
+    """
+
+    bridge: str
+    platform: str
+    ok: bool
+    detail: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def platform_names() -> list[str]:
+    """Names of the OpenMM platforms on this machine."""
+    count = openmm.Platform.getNumPlatforms()
+    return [openmm.Platform.getPlatform(i).getName() for i in range(count)]
+
+
+def evaluate(bridge_name: str, platform_name: str) -> Probe:
+    """Evaluate a bridge in this process: one molecule, one known displacement.
+
+    A crash in here is a crash of the caller; use `probe`.
+    """
+    import numpy as np
+
+    from ..propagator.jump import STATUS_ACCEPTED, Jump, build_gates
+    from ..propagator.kernels import Shift
+    from ..propagator.molecule import Molecule
+    from . import BRIDGES
+    from .base import NUMBER
+
+    bridge = BRIDGES[bridge_name]
+    versions = bridge.versions()
+    shift = np.array([0.03, -0.02, 0.01])
+    molecule = Molecule(
+        name="hydrogen cyanide",
+        atomic_numbers=(1, 6, 7),
+        bonds=((0, 1), (1, 2)),
+        atom_names=("H", "C", "N"),
+        residue_names=("HCN",) * 3,
+        residue_ids=("1",) * 3,
+        positions=np.array([[0.0, 0.0, -0.1064], [0.0, 0.0, 0.0], [0.0, 0.0, 0.1156]]),
+    )
+    system = openmm.System()
+    for mass in (12.0, 1.0, 12.0, 14.0):
+        system.addParticle(mass)
+    system.setDefaultPeriodicBoxVectors([2, 0, 0], [0, 2, 0], [0, 0, 2])
+    bonds = openmm.HarmonicBondForce()
+    bonds.setUsesPeriodicBoundaryConditions(True)
+    bonds.addBond(1, 2, 0.1064, 1000.0)
+    system.addForce(bonds)
+    jump = Jump(Shift(3, tuple(shift)), molecule, build_gates(molecule, 1.0, []))
+    force = bridge.create_force(jump, [1, 2, 3], 4, periodic=True)
+    force.setForceGroup(5)
+    system.addForce(force)
+    platform = openmm.Platform.getPlatformByName(platform_name)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    # The molecule lies across the box, its nitrogen wrapped to the other side.
+    positions = np.vstack([[0.5, 0.5, 0.5], molecule.positions + [1.0, 1.0, 1.95]])
+    positions[3, 2] -= 2.0
+    context.setPositions(positions)
+
+    def read() -> tuple[np.ndarray, float]:
+        state = context.getState(forces=True, energy=True, groups={5})
+        return (
+            np.array(state.getForces(asNumpy=True)._value),
+            state.getPotentialEnergy()._value,
+        )
+
+    displacement, status = read()
+    if status != 0.0 or displacement.any():
+        return Probe(bridge_name, platform_name, False, "not silent while idle", versions)
+    context.setParameter(NUMBER, 1.0)
+    displacement, status = read()
+    deviation = float(np.abs(displacement - np.vstack([[0.0, 0.0, 0.0], [shift] * 3])).max())
+    ok = status == STATUS_ACCEPTED and deviation < 1e-6
+    return Probe(
+        bridge_name,
+        platform_name,
+        ok,
+        f"deviates by {deviation:.0e} nm" + ("" if ok else f" with status {status:g}"),
+        versions,
+    )
+
+
+def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
+    """Evaluate a bridge on a platform in a process of its own.
+
+    Parameters
+    ----------
+    bridge : str
+        Name of the bridge.
+    platform : str
+        Name of the OpenMM platform.
+    timeout : float
+        Seconds to wait.
+
+    Returns
+    -------
+    Probe
+        Never raises for a bridge that does not work: that is its answer.
+    """
+    command = [sys.executable, "-m", "openmm_sd.bridges", bridge, platform]
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [root, *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(bridge, platform, False, f"no answer within {timeout:.0f} s")
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):
+            return Probe(**json.loads(line))
+    if done.returncode < 0:
+        reason = f"the process was killed by signal {-done.returncode}"
+    else:
+        reason = f"the process ended with exit code {done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return Probe(bridge, platform, False, reason + (f": {lines[-1]}" if lines else ""))
+
+
+def _cache_file() -> Path:
+    """Where probes of this installation are remembered; another version is another file."""
+    parts = [sys.executable, os.uname().nodename, ",".join(platform_names())]
+    for package in ("openmm", "torch", "openmmtorch", "openmm-sd"):
+        try:
+            parts.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            parts.append(f"no {package}")
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "openmm-sd" / f"bridges-{key}.json"
+
+
+def _read_cache() -> dict[str, dict]:
+    try:
+        return json.loads(_cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(results: dict[str, dict]) -> None:
+    path = _cache_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(results, file)
+        os.replace(name, path)
+    except OSError:
+        return  # a home that cannot be written costs a few seconds at the next start, no more
+
+
+def probe_all(
+    bridges: list[str], platforms: list[str], fresh: bool = False
+) -> dict[tuple[str, str], Probe]:
+    """Probe several bridges on several platforms, two at a time.
+
+    Parameters
+    ----------
+    bridges, platforms : list of str
+        What to try, each with each.
+    fresh : bool
+        Whether to evaluate again what an earlier run of the same versions has already found out.
+
+    Returns
+    -------
+    dict
+        (bridge, platform) -> Probe.
+    """
+    cache = {} if fresh else _read_cache()
+    pairs = [(b, p) for b in bridges for p in platforms]
+    missing = [pair for pair in pairs if "/".join(pair) not in cache]
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(missing, pool.map(lambda pair: probe(*pair), missing), strict=True))
+    results = {
+        pair: found[pair] if pair in found else Probe(**cache["/".join(pair)]) for pair in pairs
+    }
+    if found:
+        # A time-out may be a busy machine, so only real answers are remembered.
+        kept = {"/".join(k): asdict(v) for k, v in found.items() if "no answer" not in v.detail}
+        _write_cache({**_read_cache(), **kept})
+    return results
+
+
+def choose_bridge(platform: str | None = None) -> str:
+    """Pick the first bridge that passes a real evaluation.
+
+    Parameters
+    ----------
+    platform : str, optional
+        The platform it must work on. Without one it must work on every platform of this machine,
+        because OpenMM then chooses the platform itself, later.
+
+    Returns
+    -------
+    str
+        Name of the bridge.
+    """
+    from . import BRIDGES
+
+    platforms = [platform] if platform else platform_names()
+    failures = []
+    for bridge in BRIDGES:
+        results = probe_all([bridge], platforms)
+        bad = [r for r in results.values() if not r.ok]
+        if not bad:
+            return bridge
+        failures.append(f"{bridge} on {bad[0].platform}: {bad[0].detail}")
+    raise RuntimeError(
+        "no bridge works here (" + "; ".join(failures) + "); 'openmm-sd doctor' says more"
+    )

@@ -1,0 +1,159 @@
+"""The bridge through openmm-torch: the scripted propagator runs inside the Context, in C++."""
+
+import contextlib
+import importlib.metadata
+import io
+import re
+import warnings
+from collections.abc import Sequence
+
+import openmm
+import torch
+from torch import Tensor
+
+from ..propagator.jump import Jump
+from .base import FORCE_NAME, PARAMETERS, Bridge
+
+# How OpenMM words a plugin that it could not load.
+_FAILURE = re.compile(r"Error loading library (.*?): ")
+_loaded: set[str] = set()
+
+
+class PeriodicJump(torch.nn.Module):
+    """A jump as openmm-torch calls it in a periodic System.
+
+    Parameters
+    ----------
+    jump : Jump
+        What to run.
+    particles : sequence of int
+        System indices of the solute's atoms.
+    """
+
+    particles: Tensor
+
+    def __init__(self, jump: torch.nn.Module, particles: Sequence[int]) -> None:
+        super().__init__()
+        self.jump = jump
+        self.register_buffer("particles", torch.tensor(list(particles), dtype=torch.int64))
+
+    def forward(
+        self, positions: Tensor, box: Tensor, number: Tensor, attempt: Tensor, seed: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        forces = torch.zeros_like(positions)
+        if float(number) == 0.0:
+            return torch.zeros([], dtype=positions.dtype, device=positions.device), forces
+        displacement, status = self.jump(
+            positions[self.particles],
+            box,
+            int(float(number)) - 1,
+            int(float(attempt)),
+            int(float(seed)),
+            float(lag),
+        )
+        forces[self.particles] = displacement.to(positions.dtype)
+        return status.to(positions.dtype), forces
+
+
+class OpenJump(torch.nn.Module):
+    """The same in a System without a periodic box."""
+
+    def __init__(self, jump: torch.nn.Module, particles: Sequence[int]) -> None:
+        super().__init__()
+        self.inner = PeriodicJump(jump, particles)
+
+    def forward(
+        self, positions: Tensor, number: Tensor, attempt: Tensor, seed: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        box = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
+        return self.inner(positions, box, number, attempt, seed, lag)
+
+
+class TorchForceBridge(Bridge):
+    """Holds the scripted propagator in an openmm-torch TorchForce, on the Context's device."""
+
+    name = "torchforce"
+    install_hint = "pip install 'openmm-sd[openmm-torch]'"
+
+    def create_force(
+        self, jump: Jump, particles: Sequence[int], n_particles: int, periodic: bool
+    ) -> openmm.Force:
+        torch_force = load_plugin()
+        wrapped = (PeriodicJump if periodic else OpenJump)(jump, particles)
+        try:
+            module = script(wrapped)
+        except Exception as error:
+            raise ValueError(
+                "bridge='torchforce' needs a propagator that TorchScript can compile: "
+                f"{_first_line(error)}; bridge='pythonforce' runs it as it is"
+            ) from error
+        force = torch_force(module)
+        force.setOutputsForces(True)
+        force.setUsesPeriodicBoundaryConditions(periodic)
+        for parameter in PARAMETERS:
+            force.addGlobalParameter(parameter, 0.0)
+        force.setName(FORCE_NAME)
+        return force
+
+    def versions(self) -> dict[str, str]:
+        load_plugin()
+        return {
+            "openmm": openmm.__version__,
+            "torch": torch.__version__,
+            "openmmtorch": importlib.metadata.version("openmmtorch"),
+        }
+
+
+def load_plugin() -> type[openmm.Force]:
+    """Import openmm-torch and make sure that OpenMM has its kernels.
+
+    Returns
+    -------
+    type
+        ``openmmtorch.TorchForce``.
+
+    Notes
+    -----
+    OpenMM loads its plugins when it is imported. If that was before torch, openmm-torch's libraries
+    did not find torch's and were left out without a word, so they are loaded here once more.
+    """
+    try:
+        # openmm-torch 1.5 imports OpenMM by its old name, which prints a line on standard error.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            import openmmtorch
+    except Exception as error:
+        raise ImportError(f"openmm-torch cannot be imported ({_first_line(error)})") from error
+    for failure in openmm.Platform.getPluginLoadFailures():
+        library = _FAILURE.match(failure)
+        if library and "OpenMMTorch" in library[1] and library[1] not in _loaded:
+            try:
+                openmm.Platform.loadPluginLibrary(library[1])
+            except openmm.OpenMMException:
+                # A library for a platform that this machine lacks; evaluating the bridge tells.
+                continue
+            _loaded.add(library[1])
+    return openmmtorch.TorchForce
+
+
+def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
+    """Compile a module with TorchScript and freeze it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        What to compile; it is left as it is.
+
+    Returns
+    -------
+    torch.jit.ScriptModule
+    """
+    with warnings.catch_warnings():
+        # PyTorch deprecates TorchScript; openmm-torch takes nothing else.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.freeze(torch.jit.script(module.eval()))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"

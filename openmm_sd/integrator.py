@@ -1,0 +1,704 @@
+"""The integrator: ordinary molecular dynamics, and learned jumps of the solute in between."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import openmm
+from openmm import unit
+
+from .bridges import BRIDGES, choose_bridge, platform_names
+from .bridges.base import ATTEMPT, FORCE_NAME, LAG, NUMBER, SEED
+from .propagator.jump import (
+    ERRORS,
+    REJECTIONS,
+    STATUS_ACCEPTED,
+    STATUS_ERROR,
+    Jump,
+    JumpError,
+    build_gates,
+)
+from .propagator.model import ScoreModel
+from .propagator.noise import MAX_SEED
+from .solute import Solute, find_solute
+
+#: Boltzmann's constant, kJ/mol/K.
+BOLTZMANN = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+
+# Of every variable of the jump program: context parameters share their namespace.
+PREFIX = "sd_"
+
+# Everything that a restart needs lives in global variables of the jump program, because OpenMM
+# carries those in States and checkpoints. Name -> value at the start.
+_STATE: dict[str, float] = {
+    "md_time": 0.0,  # ps of ordinary MD done under this integrator
+    "burst_done": 0.0,  # MD steps since the last jump was due
+    "tried": 0.0,  # jumps tried; the number of the next jump
+    "accepted": 0.0,
+    "redraws": 0.0,
+    "fallbacks": 0.0,
+    "effective_extra": 0.0,  # ps covered by accepted jumps
+    **{f"rejected_{name}": 0.0 for name in REJECTIONS.values()},
+}
+
+# What the user chose; variables of the program as well.
+_SETTINGS = ("temperature", "friction", "burst", "lag", "seed", "max_tries")
+
+
+class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
+    """Alternate bursts of Langevin dynamics with learned jumps of the solute.
+
+    Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. At the end of every burst a
+    learned kernel proposes where the solute will be one lag later; a proposal that passes the
+    gates is applied, all velocities are drawn anew, and the next burst begins. A proposal that
+    fails is drawn again, a limited number of times; then the jump is dropped and MD carries on,
+    which is counted. One ``step()`` is one MD step, whatever happens at its end, so reporters,
+    barostats and step counts behave as with any other integrator.
+
+    There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
+    force field's. Read the model card for its measured error.
+
+    Parameters
+    ----------
+    model : ScoreModel
+        The learned kernel, the molecule it knows and its card.
+    temperature : Quantity or float, optional
+        K. The card's by default (300 K if it names none).
+    frictionCoeff : Quantity or float, optional
+        Friction of the Langevin dynamics, 1/ps. 1/ps by default.
+    stepSize : Quantity or float, optional
+        MD step, ps. 0.002 ps by default.
+    burst : Quantity or float, optional
+        MD time between two jumps, ps. The card's recommendation by default.
+    lag : Quantity or float, optional
+        Physical time that one jump covers, ps. The card's recommendation by default.
+    bridge : {"auto", "pythonforce", "torchforce"}
+        How the kernel reaches OpenMM; "auto" takes the first that passes a real evaluation.
+    seed : int, optional
+        1 to 2**31 - 1. Fixes the noise of the jumps and of the Langevin dynamics. Drawn at random
+        by default; see `getRandomNumberSeed`.
+    maxTries : int
+        How many proposals to draw for a jump before it is dropped.
+    strict : bool
+        Raise, instead of warn, where the simulation differs from what the model was made for.
+
+    Attributes
+    ----------
+    model : ScoreModel
+        As given.
+    solute : Solute or None
+        The atoms that jump; known after `attach`.
+    bridge : str
+        Name of the bridge in use; "auto" until `attach` has chosen.
+
+    Examples
+    --------
+    >>> integrator = ScoreDynamicsIntegrator(model, 300*kelvin, 1/picosecond, 2*femtoseconds)
+    >>> integrator.attach(system, topology)
+    >>> simulation = Simulation(topology, system, integrator)
+    >>> simulation.step(50_000)
+
+    Notes
+    -----
+    *Jumps.* The jump happens at the end of the last MD step of a burst, inside that step's program:
+    positions before it are never seen by a reporter. Jump number k uses noise keyed by (seed, k,
+    try), so it does not depend on platform or bridge.
+
+    *Resuming.* Clocks, counters and the position within a burst are part of OpenMM's State
+    (``integratorParameters=True``) and checkpoints. A checkpoint continues exactly where forces
+    are deterministic (Reference platform). A State does not hold OpenMM's own random numbers, so
+    after loading one the Langevin noise differs while the jumps' noise continues. XML of the
+    integrator alone gives back a plain CompoundIntegrator: see `restore`.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        temperature: Any = None,
+        frictionCoeff: Any = None,
+        stepSize: Any = None,
+        *,
+        burst: Any = None,
+        lag: Any = None,
+        bridge: str = "auto",
+        seed: int | None = None,
+        maxTries: int = 4,
+        strict: bool = False,
+    ) -> None:
+        if not isinstance(model, ScoreModel):
+            raise ValueError(
+                f"model must be a ScoreModel, got {type(model).__name__}; "
+                "ScoreModel.load(...) gives one, ScoreModel(module, molecule) wraps a module"
+            )
+        if bridge != "auto" and bridge not in BRIDGES:
+            raise ValueError(f"bridge must be 'auto' or one of {sorted(BRIDGES)}, got {bridge!r}")
+        if isinstance(maxTries, bool) or not isinstance(maxTries, int) or maxTries < 1:
+            raise ValueError(f"maxTries must be a whole number of at least 1, got {maxTries!r}")
+        super().__init__()
+        self.model = model
+        self.solute: Solute | None = None
+        self.bridge = bridge
+        self.strict = bool(strict)
+        self._jumper: openmm.CustomIntegrator | None = None
+        self._enabled = True
+        self._seconds = {"md": 0.0, "jump": 0.0}
+        self._steps_timed = 0
+        # Until attach() builds the jump program, its variables wait here.
+        self._waiting = dict(_STATE)
+
+        card_temperature = model.temperature if model.temperature is not None else 300.0
+        temperature = _positive("temperature", temperature, unit.kelvin, card_temperature)
+        friction = _positive("frictionCoeff", frictionCoeff, unit.picosecond**-1, 1.0, zero=True)
+        step = _positive("stepSize", stepSize, unit.picosecond, 0.002)
+        self._langevin = openmm.LangevinMiddleIntegrator(temperature, friction, step)
+        self.addIntegrator(self._langevin)
+        self._waiting.update(temperature=temperature, friction=friction, max_tries=float(maxTries))
+        self.setBurst(model.recommended_burst if burst is None else burst)
+        self.setLag(model.recommended_lag if lag is None else lag)
+        self.setRandomNumberSeed(random.SystemRandom().randint(1, MAX_SEED) if seed is None else seed)
+        self._compare_with_card()
+
+    # -- attaching -------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        system: openmm.System,
+        topology: Any,
+        solute: int | str | Sequence[int] | None = None,
+        platform: str | openmm.Platform | None = None,
+    ) -> Solute:
+        """Find the solute and add the learned kernel to a System. Call it before making a Context.
+
+        Parameters
+        ----------
+        system : openmm.System
+            Gets one more force, in a force group of its own. A force from an earlier `attach` is
+            replaced.
+        topology : openmm.app.Topology or mdtraj.Topology
+            Describes the System's particles, bonds included.
+        solute : int, str or sequence of int, optional
+            Which copy of the molecule jumps, where there are several: its number in the order of
+            the Topology, its chain's id, or its atoms' indices.
+        platform : str or openmm.Platform, optional
+            The platform the Context will use. It only helps ``bridge="auto"``, which without it
+            asks for a bridge that works on all platforms of this machine.
+
+        Returns
+        -------
+        Solute
+            What was found.
+        """
+        if self._jumper is not None:
+            raise ValueError(
+                "this integrator is attached already; make another one (copy.deepcopy keeps its "
+                "settings and clocks) for another System"
+            )
+        if isinstance(platform, openmm.Platform):
+            platform = platform.getName()
+        if platform is not None and platform not in platform_names():
+            raise ValueError(f"platform must be one of {platform_names()}, got {platform!r}")
+        found = find_solute(self.model.molecules, topology, system, solute)
+        propagator = self.model.propagator
+        self._dry_run(propagator, found)
+
+        for index in reversed(range(system.getNumForces())):
+            if system.getForce(index).getName() == FORCE_NAME:
+                system.removeForce(index)
+        group = _free_group(system)
+        if self.bridge == "auto":
+            self.bridge = choose_bridge(platform)
+        jump = Jump(
+            propagator,
+            found.molecule,
+            build_gates(found.molecule, self.model.max_displacement, self.model.bond_windows),
+            found.constraints,
+        )
+        force = BRIDGES[self.bridge].create_force(
+            jump,
+            found.particles,
+            system.getNumParticles(),
+            system.usesPeriodicBoundaryConditions(),
+        )
+        force.setForceGroup(group)
+        system.addForce(force)
+        self.solute = found
+        self._add_jumper(group)
+        return found
+
+    def _dry_run(self, propagator: Any, found: Solute) -> None:
+        """Call the kernel once on the molecule's own frame, so that a bad one is refused here."""
+        import torch
+
+        frame = torch.tensor(found.molecule.positions, dtype=torch.float32)
+        frame = (frame - frame.mean(0)).unsqueeze(0)
+        lag = torch.tensor([self._get("lag")], dtype=torch.float32)
+        noise = torch.zeros(1, int(propagator.noise_size))
+        try:
+            with torch.no_grad():
+                out = propagator(frame, lag, noise)
+        except Exception as error:  # the kernel is foreign code
+            raise ValueError(
+                f"model: its propagator fails on its own molecule ({type(error).__name__}: {error})"
+            ) from error
+        if not isinstance(out, torch.Tensor) or out.shape != frame.shape:
+            got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+            raise ValueError(
+                f"model: its propagator must return a Tensor of shape {tuple(frame.shape)}, got {got}"
+            )
+        if out.dtype != torch.float32:
+            raise ValueError(f"model: its propagator must return float32, got {out.dtype}")
+
+    def _add_jumper(self, group: int) -> None:
+        """Add the program of the last step of a burst: one MD step, then the jump."""
+        others = set(range(32)) - {group}
+        self._langevin.setIntegrationForceGroups(others)
+        jumper = openmm.CustomIntegrator(self._langevin.getStepSize())
+        jumper.setIntegrationForceGroups(others)
+        jumper.setConstraintTolerance(self._langevin.getConstraintTolerance())
+        jumper.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
+        for name, value in self._waiting.items():
+            jumper.addGlobalVariable(PREFIX + name, value)
+        for name in ("kT", "keep", "kick", "tries", "status", "ok", "again"):
+            jumper.addGlobalVariable(PREFIX + name, 0.0)
+        jumper.addPerDofVariable("sd_displacement", 0.0)
+        jumper.addPerDofVariable("sd_unconstrained", 0.0)
+
+        # One step of the LangevinMiddleIntegrator's own scheme.
+        jumper.addComputeGlobal("sd_kT", f"{BOLTZMANN!r}*sd_temperature")
+        jumper.addComputeGlobal("sd_keep", "exp(-sd_friction*dt)")
+        jumper.addComputeGlobal("sd_kick", "sqrt(1-sd_keep*sd_keep)")
+        jumper.addUpdateContextState()
+        jumper.addComputePerDof("v", "v+dt*f/m")
+        jumper.addConstrainVelocities()
+        jumper.addComputePerDof("x", "x+0.5*dt*v")
+        jumper.addComputePerDof("v", "sd_keep*v+sd_kick*sqrt(sd_kT/m)*gaussian")
+        jumper.addComputePerDof("x", "x+0.5*dt*v")
+        jumper.addComputePerDof("sd_unconstrained", "x")
+        jumper.addConstrainPositions()
+        jumper.addComputePerDof("v", "v+(x-sd_unconstrained)/dt")
+
+        # The jump. No ConstrainPositions may follow: on GPU kernels a position written before one
+        # is only stored, and forces would still be evaluated at the old place.
+        jumper.addComputeGlobal(SEED, "sd_seed")
+        jumper.addComputeGlobal(LAG, "sd_lag")
+        jumper.addComputeGlobal(NUMBER, "sd_tried+1")
+        jumper.addComputeGlobal("sd_tries", "0")
+        jumper.addComputeGlobal("sd_again", "1")
+        jumper.beginWhileBlock("sd_again > 0.5")
+        jumper.addComputeGlobal(ATTEMPT, "sd_tries")
+        # The force must be stored before the energy is read: then the model is called once.
+        jumper.addComputePerDof("sd_displacement", f"f{group}")
+        jumper.addComputeGlobal("sd_status", f"energy{group}")
+        jumper.addComputeGlobal("sd_tries", "sd_tries+1")
+        for code, name in REJECTIONS.items():
+            counter = f"{PREFIX}rejected_{name}"
+            jumper.addComputeGlobal(counter, f"{counter}+delta(sd_status-{code})")
+        jumper.addComputeGlobal("sd_ok", f"delta(sd_status-{STATUS_ACCEPTED})")
+        jumper.addComputeGlobal(
+            "sd_again", f"(1-sd_ok)*step(sd_max_tries-sd_tries-0.5)*(1-step(sd_status-{STATUS_ERROR}))"
+        )
+        jumper.endBlock()
+        jumper.addComputeGlobal(NUMBER, "0")
+        jumper.addComputeGlobal("sd_tried", "sd_tried+1")
+        jumper.addComputeGlobal("sd_redraws", "sd_redraws+sd_tries-1")
+        jumper.addComputeGlobal("sd_accepted", "sd_accepted+sd_ok")
+        jumper.addComputeGlobal("sd_fallbacks", "sd_fallbacks+1-sd_ok")
+        jumper.addComputeGlobal("sd_effective_extra", "sd_effective_extra+sd_ok*sd_lag")
+        jumper.addComputePerDof("x", "x+sd_ok*sd_displacement")
+        jumper.addComputePerDof("v", "select(sd_ok, sqrt(sd_kT/m)*gaussian, v)")
+        jumper.addConstrainVelocities()
+        self._jumper = jumper
+        self.addIntegrator(jumper)
+
+    # -- stepping --------------------------------------------------------------------------------
+
+    def step(self, steps: int) -> None:
+        """Advance by MD steps, with a jump at the end of every full burst.
+
+        Parameters
+        ----------
+        steps : int
+            Number of MD steps.
+        """
+        if self._jumper is None:
+            raise RuntimeError(
+                "the integrator is not attached: call attach(system, topology) before making the "
+                "Context or Simulation"
+            )
+        if not self._enabled:
+            self._plain(steps)
+            return
+        while steps > 0:
+            done = int(self._get("burst_done"))
+            plain = min(steps, self._burst_steps() - 1 - done)
+            if plain > 0:
+                self._plain(plain)
+                self._set("burst_done", done + plain)
+                steps -= plain
+            if steps > 0:
+                self._step_and_jump()
+                steps -= 1
+
+    def _plain(self, steps: int) -> None:
+        began = time.perf_counter()
+        super().step(steps)
+        self._seconds["md"] += time.perf_counter() - began
+        self._steps_timed += steps
+        self._set("md_time", self._get("md_time") + steps * self._step_size())
+
+    def _step_and_jump(self) -> None:
+        began = time.perf_counter()
+        self.setCurrentIntegrator(1)
+        try:
+            super().step(1)
+        except Exception as error:
+            self._end_broken_jump()
+            if isinstance(error, openmm.OpenMMException) and "Particle coordinate is NaN" in str(error):
+                raise
+            raise JumpError(
+                f"jump {int(self._get('tried')) + 1}: the propagator failed: {error}"
+            ) from error
+        finally:
+            self.setCurrentIntegrator(0)
+        self._set("md_time", self._get("md_time") + self._step_size())
+        self._set("burst_done", 0)
+        status = int(self._get("status"))
+        self._seconds["jump"] += time.perf_counter() - began
+        if status >= STATUS_ERROR:
+            reason = ERRORS.get(status, f"status {status}")
+            raise JumpError(
+                f"jump {int(self._get('tried'))}: {reason}; positions are as they were before it"
+            )
+
+    def _end_broken_jump(self) -> None:
+        """Clear the jump parameter after an exception left it set, so that the force is silent."""
+        for thing in gc.get_objects():
+            if isinstance(thing, openmm.Context) and getattr(thing, "_integrator", None) is self:
+                thing.setParameter(NUMBER, 0.0)
+
+    def setJumping(self, enabled: bool) -> None:
+        """Switch jumps on or off, to equilibrate with plain MD for instance. On at first."""
+        self._enabled = bool(enabled)
+
+    def getJumping(self) -> bool:
+        """Whether jumps are switched on."""
+        return self._enabled
+
+    # -- clocks and counters ---------------------------------------------------------------------
+
+    def getMDTime(self) -> unit.Quantity:
+        """Time covered by ordinary MD steps under this integrator."""
+        return self._get("md_time") * unit.picosecond
+
+    def getNumJumps(self) -> int:
+        """Number of jumps that were accepted."""
+        return int(self._get("accepted"))
+
+    def getEffectiveTime(self) -> unit.Quantity:
+        """MD time plus the lags of all accepted jumps."""
+        return (self._get("md_time") + self._get("effective_extra")) * unit.picosecond
+
+    def getStatistics(self) -> dict[str, Any]:
+        """Counters and times.
+
+        Returns
+        -------
+        dict
+            ``jumps_tried``, ``jumps_accepted``, ``redraws``, ``fallbacks``, ``rejections`` (by
+            gate), ``md_time_ps``, ``effective_time_ps`` and ``seconds`` (wall-clock in this
+            process: ``md``, ``model``, ``settle``). A step that ends in a jump is one timing; the
+            mean MD step is taken off it to get the model's share.
+        """
+        tried = self._get("tried")
+        md_step = self._seconds["md"] / self._steps_timed if self._steps_timed else 0.0
+        md_share = min(tried * md_step, self._seconds["jump"])
+        return {
+            "jumps_tried": int(tried),
+            "jumps_accepted": int(self._get("accepted")),
+            "redraws": int(self._get("redraws")),
+            "fallbacks": int(self._get("fallbacks")),
+            "rejections": {n: int(self._get(f"rejected_{n}")) for n in REJECTIONS.values()},
+            "md_time_ps": self._get("md_time"),
+            "effective_time_ps": self._get("md_time") + self._get("effective_extra"),
+            "seconds": {
+                "md": self._seconds["md"] + md_share,
+                "model": self._seconds["jump"] - md_share,
+                "settle": 0.0,
+            },
+        }
+
+    # -- settings --------------------------------------------------------------------------------
+
+    def getTemperature(self) -> unit.Quantity:
+        """Temperature of the heat bath."""
+        return self._get("temperature") * unit.kelvin
+
+    def setTemperature(self, temperature: Any) -> None:
+        """Set the temperature of the heat bath, K. The model keeps the one it was trained at."""
+        value = _positive("temperature", temperature, unit.kelvin)
+        self._langevin.setTemperature(value)
+        self._set("temperature", value)
+        self._compare_with_card()
+
+    def getFriction(self) -> unit.Quantity:
+        """Friction coefficient of the Langevin dynamics."""
+        return self._get("friction") / unit.picosecond
+
+    def setFriction(self, coeff: Any) -> None:
+        """Set the friction coefficient, 1/ps."""
+        value = _positive("coeff", coeff, unit.picosecond**-1, zero=True)
+        self._langevin.setFriction(value)
+        self._set("friction", value)
+
+    def getStepSize(self) -> unit.Quantity:
+        """Size of an MD step."""
+        return self._langevin.getStepSize()
+
+    def setStepSize(self, size: Any) -> None:
+        """Set the size of an MD step, ps. The burst keeps its length in ps."""
+        value = _positive("size", size, unit.picosecond)
+        self._langevin.setStepSize(value)
+        if self._jumper is not None:
+            self._jumper.setStepSize(value)
+        self._burst_steps()
+
+    def setConstraintTolerance(self, tol: float) -> None:
+        """Set the relative tolerance of constraints."""
+        self._langevin.setConstraintTolerance(tol)
+        if self._jumper is not None:
+            self._jumper.setConstraintTolerance(tol)
+
+    def getConstraintTolerance(self) -> float:
+        """Relative tolerance of constraints."""
+        return self._langevin.getConstraintTolerance()
+
+    def getBurst(self) -> unit.Quantity:
+        """MD time between two jumps."""
+        return self._get("burst") * unit.picosecond
+
+    def setBurst(self, burst: Any) -> None:
+        """Set the MD time between two jumps, ps; at least one MD step."""
+        value = _positive("burst", burst, unit.picosecond)
+        step = self._step_size()
+        if round(value / step) < 1:
+            raise ValueError(
+                f"burst must be at least one MD step of {step:g} ps, got {value:g} ps"
+            )
+        self._set("burst", value)
+
+    def getLag(self) -> unit.Quantity:
+        """Physical time that one jump covers."""
+        return self._get("lag") * unit.picosecond
+
+    def setLag(self, lag: Any) -> None:
+        """Set the time that one jump covers, ps, within the range of the model's card."""
+        value = _positive("lag", lag, unit.picosecond)
+        allowed = self.model.lag_range
+        if allowed is not None and not allowed[0] <= value <= allowed[1]:
+            raise ValueError(
+                f"lag must be between {allowed[0]:g} and {allowed[1]:g} ps for this model, "
+                f"got {value:g} ps"
+            )
+        self._set("lag", value)
+
+    def getMaxTries(self) -> int:
+        """How many proposals are drawn before a jump is dropped."""
+        return int(self._get("max_tries"))
+
+    def getRandomNumberSeed(self) -> int:
+        """Seed of the jumps and of the Langevin dynamics."""
+        return int(self._get("seed"))
+
+    def setRandomNumberSeed(self, seed: int) -> None:
+        """Set the seed, 1 to 2**31 - 1.
+
+        The jumps use it at once; OpenMM's own random numbers take it when a Context is made.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 1 <= seed <= MAX_SEED:
+            raise ValueError(f"seed must be a whole number from 1 to {MAX_SEED}, got {seed!r}")
+        self._langevin.setRandomNumberSeed(seed)
+        if self._jumper is not None:
+            self._jumper.setRandomNumberSeed(seed)
+        self._set("seed", seed)
+
+    # -- copies ----------------------------------------------------------------------------------
+
+    def __copy__(self) -> ScoreDynamicsIntegrator:
+        new = self._build(self.model, self._settings(), self.bridge, self.strict)
+        new._enabled = self._enabled
+        if self._jumper is not None:
+            new.solute = self.solute
+            new._add_jumper(_jump_group(self._jumper))
+        return new
+
+    def __deepcopy__(self, memo: dict) -> ScoreDynamicsIntegrator:
+        # The model is immutable, so copies share it.
+        return self.__copy__()
+
+    @classmethod
+    def restore(
+        cls,
+        integrator: openmm.CompoundIntegrator,
+        model: ScoreModel,
+        system: openmm.System | None = None,
+        topology: Any = None,
+        solute: int | str | Sequence[int] | None = None,
+    ) -> ScoreDynamicsIntegrator:
+        """Make a ScoreDynamicsIntegrator again from what XmlSerializer gave back.
+
+        Parameters
+        ----------
+        integrator : openmm.CompoundIntegrator
+            The deserialised integrator, which has lost its Python class.
+        model : ScoreModel
+            The model; it is not part of the XML.
+        system : openmm.System, optional
+            Give it, with the topology, to attach the result as well, with a new force. Without
+            it the result expects a System that carries the force of the saved run.
+        topology : openmm.app.Topology or mdtraj.Topology, optional
+            Goes with `system`.
+        solute : int, str or sequence of int, optional
+            As in `attach`.
+
+        Returns
+        -------
+        ScoreDynamicsIntegrator
+            With the settings, clocks and counters of the saved one.
+        """
+        if (
+            not isinstance(integrator, openmm.CompoundIntegrator)
+            or integrator.getNumIntegrators() != 2
+            or not isinstance(integrator.getIntegrator(1), openmm.CustomIntegrator)
+        ):
+            raise ValueError(
+                "integrator must be the CompoundIntegrator of an attached "
+                f"ScoreDynamicsIntegrator, got {type(integrator).__name__}"
+            )
+        langevin, jumper = integrator.getIntegrator(0), integrator.getIntegrator(1)
+        settings = {
+            jumper.getGlobalVariableName(i).removeprefix(PREFIX): jumper.getGlobalVariable(i)
+            for i in range(jumper.getNumGlobalVariables())
+        }
+        missing = [name for name in (*_STATE, *_SETTINGS) if name not in settings]
+        if missing:
+            raise ValueError(
+                f"integrator is not one that this version of openmm-sd wrote: it lacks {missing}"
+            )
+        settings["step"] = langevin.getStepSize().value_in_unit(unit.picosecond)
+        settings["tolerance"] = langevin.getConstraintTolerance()
+        new = cls._build(model, settings, "auto", False)
+        if system is not None:
+            new.attach(system, topology, solute)
+        else:
+            new._add_jumper(_jump_group(jumper))
+        return new
+
+    def _settings(self) -> dict[str, float]:
+        return {
+            **{name: self._get(name) for name in (*_STATE, *_SETTINGS)},
+            "step": self._step_size(),
+            "tolerance": self.getConstraintTolerance(),
+        }
+
+    @classmethod
+    def _build(
+        cls, model: ScoreModel, settings: dict[str, float], bridge: str, strict: bool
+    ) -> ScoreDynamicsIntegrator:
+        with warnings.catch_warnings():
+            # The original has warned about its settings already.
+            warnings.simplefilter("ignore", UserWarning)
+            new = cls(
+                model,
+                settings["temperature"],
+                settings["friction"],
+                settings["step"],
+                burst=settings["burst"],
+                lag=settings["lag"],
+                bridge=bridge,
+                seed=int(settings["seed"]),
+                maxTries=int(settings["max_tries"]),
+                strict=strict,
+            )
+        new.setConstraintTolerance(settings["tolerance"])
+        for name in _STATE:
+            new._set(name, settings[name])
+        return new
+
+    # -- variables of the program ----------------------------------------------------------------
+
+    def _get(self, name: str) -> float:
+        if self._jumper is None:
+            return self._waiting[name]
+        return self._jumper.getGlobalVariableByName(PREFIX + name)
+
+    def _set(self, name: str, value: float) -> None:
+        if self._jumper is None:
+            self._waiting[name] = float(value)
+        else:
+            self._jumper.setGlobalVariableByName(PREFIX + name, float(value))
+
+    def _step_size(self) -> float:
+        return self._langevin.getStepSize().value_in_unit(unit.picosecond)
+
+    def _burst_steps(self) -> int:
+        return max(1, round(self._get("burst") / self._step_size()))
+
+    def _compare_with_card(self) -> None:
+        card = self.model.temperature
+        mine = self._get("temperature")
+        if card is not None and abs(card - mine) > 0.5:
+            message = (
+                f"temperature is {mine:g} K, but the model was trained at {card:g} K: its jumps "
+                f"keep sampling {card:g} K"
+            )
+            if self.strict:
+                raise ValueError(message)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _positive(
+    name: str, value: Any, wanted: unit.Unit, default: float | None = None, zero: bool = False
+) -> float:
+    """A positive number in the wanted unit, from a Quantity or a bare number in md units."""
+    if value is None:
+        value = default
+    if unit.is_quantity(value):
+        if not value.unit.is_compatible(wanted):
+            raise ValueError(f"{name} must be in {wanted} or a unit of that kind, got {value}")
+        value = value.value_in_unit(wanted)
+    allowed = f"a {'non-negative' if zero else 'positive'} number of {wanted}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            value = float(value.__float__())  # numpy numbers
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f"{name} must be {allowed}, got {value!r}") from None
+    value = float(value)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return value
+
+
+def _jump_group(jumper: openmm.CustomIntegrator) -> int:
+    """Force group of the jump: the one that the program's MD step leaves out."""
+    groups = jumper.getIntegrationForceGroups() & 0xFFFFFFFF
+    return next(g for g in range(32) if not groups >> g & 1)
+
+
+def _free_group(system: openmm.System) -> int:
+    used = {force.getForceGroup() for force in system.getForces()}
+    for force in system.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            used.add(force.getReciprocalSpaceForceGroup())
+    for group in reversed(range(32)):
+        if group not in used:
+            return group
+    raise ValueError(
+        "system has no free force group: all of 0 to 31 are in use, and the jump needs one"
+    )

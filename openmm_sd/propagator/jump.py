@@ -1,0 +1,301 @@
+"""One jump, from the positions OpenMM holds to the displacement it should add.
+
+:class:`Jump` is the single place where a propagator meets a running simulation. Every bridge calls
+the same module, so all of them propose the same frames. It does, in this order:
+
+1. make the solute whole across the periodic box;
+2. relabel equivalent atoms (the hydrogens of a methyl, say) so that the frame has the handedness
+   the model was trained on;
+3. draw the noise of this jump and try, and call the propagator once;
+4. put hydrogens back to their constrained bond lengths;
+5. ask the gates;
+6. return the displacement relative to the positions that came in, and a status code.
+
+Selection among several candidates drawn in one batch belongs between 3 and 5 (`candidates` rows of
+noise, first row that passes), a novelty score of the frame between 2 and 3; both report through
+the status code.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .gates import GATES, BondGate, ChiralityGate, DisplacementGate, FiniteGate, Gate, signed_volumes
+from .molecule import Molecule
+from .noise import standard_normal
+
+#: No jump under way.
+STATUS_NONE = 0
+#: The proposal passed every gate.
+STATUS_ACCEPTED = 1
+#: From here on the status is an error of the model or its input, not a rejection.
+STATUS_ERROR = 100
+
+#: Errors by status code. Between `STATUS_ACCEPTED` and `STATUS_ERROR` lie the codes of the gates.
+ERRORS = {
+    101: "the propagator returned a frame of the wrong shape",
+    102: "the propagator returned a frame of the wrong dtype (float32 is required)",
+    103: "the solute is a mirror image of the model's molecule at a stereocentre",
+    104: "the solute's positions are not finite",
+}
+
+#: Rejections by status code: the names under which the integrator counts them.
+REJECTIONS = {gate.code: gate.name for gate in GATES}
+
+
+class JumpError(RuntimeError):
+    """The propagator failed in a way that drawing again does not mend."""
+
+
+def build_gates(molecule: Molecule, max_displacement: float, bond_windows: Sequence) -> list[Gate]:
+    """Build the gates of one molecule.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule the propagator knows.
+    max_displacement : float
+        Largest displacement of an atom in one jump, nm.
+    bond_windows : sequence of (int, int, float, float)
+        Atom, atom, shortest and longest distance in nm; may be empty.
+
+    Returns
+    -------
+    list of Gate
+        In the order in which they are asked.
+    """
+    gates: list[Gate] = [FiniteGate(), DisplacementGate(max_displacement)]
+    if len(bond_windows):
+        gates.append(BondGate([tuple(w) for w in bond_windows]))
+    hand = molecule.handedness
+    stereo = np.flatnonzero(hand.stereo)
+    if len(stereo):
+        gates.append(
+            ChiralityGate(
+                [tuple(int(v) for v in hand.centres[k]) for k in stereo],
+                [float(hand.signs[k]) for k in stereo],
+            )
+        )
+    return gates
+
+
+class Jump(torch.nn.Module):
+    """The work of one jump, as a scriptable module.
+
+    Parameters
+    ----------
+    propagator : torch.nn.Module
+        The learned kernel, see :class:`~openmm_sd.propagator.contract.Propagator`.
+    molecule : Molecule
+        The molecule it knows; all atom indices below are in this molecule's order.
+    gates : list of Gate
+        What a proposal must pass.
+    constraints : sequence of (int, int, float)
+        Heavy atom, hydrogen and constrained distance (nm) of the System.
+    """
+
+    bond_sums: Tensor
+    bond_from: Tensor
+    bond_to: Tensor
+    centres: Tensor
+    signs: Tensor
+    stereo: Tensor
+    swaps: Tensor
+    heavy: Tensor
+    hydrogen: Tensor
+    length: Tensor
+
+    def __init__(
+        self,
+        propagator: torch.nn.Module,
+        molecule: Molecule,
+        gates: Sequence[Gate],
+        constraints: Sequence[tuple[int, int, float]] = (),
+    ) -> None:
+        super().__init__()
+        self.propagator = propagator
+        self.gates = torch.nn.ModuleList(gates)
+        self.n_atoms = molecule.n_atoms
+        self.noise_size = int(propagator.noise_size)  # type: ignore[arg-type]
+
+        parents, children, path = _spanning_tree(molecule)
+        self.register_buffer("bond_from", torch.tensor(parents, dtype=torch.int64))
+        self.register_buffer("bond_to", torch.tensor(children, dtype=torch.int64))
+        self.register_buffer("bond_sums", torch.tensor(path, dtype=torch.float64))
+
+        hand = molecule.handedness
+        self.n_centres = len(hand.signs)
+        self.register_buffer("centres", torch.as_tensor(np.array(hand.centres, dtype=np.int64)).reshape(-1, 4))
+        self.register_buffer("signs", torch.as_tensor(np.array(hand.signs, dtype=np.float64)))
+        self.register_buffer("stereo", torch.as_tensor(np.array(hand.stereo, dtype=bool)))
+        self.register_buffer(
+            "swaps", torch.as_tensor(np.array(hand.swaps, dtype=np.int64)).reshape(-1, self.n_atoms)
+        )
+        self.n_constraints = len(constraints)
+        self.register_buffer("heavy", torch.tensor([c[0] for c in constraints], dtype=torch.int64))
+        self.register_buffer("hydrogen", torch.tensor([c[1] for c in constraints], dtype=torch.int64))
+        self.register_buffer(
+            "length", torch.tensor([[c[2]] for c in constraints], dtype=torch.float64).reshape(-1, 1)
+        )
+
+    def forward(
+        self, positions: Tensor, box: Tensor, number: int, attempt: int, seed: int, lag: float
+    ) -> tuple[Tensor, Tensor]:
+        """Propose one jump.
+
+        Parameters
+        ----------
+        positions : Tensor
+            (N, 3), nm, any floating dtype: the solute as OpenMM holds it, perhaps broken across
+            the box.
+        box : Tensor
+            (3, 3), nm, OpenMM's reduced box vectors as rows; all zeros without a periodic box.
+        number : int
+            Number of the jump, from 0.
+        attempt : int
+            Number of the try, from 0.
+        seed : int
+            Seed of the run.
+        lag : float
+            ps.
+
+        Returns
+        -------
+        displacement : Tensor
+            (N, 3) float64, nm: zeros unless the status is `STATUS_ACCEPTED`.
+        status : Tensor
+            Scalar float64, a whole number: `STATUS_ACCEPTED`, a gate's code, or an error.
+        """
+        given = positions.to(torch.float64)
+        nothing = torch.zeros_like(given)
+        start = self.make_whole(given, box)
+        if not bool(torch.isfinite(start).all()):
+            return nothing, _status(104, given)
+
+        order = torch.arange(self.n_atoms, device=given.device)
+        if self.n_centres > 0:
+            order, mirrored = self.relabel(start)
+            if mirrored:
+                return nothing, _status(103, given)
+        start = start[order]
+        start = start - start.mean(dim=0, keepdim=True)
+
+        frame = start.to(torch.float32).unsqueeze(0)
+        noise = standard_normal(seed, number, attempt, 1, self.noise_size, given.device)
+        time = torch.full([1], lag, dtype=torch.float32, device=given.device)
+        proposal = self.propagator(frame, time, noise)
+        if proposal.shape != frame.shape:
+            return nothing, _status(101, given)
+        if proposal.dtype != torch.float32:
+            return nothing, _status(102, given)
+
+        # The difference is taken in the precision the propagator saw, so that a kernel that moves
+        # nothing displaces nothing.
+        moved = self.constrain(start + (proposal - frame)[0].to(torch.float64))
+        judged = moved.to(torch.float32).unsqueeze(0)
+        status = 1
+        for gate in self.gates:
+            if status == 1 and not bool(gate(frame, judged)[0]):
+                status = gate.code
+        if status != 1:
+            return nothing, _status(status, given)
+        displacement = torch.zeros_like(given)
+        displacement[order] = moved - start
+        return displacement, _status(1, given)
+
+    def make_whole(self, positions: Tensor, box: Tensor) -> Tensor:
+        """Undo breaks across the box, by minimum image along the bonds.
+
+        Parameters
+        ----------
+        positions : Tensor
+            (N, 3) float64, nm.
+        box : Tensor
+            (3, 3), nm; all zeros without a periodic box.
+
+        Returns
+        -------
+        Tensor
+            (N, 3) float64, nm. The first atom stays where it is.
+        """
+        edges = box.to(torch.float64)
+        if self.n_atoms < 2 or not bool(edges[0, 0] > 0.0):
+            return positions
+        bond = positions[self.bond_to] - positions[self.bond_from]
+        # The box is in OpenMM's reduced form (lower triangular), so one pass from c to a suffices.
+        bond = bond - torch.round(bond[:, 2:3] / edges[2, 2]) * edges[2]
+        bond = bond - torch.round(bond[:, 1:2] / edges[1, 1]) * edges[1]
+        bond = bond - torch.round(bond[:, 0:1] / edges[0, 0]) * edges[0]
+        return positions[0:1] + torch.matmul(self.bond_sums, bond)
+
+    def relabel(self, start: Tensor) -> tuple[Tensor, bool]:
+        """Find the numbering of equivalent atoms that has the model's handedness.
+
+        Parameters
+        ----------
+        start : Tensor
+            (N, 3) float64, whole.
+
+        Returns
+        -------
+        order : Tensor
+            (N,) int64; ``start[order]`` is the frame the propagator may see.
+        mirrored : bool
+            True if a true stereocentre has the wrong hand, which no numbering mends.
+        """
+        order = torch.arange(self.n_atoms, device=start.device)
+        right = signed_volumes(start.unsqueeze(0), self.centres)[0] * self.signs > 0
+        if bool(right.all()):
+            return order, False
+        # Outer branches come first: exchanging them may change the hand seen further in.
+        for k in range(self.n_centres):
+            centre = self.centres[k : k + 1]
+            if not bool(signed_volumes(start[order].unsqueeze(0), centre)[0, 0] * self.signs[k] > 0):
+                if bool(self.stereo[k]):
+                    return order, True
+                order = order[self.swaps[k]]
+        return order, False
+
+    def constrain(self, positions: Tensor) -> Tensor:
+        """Set constrained hydrogens to their exact distance, along the bond as it points now.
+
+        The hydrogen moves and the heavy atom stays: moving the heavy atom would break the bonds of
+        the skeleton.
+        """
+        if self.n_constraints == 0:
+            return positions
+        anchor = positions[self.heavy]
+        bond = positions[self.hydrogen] - anchor
+        bond = bond / torch.linalg.vector_norm(bond, dim=1, keepdim=True)
+        out = positions.clone()
+        out[self.hydrogen] = anchor + self.length * bond
+        return out
+
+
+def _status(code: int, like: Tensor) -> Tensor:
+    return torch.full([], float(code), dtype=torch.float64, device=like.device)
+
+
+def _spanning_tree(molecule: Molecule) -> tuple[list[int], list[int], np.ndarray]:
+    """Tree edges from atom 0, and the matrix that sums bond vectors along the path to each atom."""
+    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
+    for i, j in molecule.bonds:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    parents: list[int] = []
+    children: list[int] = []
+    path = np.zeros((molecule.n_atoms, max(molecule.n_atoms - 1, 0)))
+    seen, queue = {0}, [0]
+    while queue:
+        atom = queue.pop(0)
+        for other in neighbours[atom]:
+            if other not in seen:
+                seen.add(other)
+                path[other] = path[atom]
+                path[other, len(children)] = 1.0
+                parents.append(atom)
+                children.append(other)
+                queue.append(other)
+    return parents, children, path

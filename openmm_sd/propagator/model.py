@@ -1,0 +1,429 @@
+"""A model: a propagator, the molecule or molecules it knows, and its card."""
+
+from __future__ import annotations
+
+import copy
+import importlib.resources
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from .bundle import FORMAT_VERSION, BundleError, canonical_json, load_bundle, save_bundle
+from .molecule import Molecule
+from .registry import architecture, architecture_name
+
+_SUFFIX: Final = ".safetensors"
+
+_DEFAULT_LAG: Final = 10.0
+"""Lag (ps) of a model whose card recommends none."""
+
+_DEFAULT_BURST: Final = 2.0
+"""Burst between jumps (ps) of a model whose card recommends none."""
+
+_DEFAULT_MAX_DISPLACEMENT: Final = 2.0
+"""Displacement bound (nm) of a model whose card has none: catches only a network gone astray."""
+
+
+class ScoreModel:
+    """A propagator together with what one has to know to use it.
+
+    Parameters
+    ----------
+    propagator : torch.nn.Module
+        Follows the contract of :class:`~openmm_sd.propagator.contract.Propagator`. It is put into
+        evaluation mode and its parameters stop asking for gradients, in place.
+    molecules : Molecule or sequence of Molecule
+        What the model was trained on; all with the propagator's number of atoms.
+    card : mapping, optional
+        JSON-able facts about the model. Keys with a meaning to this package, all optional:
+        ``description`` (text), ``temperature`` (K), ``lag_range`` (two numbers, ps),
+        ``recommended_lag`` (ps), ``recommended_burst`` (ps), ``max_displacement`` (nm),
+        ``bond_windows`` (list of atom, atom, shortest, longest distance in nm).
+
+    Attributes
+    ----------
+    propagator : torch.nn.Module
+    molecules : tuple of Molecule
+
+    Raises
+    ------
+    ValueError
+        If the parts do not fit each other or the card holds nonsense.
+
+    Examples
+    --------
+    >>> model = ScoreModel.load("ala2-water")            # doctest: +SKIP
+    >>> model.recommended_lag                            # doctest: +SKIP
+    10.0
+    """
+
+    propagator: torch.nn.Module
+    molecules: tuple[Molecule, ...]
+
+    def __init__(
+        self,
+        propagator: torch.nn.Module,
+        molecules: Molecule | Sequence[Molecule],
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(propagator, torch.nn.Module):
+            raise ValueError(
+                f"propagator must be a torch.nn.Module, got {type(propagator).__name__}"
+            )
+        n_atoms = _whole_number(propagator, "n_atoms", 1)
+        _whole_number(propagator, "noise_size", 0)
+        known = (molecules,) if isinstance(molecules, Molecule) else tuple(molecules)
+        if not known:
+            raise ValueError("molecules is empty: a model knows at least one molecule")
+        for molecule in known:
+            if not isinstance(molecule, Molecule):
+                raise ValueError(
+                    f"molecules must hold Molecule objects, got {type(molecule).__name__}"
+                )
+            if molecule.n_atoms != n_atoms:
+                raise ValueError(
+                    f"molecules: {molecule.name} has {molecule.n_atoms} atoms, the propagator "
+                    f"works on n_atoms = {n_atoms}"
+                )
+        if card is not None and not isinstance(card, Mapping):
+            raise ValueError(f"card must be a mapping, got {type(card).__name__}")
+        # Through JSON and back: what is used before saving is then what is read afterwards.
+        self._card: dict[str, Any] = json.loads(canonical_json(dict(card or {}), "card"))
+        self._scripted: dict[torch.device, torch.jit.ScriptModule] = {}
+        self.propagator = propagator.eval().requires_grad_(False)
+        self.molecules = known
+        self._check_card()
+
+    def __repr__(self) -> str:
+        names = ", ".join(molecule.name for molecule in self.molecules)
+        kind = type(self.propagator).__name__
+        return f"ScoreModel({kind} of {names}; {self.n_atoms} atoms)"
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms of the solute."""
+        return int(self.propagator.n_atoms)  # type: ignore[arg-type]
+
+    @property
+    def noise_size(self) -> int:
+        """Number of standard normal numbers that one jump consumes."""
+        return int(self.propagator.noise_size)  # type: ignore[arg-type]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model card, a fresh copy each time: changing it does not change the model."""
+        return copy.deepcopy(self._card)
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of the training data, K; None if the card does not say."""
+        return self._number("temperature")
+
+    @property
+    def lag_range(self) -> tuple[float, float] | None:
+        """Shortest and longest lag the model was trained for, ps; None if not said."""
+        value = self._card.get("lag_range")
+        if value is None:
+            return None
+        if not (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(_is_number(v) for v in value)
+            and 0 < value[0] <= value[1]
+        ):
+            raise ValueError(
+                f"card: lag_range must be two positive ascending lags in ps, got {value!r}"
+            )
+        return float(value[0]), float(value[1])
+
+    @property
+    def recommended_lag(self) -> float:
+        """Lag to use when the user names none, ps."""
+        return self._number("recommended_lag") or _DEFAULT_LAG
+
+    @property
+    def recommended_burst(self) -> float:
+        """Length of the ordinary MD between jumps when the user names none, ps."""
+        return self._number("recommended_burst") or _DEFAULT_BURST
+
+    @property
+    def max_displacement(self) -> float:
+        """Largest displacement of an atom in one jump that is believed, nm."""
+        return self._number("max_displacement") or _DEFAULT_MAX_DISPLACEMENT
+
+    @property
+    def bond_windows(self) -> tuple[tuple[int, int, float, float], ...]:
+        """Pairs of atoms with their shortest and longest distance, nm; may be empty."""
+        value = self._card.get("bond_windows")
+        windows = []
+        for window in [] if value is None else value if isinstance(value, list) else [value]:
+            if not (
+                isinstance(window, list)
+                and len(window) == 4
+                and all(_is_number(v) for v in window)
+                and all(isinstance(v, int) and 0 <= v < self.n_atoms for v in window[:2])
+                and window[0] != window[1]
+                and 0 <= window[2] < window[3]
+            ):
+                raise ValueError(
+                    "card: bond_windows must be a list of [atom, atom, shortest nm, longest nm] "
+                    f"with different atoms 0 to {self.n_atoms - 1}, got {window!r}"
+                )
+            windows.append((window[0], window[1], float(window[2]), float(window[3])))
+        return tuple(windows)
+
+    @classmethod
+    def shipped(cls) -> list[str]:
+        """Return the names of the models that come with the package, sorted."""
+        folder = importlib.resources.files("openmm_sd").joinpath("models")
+        if not folder.is_dir():
+            return []
+        files = (entry.name for entry in folder.iterdir())
+        return sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX))
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> ScoreModel:
+        """Load a model that comes with the package, or one from a file.
+
+        Parameters
+        ----------
+        name_or_path : str or PathLike
+            A name from :meth:`shipped`, or the path of a bundle. A shipped name comes first; write
+            ``./name`` for a file of the same name.
+
+        Returns
+        -------
+        ScoreModel
+            On the CPU.
+
+        Raises
+        ------
+        BundleError
+            One line; nothing is half loaded.
+        """
+        if not isinstance(name_or_path, (str, os.PathLike)):
+            raise ValueError(
+                f"name_or_path must be a name or a path, got {type(name_or_path).__name__}"
+            )
+        shipped = cls.shipped()
+        if isinstance(name_or_path, str) and name_or_path in shipped:
+            resource = importlib.resources.files("openmm_sd").joinpath(
+                "models", name_or_path + _SUFFIX
+            )
+            with importlib.resources.as_file(resource) as file:
+                return cls._from_bundle(file)
+        path = Path(name_or_path)
+        if not path.exists():
+            raise BundleError(
+                f"{name_or_path}: neither a file nor a shipped model; shipped models: "
+                f"{', '.join(shipped) or 'none'}"
+            )
+        return cls._from_bundle(path)
+
+    @classmethod
+    def _from_bundle(cls, path: Path) -> ScoreModel:
+        tensors, content = load_bundle(path)
+        try:
+            propagator = _built(
+                content["architecture"]["name"], content["architecture"]["hyperparameters"]
+            )
+            _compare(propagator.state_dict(), tensors)
+            propagator.load_state_dict(tensors)
+            molecules = [Molecule.from_dict(molecule) for molecule in content["molecules"]]
+            return cls(propagator, molecules, content["card"])
+        except (ValueError, RuntimeError, ImportError, AttributeError) as error:
+            raise BundleError(f"{path}: {' '.join(str(error).split())}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as a bundle.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            Where to, usually with the ending ``.safetensors``; an existing file is replaced.
+
+        Raises
+        ------
+        BundleError
+            If the model could not be loaded again: its class is not registered, it lacks
+            `hyperparameters`, or these build a module with other weights.
+        """
+        kind = type(self.propagator)
+        name = architecture_name(kind)
+        if name is None:
+            raise BundleError(
+                f"cannot save {path}: {kind.__name__} is not a known architecture; call "
+                "register_architecture(name, cls) first"
+            )
+        hyperparameters = getattr(self.propagator, "hyperparameters", None)
+        if not isinstance(hyperparameters, Mapping):
+            raise BundleError(
+                f"cannot save {path}: {kind.__name__} needs the attribute hyperparameters, the "
+                f"dict of its constructor's arguments; got {type(hyperparameters).__name__}"
+            )
+        what = f"cannot save {path}: hyperparameters"
+        plain = json.loads(canonical_json(dict(hyperparameters), what))
+        tensors = self.propagator.state_dict()
+        try:
+            _compare(_built(name, plain).state_dict(), tensors)
+        except ValueError as error:
+            raise BundleError(
+                f"cannot save {path}: the hyperparameters do not rebuild the module: {error}"
+            ) from error
+        content = {
+            "format_version": FORMAT_VERSION,
+            "architecture": {"name": name, "hyperparameters": plain},
+            "molecules": [molecule.to_dict() for molecule in self.molecules],
+            "card": self._card,
+        }
+        save_bundle(path, tensors, content)
+
+    def scripted(self, device: torch.device | str | None = None) -> torch.jit.ScriptModule:
+        """Return the propagator as frozen TorchScript in evaluation mode.
+
+        Parameters
+        ----------
+        device : torch.device or str, optional
+            Where it will run; by default where the propagator's weights are now. Freezing turns
+            weights into constants, and constants do not follow ``.to(device)``, so the device is
+            settled here.
+
+        Returns
+        -------
+        torch.jit.ScriptModule
+            Kept: a second call with the same device returns the same object. Later changes of
+            the propagator's weights do not reach it.
+
+        Raises
+        ------
+        ValueError
+            If the propagator cannot be scripted.
+        """
+        place = self._device() if device is None else torch.device(device)
+        if place not in self._scripted:
+            module = copy.deepcopy(self.propagator).to(place).eval()
+            try:
+                with warnings.catch_warnings():
+                    # openmm-torch needs TorchScript, deprecated or not. PyTorch has said so with
+                    # either category, depending on the version.
+                    for category in (DeprecationWarning, FutureWarning):
+                        warnings.filterwarnings("ignore", "`?torch.jit", category)
+                    script = torch.jit.script(module)
+                    self._scripted[place] = torch.jit.freeze(script)
+            except Exception as error:  # the compiler raises whatever it stumbles over
+                raise ValueError(
+                    f"{type(self.propagator).__name__} cannot be scripted for TorchForce: "
+                    f"{' '.join(str(error).split())}"
+                ) from error
+        return self._scripted[place]
+
+    def summary(self) -> str:
+        """Return a description for people, several lines."""
+        weights = sum(parameter.numel() for parameter in self.propagator.parameters())
+        lines = []
+        if isinstance(self._card.get("description"), str):
+            lines.append(self._card["description"].strip())
+        for molecule in self.molecules:
+            lines.append(
+                f"molecule:      {molecule.name} ({molecule.formula}, {self.n_atoms} atoms)"
+            )
+        kind = architecture_name(type(self.propagator)) or type(self.propagator).__name__
+        lines.append(f"architecture:  {kind}, {weights:,} weights, noise {self.noise_size}")
+        temperature, lags = self.temperature, self.lag_range
+        lines.append(
+            f"temperature:   {'not said' if temperature is None else f'{temperature:g} K'}"
+        )
+        trained = "not said" if lags is None else f"{lags[0]:g} to {lags[1]:g} ps"
+        lines.append(f"lag:           {trained}; recommended {self.recommended_lag:g} ps")
+        lines.append(f"burst:         recommended {self.recommended_burst:g} ps")
+        shown = {
+            "description",
+            "temperature",
+            "lag_range",
+            "recommended_lag",
+            "recommended_burst",
+            "max_displacement",
+            "bond_windows",
+        }
+        for key in sorted(self._card.keys() - shown):
+            value = self._card[key]
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            lines.append(f"{key + ':':<14} {text}")
+        return "\n".join(lines)
+
+    def _device(self) -> torch.device:
+        for tensor in (*self.propagator.parameters(), *self.propagator.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def _check_card(self) -> None:
+        """Read every accessor once, so that nonsense is found here and not in a running job."""
+        lags, lag = self.lag_range, self.recommended_lag
+        if lags is not None and "recommended_lag" in self._card and not lags[0] <= lag <= lags[1]:
+            raise ValueError(
+                f"card: recommended_lag {lag:g} ps is outside lag_range {lags[0]:g} to "
+                f"{lags[1]:g} ps"
+            )
+        for name in ("temperature", "recommended_burst", "max_displacement", "bond_windows"):
+            getattr(self, name)
+
+    def _number(self, key: str) -> float | None:
+        """Return a positive number of the card, None if it has none: never zero."""
+        value = self._card.get(key)
+        if value is None:
+            return None
+        if not _is_number(value) or value <= 0:
+            raise ValueError(f"card: {key} must be a positive number, got {value!r}")
+        return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole_number(module: torch.nn.Module, attribute: str, least: int) -> int:
+    value = getattr(module, attribute, None)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"propagator: {type(module).__name__}.{attribute} must be an integer of at least "
+            f"{least}, got {value!r}"
+        )
+    return value
+
+
+def _built(name: str, hyperparameters: Mapping[str, Any]) -> torch.nn.Module:
+    cls = architecture(name)
+    # Building draws initial weights that are thrown away: the user's random numbers stay put.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return cls(**hyperparameters)
+        except TypeError as error:
+            raise ValueError(
+                f"architecture {name!r} refuses its hyperparameters: {error}"
+            ) from error
+
+
+def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise ValueError, in one line, unless both sets of weights have one shape."""
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    if missing:
+        raise ValueError(f"the weights lack {', '.join(missing)}")
+    if extra:
+        raise ValueError(f"the weights hold unknown {', '.join(extra)}")
+    for name in sorted(expected):
+        ours, theirs = expected[name], found[name]
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+            raise ValueError(f"the state {name} is not a tensor")
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise ValueError(
+                f"the weights {name} are {tuple(theirs.shape)} {theirs.dtype}, "
+                f"the architecture has {tuple(ours.shape)} {ours.dtype}"
+            )

@@ -1,0 +1,90 @@
+"""Counter-based noise: the same numbers for the same (seed, jump, try) on any bridge and platform.
+
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
+1, 2, 3", SC11), written with int64 tensor operations so that it can be scripted and runs wherever
+the propagator runs. There is no state to save: a restart needs the jump number only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+#: Largest seed; the same range as OpenMM's own (a positive 32-bit signed integer).
+MAX_SEED = 2**31 - 1
+
+
+def philox(counter: Tensor, key_0: int, key_1: int) -> Tensor:
+    """Ten rounds of Philox4x32.
+
+    Parameters
+    ----------
+    counter : Tensor
+        (4, n) int64, each entry in [0, 2**32).
+    key_0, key_1 : int
+        The two 32-bit words of the key.
+
+    Returns
+    -------
+    Tensor
+        (4, n) int64, each entry uniform in [0, 2**32).
+    """
+    device = counter.device
+    multiplier = torch.tensor([[0xD2511F53], [0xCD9E8D57]], dtype=torch.int64, device=device)
+    weyl = torch.tensor([[0x9E3779B9], [0xBB67AE85]], dtype=torch.int64, device=device)
+    key = torch.tensor([[key_0], [key_1]], dtype=torch.int64, device=device)
+    even = counter[0::2]
+    odd = counter[1::2]
+    for _ in range(10):
+        # The product needs 64 bits unsigned; int64 wraps, and masking after the arithmetic shift
+        # recovers the high word all the same.
+        product = even * multiplier
+        even = ((product >> 32) & 0xFFFFFFFF).flip(0) ^ odd ^ key
+        odd = (product & 0xFFFFFFFF).flip(0)
+        key = (key + weyl) & 0xFFFFFFFF
+    return torch.stack([even[0], odd[0], even[1], odd[1]])
+
+
+def standard_normal(
+    seed: int, jump: int, attempt: int, candidates: int, size: int, device: torch.device
+) -> Tensor:
+    """Standard normal numbers that depend on nothing but the arguments.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run, 0 to `MAX_SEED`.
+    jump : int
+        Number of the jump, from 0 (any non-negative 64-bit integer).
+    attempt : int
+        Number of the try within the jump, from 0.
+    candidates : int
+        How many independent rows to draw; rows are counted on after those of earlier tries.
+    size : int
+        Numbers a row, the propagator's ``noise_size``.
+    device : torch.device
+        Where the numbers are made.
+
+    Returns
+    -------
+    Tensor
+        (candidates, size) float32.
+    """
+    blocks = (size + 3) // 4
+    n = candidates * blocks
+    if n == 0:
+        return torch.zeros([candidates, size], dtype=torch.float32, device=device)
+    index = torch.arange(n, dtype=torch.int64, device=device)
+    block = index % blocks
+    row = torch.div(index, blocks, rounding_mode="floor") + attempt * candidates
+    words = torch.tensor([jump & 0xFFFFFFFF, (jump >> 32) & 0xFFFFFFFF], dtype=torch.int64, device=device)
+    counter = torch.stack([block, row, words[0].expand(n), words[1].expand(n)])
+    bits = philox(counter, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF).to(torch.float64)
+    # Box-Muller; the half keeps the logarithm's argument off zero.
+    radius = torch.sqrt(-2.0 * torch.log((bits[0::2] + 0.5) / 4294967296.0))
+    angle = bits[1::2] * (2.0 * math.pi / 4294967296.0)
+    normal = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+    return normal.t().reshape(candidates, blocks * 4)[:, :size].to(torch.float32)

@@ -1,0 +1,112 @@
+"""Reporters: what a running simulation tells about its jumps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import openmm
+from openmm import unit
+
+from .integrator import ScoreDynamicsIntegrator
+from .propagator.jump import REJECTIONS
+
+
+class ScoreDynamicsReporter:
+    """Write the three clocks and the jump counters of a simulation as CSV.
+
+    Parameters
+    ----------
+    file : str, path or file object
+        Where to write; a path is opened and closed by the reporter.
+    reportInterval : int
+        MD steps between two lines.
+    append : bool
+        Continue an existing file, without a second header, after a restart.
+
+    Notes
+    -----
+    Columns: ``Step`` (MD steps), ``MD Time (ps)`` (ordinary MD), ``Jumps`` (accepted), ``Effective
+    Time (ps)`` (MD time plus the lags of accepted jumps), ``Jumps Tried``, ``Redraws``,
+    ``Fallbacks``, one ``Rejected: ...`` a gate, ``Potential Energy (kJ/mol)`` and
+    ``Temperature (K)``. Counters are totals since the integrator was made, restarts included.
+
+    Examples
+    --------
+    >>> simulation.reporters.append(ScoreDynamicsReporter("jumps.csv", 1000))
+    """
+
+    def __init__(self, file: str | os.PathLike | IO[str], reportInterval: int, append: bool = False):
+        if isinstance(reportInterval, bool) or int(reportInterval) != reportInterval or reportInterval < 1:
+            raise ValueError(
+                f"reportInterval must be a whole number of at least 1, got {reportInterval!r}"
+            )
+        self._interval = int(reportInterval)
+        self._own = isinstance(file, (str, os.PathLike))
+        self._header = True
+        if self._own:
+            path = Path(os.fspath(file))  # type: ignore[arg-type]
+            self._header = not (append and path.exists() and path.stat().st_size > 0)
+            self._file: IO[str] = path.open("a" if append else "w", encoding="utf-8")
+        else:
+            self._file = file  # type: ignore[assignment]
+            self._header = not append
+        self._dof: int | None = None
+
+    def describeNextReport(self, simulation: Any) -> dict[str, Any]:
+        """Tell OpenMM when the next line is due and what it needs."""
+        steps = self._interval - simulation.currentStep % self._interval
+        return {"steps": steps, "periodic": None, "include": ["energy"]}
+
+    def report(self, simulation: Any, state: openmm.State) -> None:
+        """Write one line."""
+        integrator = simulation.integrator
+        if not isinstance(integrator, ScoreDynamicsIntegrator):
+            raise ValueError(
+                "ScoreDynamicsReporter needs a simulation with a ScoreDynamicsIntegrator, got "
+                f"{type(integrator).__name__}"
+            )
+        if self._dof is None:
+            self._dof = _degrees_of_freedom(simulation.system)
+        numbers = integrator.getStatistics()
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
+        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+        row = {
+            "Step": simulation.currentStep,
+            "MD Time (ps)": f"{numbers['md_time_ps']:.6g}",
+            "Jumps": numbers["jumps_accepted"],
+            "Effective Time (ps)": f"{numbers['effective_time_ps']:.10g}",
+            "Jumps Tried": numbers["jumps_tried"],
+            "Redraws": numbers["redraws"],
+            "Fallbacks": numbers["fallbacks"],
+            **{f"Rejected: {n}": numbers["rejections"][n] for n in REJECTIONS.values()},
+            "Potential Energy (kJ/mol)": repr(
+                state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+            ),
+            "Temperature (K)": f"{2.0 * kinetic / (self._dof * gas):.6g}",
+        }
+        if self._header:
+            print(",".join(f'"{name}"' for name in row), file=self._file)
+            self._header = False
+        print(",".join(str(value) for value in row.values()), file=self._file)
+        self._file.flush()
+
+    def __del__(self) -> None:
+        if getattr(self, "_own", False) and hasattr(self, "_file"):
+            self._file.close()
+
+
+def _degrees_of_freedom(system: openmm.System) -> int:
+    """Degrees of freedom that carry kinetic energy."""
+    massive = [
+        system.getParticleMass(i).value_in_unit(unit.dalton) > 0
+        for i in range(system.getNumParticles())
+    ]
+    count = 3 * sum(massive)
+    for k in range(system.getNumConstraints()):
+        i, j, _ = system.getConstraintParameters(k)
+        count -= massive[i] or massive[j]
+    if any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces()):
+        count -= 3
+    return count
