@@ -162,7 +162,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._waiting.update(temperature=temperature, friction=friction, max_tries=float(maxTries))
         self.setBurst(model.recommended_burst if burst is None else burst)
         self.setLag(model.recommended_lag if lag is None else lag)
-        self.setRandomNumberSeed(random.SystemRandom().randint(1, MAX_SEED) if seed is None else seed)
+        self.setRandomNumberSeed(
+            random.SystemRandom().randint(1, MAX_SEED) if seed is None else seed
+        )
         self._compare_with_card()
 
     # -- attaching -------------------------------------------------------------------------------
@@ -270,6 +272,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addPerDofVariable("sd_displacement", 0.0)
         jumper.addPerDofVariable("sd_unconstrained", 0.0)
 
+        # The program ends with forces evaluated, and CustomIntegrator believes them still good at
+        # its next turn, although the other integrator has moved everything since. Writing the
+        # positions onto themselves makes it evaluate them anew.
+        jumper.addComputePerDof("x", "x")
         # One step of the LangevinMiddleIntegrator's own scheme.
         jumper.addComputeGlobal("sd_kT", f"{BOLTZMANN!r}*sd_temperature")
         jumper.addComputeGlobal("sd_keep", "exp(-sd_friction*dt)")
@@ -302,7 +308,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             jumper.addComputeGlobal(counter, f"{counter}+delta(sd_status-{code})")
         jumper.addComputeGlobal("sd_ok", f"delta(sd_status-{STATUS_ACCEPTED})")
         jumper.addComputeGlobal(
-            "sd_again", f"(1-sd_ok)*step(sd_max_tries-sd_tries-0.5)*(1-step(sd_status-{STATUS_ERROR}))"
+            "sd_again",
+            f"(1-sd_ok)*step(sd_max_tries-sd_tries-0.5)*(1-step(sd_status-{STATUS_ERROR}))",
         )
         jumper.endBlock()
         jumper.addComputeGlobal(NUMBER, "0")
@@ -311,9 +318,16 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal("sd_accepted", "sd_accepted+sd_ok")
         jumper.addComputeGlobal("sd_fallbacks", "sd_fallbacks+1-sd_ok")
         jumper.addComputeGlobal("sd_effective_extra", "sd_effective_extra+sd_ok*sd_lag")
-        jumper.addComputePerDof("x", "x+sd_ok*sd_displacement")
-        jumper.addComputePerDof("v", "select(sd_ok, sqrt(sd_kT/m)*gaussian, v)")
+        jumper.beginIfBlock("sd_ok > 0.5")
+        jumper.addComputePerDof("x", "x+sd_displacement")
+        # Velocities are drawn for the time of the positions, but the Langevin scheme keeps them
+        # half a step behind: its next step kicks for a whole one. Without the half kick back
+        # stiff bonds start every burst too warm, and short bursts resonate with them.
+        jumper.addComputePerDof("v", "sqrt(sd_kT/m)*gaussian")
         jumper.addConstrainVelocities()
+        jumper.addComputePerDof("v", "v-0.5*dt*f/m")
+        jumper.addConstrainVelocities()
+        jumper.endBlock()
         self._jumper = jumper
         self.addIntegrator(jumper)
 
@@ -360,7 +374,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             super().step(1)
         except Exception as error:
             self._end_broken_jump()
-            if isinstance(error, openmm.OpenMMException) and "Particle coordinate is NaN" in str(error):
+            if isinstance(error, openmm.OpenMMException) and "Particle coordinate is NaN" in str(
+                error
+            ):
                 raise
             raise JumpError(
                 f"jump {int(self._get('tried')) + 1}: the propagator failed: {error}"
@@ -380,7 +396,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def _end_broken_jump(self) -> None:
         """Clear the jump parameter after an exception left it set, so that the force is silent."""
         for thing in gc.get_objects():
-            if isinstance(thing, openmm.Context) and getattr(thing, "_integrator", None) is self:
+            # type() rather than isinstance(), which would touch every lazy module there is.
+            if issubclass(type(thing), openmm.Context) and thing.getIntegrator() is self:
                 thing.setParameter(NUMBER, 0.0)
 
     def setJumping(self, enabled: bool) -> None:
@@ -488,9 +505,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         value = _positive("burst", burst, unit.picosecond)
         step = self._step_size()
         if round(value / step) < 1:
-            raise ValueError(
-                f"burst must be at least one MD step of {step:g} ps, got {value:g} ps"
-            )
+            raise ValueError(f"burst must be at least one MD step of {step:g} ps, got {value:g} ps")
         self._set("burst", value)
 
     def getLag(self) -> unit.Quantity:

@@ -37,8 +37,14 @@ class ScoreDynamicsReporter:
     >>> simulation.reporters.append(ScoreDynamicsReporter("jumps.csv", 1000))
     """
 
-    def __init__(self, file: str | os.PathLike | IO[str], reportInterval: int, append: bool = False):
-        if isinstance(reportInterval, bool) or int(reportInterval) != reportInterval or reportInterval < 1:
+    def __init__(
+        self, file: str | os.PathLike | IO[str], reportInterval: int, append: bool = False
+    ):
+        if (
+            isinstance(reportInterval, bool)
+            or int(reportInterval) != reportInterval
+            or reportInterval < 1
+        ):
             raise ValueError(
                 f"reportInterval must be a whole number of at least 1, got {reportInterval!r}"
             )

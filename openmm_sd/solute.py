@@ -252,11 +252,12 @@ def _nothing_found(
     if pieces:
         return f"{message}; {pieces}"
     molecule, atoms = min(
-        ((molecule, found[0]) for molecule in known for found in kinds.values()),
+        # an ion is never the closest to anything worth a word
+        ((m, found[0]) for m in known for found in kinds.values() if len(found[0]) > 1),
         key=lambda pair: _distance(pair[0], _elements(table, pair[1])),
         default=(known[0], []),
     )
-    if len(atoms) < 2 and molecule.n_atoms > 1:
+    if not atoms:
         return message
     reason = closest_mismatch(molecule, table.graph(atoms))
     name = f" to {molecule.name}" if len(known) > 1 else ""
@@ -305,24 +306,26 @@ def _missing_bonds(
 
 def _refuse_extra_particles(copy: _Copy, table: TopologyTable) -> None:
     """Refuse lone pairs and Drude particles: a jump would leave them behind."""
-    residues = {table.residue_indices[i] for i in copy.atoms}
-    own = set(copy.atoms)
     if all(table.atomic_numbers):
         return
-    # Reaching an atom through the residue is the only link there is: extra particles have no bonds.
-    # A residue that the solute shares with water (some files have one for everything) says nothing.
+    # The residue is the only link there is: extra particles have no bonds. A residue that the
+    # solute shares with water (some files have one for everything) says nothing.
+    residues = {table.residue_indices[i] for i in copy.atoms}
+    own = set(copy.atoms)
+    extra = []
     for i, z in enumerate(table.atomic_numbers):
-        if z == 0 and table.residue_indices[i] in residues:
-            shared = any(
-                table.atomic_numbers[k] and k not in own
-                for k, r in enumerate(table.residue_indices)
-                if r == table.residue_indices[i]
+        if table.residue_indices[i] not in residues or i in own:
+            continue
+        if z:
+            residues.discard(table.residue_indices[i])
+        else:
+            extra.append(i)
+    for i in extra:
+        if table.residue_indices[i] in residues:
+            raise ValueError(
+                f"topology: {table.label(i)} is a virtual site or Drude particle of the solute; "
+                "models work on solutes made of atoms only"
             )
-            if not shared:
-                raise ValueError(
-                    f"topology: {table.label(i)} is a virtual site or Drude particle of the "
-                    "solute; models work on solutes made of atoms only"
-                )
 
 
 def _checked_system(

@@ -41,7 +41,7 @@ def grown(elements, bonds):
     corner, sign = {0: None}, {0: 1}  # the corner an atom was reached through
     for parent, children in nx.bfs_successors(graph, 0):
         free = [k for k in range(4) if k != corner[parent]]
-        for child, k in zip(children, free):
+        for child, k in zip(children, free, strict=False):
             corner[child], sign[child] = k, -sign[parent]
             positions[child] = positions[parent] + sign[parent] * corners[k]
     n = len(elements)
@@ -160,7 +160,9 @@ def test_from_topology_refuses_what_is_no_molecule(ala2):
 
 
 def test_it_is_l_alanine(ala2):
-    names = {(r, a): i for i, (r, a) in enumerate(zip(ala2.residue_names, ala2.atom_names))}
+    names = {
+        (r, a): i for i, (r, a) in enumerate(zip(ala2.residue_names, ala2.atom_names, strict=True))
+    }
     centre = ala2.positions[names["ALA", "CA"]]
     arms = [ala2.positions[names["ALA", k]] - centre for k in ("N", "C", "CB")]
     assert np.linalg.det(arms) > 0
@@ -240,7 +242,7 @@ def test_outer_branches_come_first_and_swaps_restore_signs():
 
 def difluoro(mirror_one_side):
     """CHF(CH3)-CH(OH)-CHF(CH3): the middle is a centre only if its two sides are unlike."""
-    elements = [6, 1, 8, 1, 6, 6] + [9, 1, 6, 1, 1, 1] + [9, 1, 6, 1, 1, 1]
+    elements = [6, 1, 8, 1, 6, 6, 9, 1, 6, 1, 1, 1, 9, 1, 6, 1, 1, 1]
     bonds = [(0, 1), (0, 2), (2, 3), (0, 4), (0, 5)]
     for carbon, start in ((4, 6), (5, 12)):
         bonds += [(carbon, start), (carbon, start + 1), (carbon, start + 2)]
@@ -261,7 +263,7 @@ def difluoro(mirror_one_side):
 @pytest.mark.parametrize("unlike", [False, True])
 def test_branches_of_opposite_hand_make_a_stereocentre(unlike):
     hand = difluoro(unlike).handedness
-    stereo = dict(zip(hand.centres[:, 0].tolist(), hand.stereo.tolist()))
+    stereo = dict(zip(hand.centres[:, 0].tolist(), hand.stereo.tolist(), strict=True))
     assert stereo[4]
     assert stereo[5]
     assert stereo[0] == unlike
@@ -287,7 +289,7 @@ def test_rings_have_swaps_too():
         axis = np.array([0, 0, np.sign(zigzag[carbon])])
         # equatorial and axial
         sites = [outward - 0.35 * axis, axis]
-        for other, site in zip([k for k in graph[carbon] if k > 5], sites):
+        for other, site in zip([k for k in graph[carbon] if k > 5], sites, strict=True):
             positions[other] = positions[carbon] + 0.11 * site / np.linalg.norm(site)
     for k, other in enumerate(sorted(k for k in graph[6] if k > 6)):
         turn = 2 * np.pi * k / 3
@@ -352,7 +354,7 @@ def test_mismatches_are_described(ala2):
     assert closest_mismatch(ala2, other) == "element counts differ: C 5 vs 6, N 3 vs 2"
 
     moved = graph.copy()
-    beta = [n for n in hydrogens if ala2.atom_names[n] == "HB1"][0]
+    beta = next(n for n in hydrogens if ala2.atom_names[n] == "HB1")
     moved.remove_edge(*next(iter(graph.edges(beta))))
     oxygen = ala2.atom_names.index("O")
     moved.add_edge(beta, oxygen)

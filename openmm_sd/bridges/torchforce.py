@@ -38,7 +38,13 @@ class PeriodicJump(torch.nn.Module):
         self.register_buffer("particles", torch.tensor(list(particles), dtype=torch.int64))
 
     def forward(
-        self, positions: Tensor, box: Tensor, number: Tensor, attempt: Tensor, seed: Tensor, lag: Tensor
+        self,
+        positions: Tensor,
+        box: Tensor,
+        number: Tensor,
+        attempt: Tensor,
+        seed: Tensor,
+        lag: Tensor,
     ) -> tuple[Tensor, Tensor]:
         forces = torch.zeros_like(positions)
         if float(number) == 0.0:

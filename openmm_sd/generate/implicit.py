@@ -27,7 +27,7 @@ array           shape and type          meaning
 ``DIR/provenance.json`` holds force field, thermostat, time step, seeds and software versions. A
 directory made with other settings is refused.
 
-The rounding to 1e-4 nm is a thirtieth of the narrowest bond's thermal width.
+The rounding to 1e-4 nm is about a thirtieth of a heavy-atom bond's thermal width.
 """
 
 from __future__ import annotations
@@ -49,16 +49,17 @@ UNIT_NM = 1e-4
 """Size of one integer step of the stored positions, in nm."""
 
 # Atoms of ACE-ALA-NME in OpenMM's own naming: (name, element, residue).
-_ALA2_ATOMS = (
-    [("H1", "H", 0), ("CH3", "C", 0), ("H2", "H", 0), ("H3", "H", 0), ("C", "C", 0), ("O", "O", 0)]
-    + [("N", "N", 1), ("H", "H", 1), ("CA", "C", 1), ("HA", "H", 1), ("CB", "C", 1)]
-    + [("HB1", "H", 1), ("HB2", "H", 1), ("HB3", "H", 1), ("C", "C", 1), ("O", "O", 1)]
-    + [("N", "N", 2), ("H", "H", 2), ("C", "C", 2), ("H1", "H", 2), ("H2", "H", 2), ("H3", "H", 2)]
+_ALA2_ATOMS = tuple(
+    (name, name[0], residue)
+    for residue, names in enumerate(
+        ("H1 CH3 H2 H3 C O", "N H CA HA CB HB1 HB2 HB3 C O", "N H C H1 H2 H3")
+    )
+    for name in names.split()
 )
 _ALA2_BONDS = (
-    [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (4, 6), (6, 7), (6, 8), (8, 9), (8, 10), (10, 11)]
-    + [(10, 12), (10, 13), (8, 14), (14, 15), (14, 16), (16, 17), (16, 18)]
-    + [(18, 19), (18, 20), (18, 21)]
+    *((0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (4, 6), (6, 7), (6, 8), (8, 9), (8, 10), (10, 11)),
+    *((10, 12), (10, 13), (8, 14), (14, 15), (14, 16), (16, 17), (16, 18)),
+    *((18, 19), (18, 20), (18, 21)),
 )
 # Textbook geometry: (atom, c, b, a, r in nm, angle b-c-atom in degrees, dihedral a-b-c-atom in
 # degrees). CB stands at +122 degrees from C seen along N-CA: that makes the residue L.

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -74,12 +73,16 @@ def save_bundle(
         for name, tensor in tensors.items()
     }
     _check_finite(target, copies)
-    data = safetensors.torch.save(copies, {"openmm_sd": text, "sha256": _NO_HASH})
+    data = _sorted_header(safetensors.torch.save(copies, {"openmm_sd": text, "sha256": _NO_HASH}))
     place = _hash_place(target, data, _NO_HASH)
     digest = hashlib.sha256(data).hexdigest().encode()
     data = data[:place] + digest + data[place + len(digest) :]
     if target.is_dir():
         _refuse(target, "is a directory")
+    if not target.parent.is_dir():
+        _refuse(target, f"cannot be written: there is no folder {target.parent}")
+    # Read back before it gets its name: a file that is refused later may be the only copy.
+    _verified(target, data)
     _write_atomically(target, data)
 
 
@@ -112,13 +115,7 @@ def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
         _refuse(file, "is a directory")
     except OSError as error:
         _refuse(file, f"cannot be read: {error.strerror or error}")
-    content = _verified_content(file, data)
-    try:
-        tensors = safetensors.torch.load(data)
-    except Exception as error:  # the library raises its own and several built-in kinds
-        _refuse(file, f"safetensors cannot read the weights: {_one_line(error)}")
-    _check_finite(file, tensors)
-    return tensors, content
+    return _verified(file, data)
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -189,6 +186,16 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _verified(file: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    content = _verified_content(file, data)
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:  # the library raises its own and several built-in kinds
+        _refuse(file, f"safetensors cannot read the weights: {_one_line(error)}")
+    _check_finite(file, tensors)
+    return tensors, content
+
+
 def _verified_content(file: Path, data: bytes) -> dict[str, Any]:
     """Check everything about the file but its weights, and return its content."""
     if not data:
@@ -248,6 +255,19 @@ def _parsed(file: Path, text: bytes, what: str) -> Any:
         return json.loads(text.decode("utf-8"), parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         _refuse(file, f"{what} is not valid JSON: {_one_line(error)}")
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """Sort the header's keys: safetensors writes them in another order every time.
+
+    The same model then gives the same file, byte for byte, which is what people compare.
+    """
+    start = _LENGTH_BYTES
+    end = start + int.from_bytes(data[:start], "little")
+    header = json.dumps(json.loads(data[start:end]), sort_keys=True, separators=(",", ":"))
+    text = header.encode()
+    text += b" " * (-len(text) % start)  # the weights stay aligned to 8 bytes
+    return len(text).to_bytes(start, "little") + text + data[end:]
 
 
 def _hash_place(file: Path, data: bytes, digest: str) -> int:

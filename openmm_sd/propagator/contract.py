@@ -108,7 +108,12 @@ class Conformance:
         raise KeyError(f"no check called {name!r}; there are: {[c.name for c in self.checks]}")
 
     def __str__(self) -> str:
-        marks = {(True, True): "ok  ", (True, False): "FAIL", (False, True): "yes ", (False, False): "no  "}
+        marks = {
+            (True, True): "ok  ",
+            (True, False): "FAIL",
+            (False, True): "yes ",
+            (False, False): "no  ",
+        }
         width = max((len(c.name) for c in self.checks), default=0)
         return "\n".join(
             f"{marks[(c.required, c.passed)]}  {c.name:<{width}}  {c.detail}" for c in self.checks
@@ -218,7 +223,9 @@ def check_propagator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         second = call(propagator, frames, lag, noise)
-        drew = not torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(seed + 1).get_state())
+        drew = not torch.equal(
+            torch.get_rng_state(), torch.Generator().manual_seed(seed + 1).get_state()
+        )
     same = bool(torch.equal(first, second))
     deviation = float((first - second).abs().max())
     checks.append(
@@ -237,11 +244,18 @@ def check_propagator(
     checks.append(Check("no side effects", unchanged, "weights and inputs are left as they were"))
 
     single = torch.cat(
-        [call(propagator, frames[i : i + 1], lag[i : i + 1], noise[i : i + 1]) for i in range(batch)]
+        [
+            call(propagator, frames[i : i + 1], lag[i : i + 1], noise[i : i + 1])
+            for i in range(batch)
+        ]
     )
     deviation = float((single - first).abs().max())
     checks.append(
-        Check("batch consistency", deviation < _TOLERANCE_NM, f"one by one differs by {deviation:.1e} nm")
+        Check(
+            "batch consistency",
+            deviation < _TOLERANCE_NM,
+            f"one by one differs by {deviation:.1e} nm",
+        )
     )
 
     shift = torch.tensor([1.5, -0.7, 0.4])
@@ -251,13 +265,17 @@ def check_propagator(
     )
 
     rotation = _random_rotation(generator)
-    deviation = float((call(propagator, frames @ rotation.T, lag, noise) - first @ rotation.T).abs().max())
+    deviation = float(
+        (call(propagator, frames @ rotation.T, lag, noise) - first @ rotation.T).abs().max()
+    )
     if deviation < _TOLERANCE_NM:
         checks.append(Check("rotation", True, f"pathwise, deviates by {deviation:.1e} nm"))
     elif noise_size == 0:
         checks.append(Check("rotation", False, f"deviates by {deviation:.1e} nm, and has no noise"))
     else:
-        sigma = _rotation_in_distribution(propagator, call, frames[:1], lag[:1], rotation, samples, generator)
+        sigma = _rotation_in_distribution(
+            propagator, call, frames[:1], lag[:1], rotation, samples, generator
+        )
         checks.append(
             Check(
                 "rotation",
@@ -293,7 +311,9 @@ def _rotation_in_distribution(propagator, call, frame, lag, rotation, samples, g
 
     def draws(x: Tensor) -> Tensor:
         z = torch.randn(samples, size, generator=generator)
-        return call(propagator, x.expand(samples, -1, -1).contiguous(), lag.expand(samples), z).double()
+        return call(
+            propagator, x.expand(samples, -1, -1).contiguous(), lag.expand(samples), z
+        ).double()
 
     plain = draws(frame) @ rotation.T.double()
     turned = draws(frame @ rotation.T)
@@ -327,7 +347,10 @@ def _check_scripting(propagator, call, frames, lag, noise, expected) -> Check:
     except Exception as error:
         reason = str(error).strip().splitlines()
         return Check(
-            "scriptable", False, f"{type(error).__name__}: {reason[0] if reason else ''}", required=False
+            "scriptable",
+            False,
+            f"{type(error).__name__}: {reason[0] if reason else ''}",
+            required=False,
         )
     return Check(
         "scriptable",

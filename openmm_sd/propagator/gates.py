@@ -4,7 +4,7 @@ A gate sees the frame and the proposal and answers yes or no for each proposal o
 built from the molecule's bonded graph and the model's card, never from atom names. Each has a
 number, which is the status that a jump reports when that gate turned it down, and a name, under
 which the integrator counts it. To add one: write the class, give it the next free code, list it in
-`GATES` and build it in `ScoreModel.gates`.
+`GATES` and build it in `openmm_sd.propagator.jump.build_gates`.
 """
 
 import torch

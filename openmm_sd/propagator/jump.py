@@ -22,7 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gates import GATES, BondGate, ChiralityGate, DisplacementGate, FiniteGate, Gate, signed_volumes
+from .gates import (
+    GATES,
+    BondGate,
+    ChiralityGate,
+    DisplacementGate,
+    FiniteGate,
+    Gate,
+    signed_volumes,
+)
 from .molecule import Molecule
 from .noise import standard_normal
 
@@ -101,7 +109,6 @@ class Jump(torch.nn.Module):
     bond_to: Tensor
     centres: Tensor
     signs: Tensor
-    stereo: Tensor
     swaps: Tensor
     heavy: Tensor
     hydrogen: Tensor
@@ -127,17 +134,21 @@ class Jump(torch.nn.Module):
 
         hand = molecule.handedness
         self.n_centres = len(hand.signs)
-        self.register_buffer("centres", torch.as_tensor(np.array(hand.centres, dtype=np.int64)).reshape(-1, 4))
+        self.register_buffer(
+            "centres", torch.as_tensor(np.array(hand.centres, dtype=np.int64)).reshape(-1, 4)
+        )
         self.register_buffer("signs", torch.as_tensor(np.array(hand.signs, dtype=np.float64)))
-        self.register_buffer("stereo", torch.as_tensor(np.array(hand.stereo, dtype=bool)))
         self.register_buffer(
             "swaps", torch.as_tensor(np.array(hand.swaps, dtype=np.int64)).reshape(-1, self.n_atoms)
         )
         self.n_constraints = len(constraints)
         self.register_buffer("heavy", torch.tensor([c[0] for c in constraints], dtype=torch.int64))
-        self.register_buffer("hydrogen", torch.tensor([c[1] for c in constraints], dtype=torch.int64))
         self.register_buffer(
-            "length", torch.tensor([[c[2]] for c in constraints], dtype=torch.float64).reshape(-1, 1)
+            "hydrogen", torch.tensor([c[1] for c in constraints], dtype=torch.int64)
+        )
+        self.register_buffer(
+            "length",
+            torch.tensor([[c[2]] for c in constraints], dtype=torch.float64).reshape(-1, 1),
         )
 
     def forward(
@@ -243,7 +254,7 @@ class Jump(torch.nn.Module):
         order : Tensor
             (N,) int64; ``start[order]`` is the frame the propagator may see.
         mirrored : bool
-            True if a true stereocentre has the wrong hand, which no numbering mends.
+            True if a stereocentre has the wrong hand, which no numbering mends.
         """
         order = torch.arange(self.n_atoms, device=start.device)
         right = signed_volumes(start.unsqueeze(0), self.centres)[0] * self.signs > 0
@@ -252,11 +263,13 @@ class Jump(torch.nn.Module):
         # Outer branches come first: exchanging them may change the hand seen further in.
         for k in range(self.n_centres):
             centre = self.centres[k : k + 1]
-            if not bool(signed_volumes(start[order].unsqueeze(0), centre)[0, 0] * self.signs[k] > 0):
-                if bool(self.stereo[k]):
-                    return order, True
+            hand = signed_volumes(start[order].unsqueeze(0), centre)[0, 0] * self.signs[k]
+            if not bool(hand > 0):
                 order = order[self.swaps[k]]
-        return order, False
+        # What is still wrong is a stereocentre, or a relation between centres (cis and trans on a
+        # ring), of the other kind.
+        right = signed_volumes(start[order].unsqueeze(0), self.centres)[0] * self.signs > 0
+        return order, not bool(right.all())
 
     def constrain(self, positions: Tensor) -> Tensor:
         """Set constrained hydrogens to their exact distance, along the bond as it points now.

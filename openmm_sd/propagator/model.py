@@ -43,9 +43,9 @@ class ScoreModel:
         What the model was trained on; all with the propagator's number of atoms.
     card : mapping, optional
         JSON-able facts about the model. Keys with a meaning to this package, all optional:
-        ``description`` (text), ``temperature`` (K), ``lag_range`` (two numbers, ps),
-        ``recommended_lag`` (ps), ``recommended_burst`` (ps), ``max_displacement`` (nm),
-        ``bond_windows`` (list of atom, atom, shortest, longest distance in nm).
+        ``description`` (text), ``temperature_K`` (K), ``lag_range_ps`` (two numbers, ps),
+        ``recommended_lag_ps`` (ps), ``recommended_burst_ps`` (ps), ``max_displacement_nm`` (nm),
+        ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm).
 
     Attributes
     ----------
@@ -124,12 +124,12 @@ class ScoreModel:
     @property
     def temperature(self) -> float | None:
         """Temperature of the training data, K; None if the card does not say."""
-        return self._number("temperature")
+        return self._number("temperature_K")
 
     @property
     def lag_range(self) -> tuple[float, float] | None:
         """Shortest and longest lag the model was trained for, ps; None if not said."""
-        value = self._card.get("lag_range")
+        value = self._card.get("lag_range_ps")
         if value is None:
             return None
         if not (
@@ -139,29 +139,29 @@ class ScoreModel:
             and 0 < value[0] <= value[1]
         ):
             raise ValueError(
-                f"card: lag_range must be two positive ascending lags in ps, got {value!r}"
+                f"card: lag_range_ps must be two positive ascending lags in ps, got {value!r}"
             )
         return float(value[0]), float(value[1])
 
     @property
     def recommended_lag(self) -> float:
         """Lag to use when the user names none, ps."""
-        return self._number("recommended_lag") or _DEFAULT_LAG
+        return self._number("recommended_lag_ps") or _DEFAULT_LAG
 
     @property
     def recommended_burst(self) -> float:
         """Length of the ordinary MD between jumps when the user names none, ps."""
-        return self._number("recommended_burst") or _DEFAULT_BURST
+        return self._number("recommended_burst_ps") or _DEFAULT_BURST
 
     @property
     def max_displacement(self) -> float:
         """Largest displacement of an atom in one jump that is believed, nm."""
-        return self._number("max_displacement") or _DEFAULT_MAX_DISPLACEMENT
+        return self._number("max_displacement_nm") or _DEFAULT_MAX_DISPLACEMENT
 
     @property
     def bond_windows(self) -> tuple[tuple[int, int, float, float], ...]:
         """Pairs of atoms with their shortest and longest distance, nm; may be empty."""
-        value = self._card.get("bond_windows")
+        value = self._card.get("bond_windows_nm")
         windows = []
         for window in [] if value is None else value if isinstance(value, list) else [value]:
             if not (
@@ -173,7 +173,7 @@ class ScoreModel:
                 and 0 <= window[2] < window[3]
             ):
                 raise ValueError(
-                    "card: bond_windows must be a list of [atom, atom, shortest nm, longest nm] "
+                    "card: bond_windows_nm must be a list of [atom, atom, shortest nm, longest nm] "
                     f"with different atoms 0 to {self.n_atoms - 1}, got {window!r}"
                 )
             windows.append((window[0], window[1], float(window[2]), float(window[3])))
@@ -345,12 +345,12 @@ class ScoreModel:
         lines.append(f"burst:         recommended {self.recommended_burst:g} ps")
         shown = {
             "description",
-            "temperature",
-            "lag_range",
-            "recommended_lag",
-            "recommended_burst",
-            "max_displacement",
-            "bond_windows",
+            "temperature_K",
+            "lag_range_ps",
+            "recommended_lag_ps",
+            "recommended_burst_ps",
+            "max_displacement_nm",
+            "bond_windows_nm",
         }
         for key in sorted(self._card.keys() - shown):
             value = self._card[key]
@@ -366,9 +366,13 @@ class ScoreModel:
     def _check_card(self) -> None:
         """Read every accessor once, so that nonsense is found here and not in a running job."""
         lags, lag = self.lag_range, self.recommended_lag
-        if lags is not None and "recommended_lag" in self._card and not lags[0] <= lag <= lags[1]:
+        if (
+            lags is not None
+            and "recommended_lag_ps" in self._card
+            and not lags[0] <= lag <= lags[1]
+        ):
             raise ValueError(
-                f"card: recommended_lag {lag:g} ps is outside lag_range {lags[0]:g} to "
+                f"card: recommended_lag_ps {lag:g} ps is outside lag_range_ps {lags[0]:g} to "
                 f"{lags[1]:g} ps"
             )
         for name in ("temperature", "recommended_burst", "max_displacement", "bond_windows"):
@@ -404,9 +408,10 @@ def _built(name: str, hyperparameters: Mapping[str, Any]) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         try:
             return cls(**hyperparameters)
-        except TypeError as error:
+        except Exception as error:  # somebody else's constructor may raise anything
+            reason = f"{error}" or type(error).__name__
             raise ValueError(
-                f"architecture {name!r} refuses its hyperparameters: {error}"
+                f"architecture {name!r} refuses its hyperparameters: {reason}"
             ) from error
 
 

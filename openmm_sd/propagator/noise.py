@@ -80,7 +80,9 @@ def standard_normal(
     index = torch.arange(n, dtype=torch.int64, device=device)
     block = index % blocks
     row = torch.div(index, blocks, rounding_mode="floor") + attempt * candidates
-    words = torch.tensor([jump & 0xFFFFFFFF, (jump >> 32) & 0xFFFFFFFF], dtype=torch.int64, device=device)
+    words = torch.tensor(
+        [jump & 0xFFFFFFFF, (jump >> 32) & 0xFFFFFFFF], dtype=torch.int64, device=device
+    )
     counter = torch.stack([block, row, words[0].expand(n), words[1].expand(n)])
     bits = philox(counter, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF).to(torch.float64)
     # Box-Muller; the half keeps the logarithm's argument off zero.

@@ -1,0 +1,27 @@
+"""Analysis of trajectories: torsions, populations, kinetics. Knows numpy and nothing of torch."""
+
+from .torsions import (
+    BASINS,
+    basin_populations,
+    basins,
+    dihedral,
+    hop_probabilities,
+    implied_timescales,
+    jsd_phi_psi,
+    mean_cos_change,
+    signed_volume,
+    transition_matrix,
+)
+
+__all__ = [
+    "BASINS",
+    "basin_populations",
+    "basins",
+    "dihedral",
+    "hop_probabilities",
+    "implied_timescales",
+    "jsd_phi_psi",
+    "mean_cos_change",
+    "signed_volume",
+    "transition_matrix",
+]

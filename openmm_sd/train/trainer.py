@@ -1,0 +1,506 @@
+"""Denoising score matching of a propagator on pairs of frames.
+
+A pair is a frame and the frame one lag later in the same trajectory, at a lag drawn log-uniformly.
+The later frame is aligned onto the earlier one, scaled to a displacement of width one and noised;
+the network learns to take the noise away. The same code runs on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmm_sd.propagator.dense import DenseDiffusion
+
+# The largest lags' pairs come from few independent stretches; this many pairs make the scale of a
+# displacement good to about one per cent all the same.
+_STATISTICS_PAIRS = 8192
+
+# Bonds, angles and the hydrogens of one methyl group vary less than this (nm); torsions do not.
+_STIFF_WIDTH_NM = 0.01
+# Noise (nm) at which directions between bonded atoms lose their meaning: half a bond.
+_STIFF_NOISE_NM = 0.05
+# Centre and width of the log-normal part of the noise levels drawn in training.
+_LEVEL_CENTRE = 0.25
+_LEVEL_LOG_WIDTH = 1.3
+_UNIFORM_SHARE = 1.0 / 3.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a model is trained.
+
+    Attributes
+    ----------
+    minutes : float
+        Wall time of training, minutes, summed over resumed parts. The learning rate follows it.
+    max_steps : int or None
+        Stop after this many steps even if time is left; the learning rate then follows the steps.
+    batch_size : int
+        Pairs a step.
+    learning_rate : float
+        Peak of the rate, reached after `warmup_steps`; it falls to zero as a cosine.
+    warmup_steps : int
+        Steps of linear warm-up.
+    ema_decay : float
+        Decay of the exponential moving average of the weights, which is what is kept.
+    condition_noise_nm : float
+        Standard deviation of the noise on the conditioning frame, nm. It keeps long rollouts from
+        drifting off the frames that dynamics visits.
+    sigma_min, sigma_max : float
+        Range of noise levels in widths of the data, wider than the sampler's. A third of the draws
+        is log-uniform over it, the rest log-normal around the levels where a sample decides
+        between conformations and takes its bonds.
+    stiff_weight : float
+        Weight of errors along stiff distances (bonds, angles); see `denoising_loss`.
+    bf16 : bool
+        Matrix products in bfloat16. About twice as fast on CPUs that have it.
+    seed : int
+        Seed of pairs, noise and initial weights' use.
+    report_seconds : float
+        Time between lines of progress and between checkpoints, s.
+    """
+
+    minutes: float = 10.0
+    max_steps: int | None = None
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    warmup_steps: int = 300
+    ema_decay: float = 0.9995
+    condition_noise_nm: float = 0.003
+    sigma_min: float = 0.005
+    sigma_max: float = 90.0
+    stiff_weight: float = 2.0
+    bf16: bool = True
+    seed: int = 1
+    report_seconds: float = 60.0
+
+
+@dataclass
+class TrainingRecord:
+    """What came of it.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps taken.
+    minutes : float
+        Wall time, minutes.
+    history : list of dict
+        One entry a report: ``step``, ``minutes``, ``loss`` (mean since the last report) and
+        ``held_out`` (loss of the averaged weights by lag in ps, when held-out pairs were given).
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+
+class TransitionPairs:
+    """Pairs of frames drawn from trajectories at log-uniform lags.
+
+    Parameters
+    ----------
+    trajectories : sequence of ndarray
+        Each (T, N, 3), nm, whole molecules; overall position and orientation do not matter.
+    spacing_ps : float
+        Time between frames, ps.
+    device : torch.device or str
+        Where the frames are held.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[np.ndarray],
+        spacing_ps: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not trajectories:
+            raise ValueError("there are no trajectories")
+        lengths = [len(t) for t in trajectories]
+        self.frames = torch.from_numpy(np.concatenate(trajectories).astype(np.float32)).to(device)
+        self.lengths = torch.tensor(lengths, device=device)
+        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
+        self.spacing_ps = float(spacing_ps)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def draw(
+        self, count: int, lag_min_ps: float, lag_max_ps: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw pairs.
+
+        Parameters
+        ----------
+        count : int
+            How many.
+        lag_min_ps, lag_max_ps : float
+            Range of the lag, ps; log-uniform, rounded to whole frames. Equal for one lag.
+        generator : torch.Generator
+            Source of random numbers, on the frames' device.
+
+        Returns
+        -------
+        frame, next_frame : Tensor
+            (count, N, 3), nm.
+        lag : Tensor
+            (count,), ps.
+        """
+        device = self.frames.device
+        u = torch.rand(3, count, generator=generator, device=device)
+        # The rounding takes half a frame on either side of the ends: no lag is favoured by it.
+        low = math.log(lag_min_ps)
+        exact = torch.exp(low + u[0] * (math.log(lag_max_ps) - low))
+        stride = torch.round(exact / self.spacing_ps).clamp(min=1).long()
+        longest = int(stride.max())
+        usable = (self.lengths - longest).clamp(min=0)
+        if int(usable.sum()) == 0:
+            raise ValueError(
+                f"no trajectory is longer than the lag of {longest * self.spacing_ps} ps"
+            )
+        # A trajectory is drawn in proportion to its length, then a start with room for the lag.
+        ends = torch.cumsum(self.lengths * (usable > 0), 0)
+        which = torch.searchsorted(ends, u[1].double() * ends[-1].double(), right=True)
+        which = which.clamp(max=len(self.lengths) - 1)
+        room = (self.lengths[which] - stride).double()
+        start = self.starts[which] + (u[2].double() * room).long().clamp(max=room.long() - 1)
+        return self.frames[start], self.frames[start + stride], stride * self.spacing_ps
+
+
+def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
+    """Turn and shift frames onto others: Kabsch, proper rotations, unweighted over some atoms.
+
+    Parameters
+    ----------
+    moving, reference : Tensor
+        (B, N, 3), nm.
+    atoms : Tensor
+        Indices of the atoms whose distances are minimised.
+
+    Returns
+    -------
+    Tensor
+        (B, N, 3).
+    """
+    x, target = moving[:, atoms], reference[:, atoms]
+    x_centre, target_centre = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    u, _, v = torch.linalg.svd((x - x_centre).transpose(1, 2) @ (target - target_centre))
+    flip = torch.ones_like(u[:, 0])
+    flip[:, 2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(v))
+    rotation = (u * flip.unsqueeze(1)) @ v
+    return (moving - x_centre) @ rotation + target_centre
+
+
+def fit_statistics(model: DenseDiffusion, pairs: TransitionPairs, seed: int = 0) -> None:
+    """Set a model's normalisation and displacement scales from data.
+
+    Parameters
+    ----------
+    model : DenseDiffusion
+        Changed in place.
+    pairs : TransitionPairs
+        The training data.
+    seed : int
+        Seed of the pairs drawn for it.
+    """
+    device = pairs.frames.device
+    generator = torch.Generator(device).manual_seed(seed)
+    scales = []
+    for lag in model.lag_nodes():
+        frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
+        moved = align_frames(later, frame, model.heavy) - frame
+        scales.append(torch.sqrt((moved * moved).mean(dim=(0, 2))))
+    chosen = torch.randint(len(pairs), (4 * _STATISTICS_PAIRS,), generator=generator, device=device)
+    model.fit_statistics(pairs.frames[chosen], torch.stack(scales))
+
+
+def denoising_loss(
+    model: DenseDiffusion,
+    frame: Tensor,
+    later: Tensor,
+    lag: Tensor,
+    sigma: Tensor,
+    condition_noise_nm: float,
+    generator: torch.Generator,
+    stiff_weight: float = 0.0,
+) -> Tensor:
+    """Return each pair's denoising loss, in units in which the untrained network has about 1.
+
+    Parameters
+    ----------
+    model : DenseDiffusion
+        The network.
+    frame, later : Tensor
+        (B, N, 3), nm.
+    lag : Tensor
+        (B,), ps.
+    sigma : Tensor
+        (B,), noise levels in widths of the data.
+    condition_noise_nm : float
+        Noise on the conditioning frame, nm.
+    generator : torch.Generator
+        Source of random numbers.
+    stiff_weight : float
+        Extra weight of the error along distances that hardly vary in the data. The extra weight
+        depends on the noised input alone, so the minimum of the expected loss is still the
+        posterior mean: it is learned sooner where a bond's length is at stake, and not changed.
+
+    Returns
+    -------
+    Tensor
+        (B,), the mean over coordinates of |D - y|^2 / c_out^2 (Karras et al. 2022, equation 8).
+    """
+    device = frame.device
+    jitter = torch.randn(frame.shape, generator=generator, device=device)
+    frame = frame + condition_noise_nm * jitter
+    later = align_frames(later, frame, model.heavy)
+    local, origin, axes = model.to_local(frame)
+    scale = model.displacement_scale(lag)
+    clean = ((later - origin) @ axes - local) / scale
+    level = sigma.view(-1, 1, 1)
+    noised = clean + level * torch.randn(clean.shape, generator=generator, device=device)
+    context, modulation = model.encode(local, lag)
+    modulation = modulation + model.encode_noise(sigma)
+    error = model.denoise(noised, sigma, local, scale, context, modulation).float() - clean
+    loss = (error * error).mean(dim=(1, 2))
+    if stiff_weight > 0.0:
+        stiff = model.pair_width < _STIFF_WIDTH_NM
+        first, second = model.first[stiff], model.second[stiff]
+        noised_nm, error_nm = local + scale * noised, scale * error
+        directions = torch.nn.functional.normalize(
+            noised_nm[:, second] - noised_nm[:, first], dim=-1
+        )
+        stretch = ((error_nm[:, second] - error_nm[:, first]) * directions).sum(-1)
+        spread = scale[:, first, 0] ** 2 + scale[:, second, 0] ** 2
+        # Where the noise is larger than the distances, the directions mean nothing.
+        trust = 1.0 / (1.0 + (sigma.unsqueeze(-1) / _STIFF_NOISE_NM) ** 2 * spread)
+        loss = loss + stiff_weight * (trust * stretch**2 / spread).mean(1)
+    return loss * (1.0 + sigma * sigma) / (sigma * sigma)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: DenseDiffusion,
+    pairs: TransitionPairs,
+    settings: TrainSettings,
+    lags_ps: Sequence[float],
+    count: int = 1024,
+) -> dict[float, float]:
+    """Return the mean denoising loss at each lag, with the same pairs and noise at every call.
+
+    Parameters
+    ----------
+    model : DenseDiffusion
+        The network.
+    pairs : TransitionPairs
+        Data not used in training.
+    settings : TrainSettings
+        For the noise levels and the noise on the conditioning frame.
+    lags_ps : sequence of float
+        Lags, ps.
+    count : int
+        Pairs at each lag.
+
+    Returns
+    -------
+    dict
+        Loss by lag.
+    """
+    device = pairs.frames.device
+    losses = {}
+    for lag_ps in lags_ps:
+        generator = torch.Generator(device).manual_seed(20_000 + round(1000 * lag_ps))
+        frame, later, lag = pairs.draw(count, lag_ps, lag_ps, generator)
+        sigma = _draw_levels(count, settings, generator, device)
+        loss = denoising_loss(
+            model, frame, later, lag, sigma, settings.condition_noise_nm, generator
+        )
+        losses[float(lag_ps)] = float(loss.mean())
+    return losses
+
+
+def train(
+    model: DenseDiffusion,
+    pairs: TransitionPairs,
+    settings: TrainSettings,
+    *,
+    held_out: TransitionPairs | None = None,
+    lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
+    checkpoint: Path | str | None = None,
+) -> TrainingRecord:
+    """Train a model in place; afterwards it holds the averaged weights.
+
+    Parameters
+    ----------
+    model : DenseDiffusion
+        On the same device as the pairs. Its statistics must have been set (`fit_statistics`).
+    pairs : TransitionPairs
+        Training data.
+    settings : TrainSettings
+        How.
+    held_out : TransitionPairs, optional
+        Data on which the loss by lag is reported.
+    lags_ps : sequence of float
+        Lags of that report, ps; those outside the model's range are left out.
+    checkpoint : Path or str, optional
+        Written atomically at every report and at the end; when it exists, training resumes from it.
+        One made with other settings (but for `minutes` and `report_seconds`) is refused.
+
+    Returns
+    -------
+    TrainingRecord
+        Steps, time and the course of the losses.
+    """
+    device = pairs.frames.device
+    low, high = float(model.lag_nodes()[0]), float(model.lag_nodes()[-1])
+    lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
+    average = copy.deepcopy(model).eval()
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    record = TrainingRecord()
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        _restore(path, settings, model, average, optimiser, generator, record)
+
+    minutes_before = record.minutes
+    began = last_report = time.monotonic()
+    running, counted = 0.0, 0
+    while True:
+        now = time.monotonic()
+        record.minutes = minutes_before + (now - began) / 60.0
+        progress = record.minutes / settings.minutes
+        if settings.max_steps is not None:
+            progress = max(progress, record.steps / settings.max_steps)
+        finished = progress >= 1.0
+        if counted and (finished or now - last_report > settings.report_seconds):
+            entry: dict = {
+                "step": record.steps,
+                "minutes": round(record.minutes, 2),
+                "loss": round(running / counted, 5),
+            }
+            if held_out is not None:
+                losses = held_out_loss(average, held_out, settings, lags_ps)
+                entry["held_out"] = {f"{k:g}": round(v, 5) for k, v in losses.items()}
+            record.history.append(entry)
+            print(f"train: {entry}", file=sys.stderr, flush=True)
+            running, counted, last_report = 0.0, 0, now
+            if path is not None:
+                _save(path, settings, model, average, optimiser, generator, record)
+        if finished:
+            break
+
+        rate = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+        rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        frame, later, lag = pairs.draw(settings.batch_size, low, high, generator)
+        sigma = _draw_levels(settings.batch_size, settings, generator, device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+            loss = denoising_loss(
+                model,
+                frame,
+                later,
+                lag,
+                sigma,
+                settings.condition_noise_nm,
+                generator,
+                settings.stiff_weight,
+            ).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        record.steps += 1
+        # The average starts as short as the training is, so that early weights are forgotten.
+        decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is {value} at step {record.steps}: lower the learning rate")
+        running += value
+        counted += 1
+    model.load_state_dict(average.state_dict())
+    return record
+
+
+def _draw_levels(
+    count: int, settings: TrainSettings, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    # Stratified: every batch covers each part of the range evenly.
+    u = torch.rand(count, generator=generator, device=device)
+    uniform = round(_UNIFORM_SHARE * count)
+    low, high = math.log(settings.sigma_min), math.log(settings.sigma_max)
+    spread = low + (torch.arange(uniform, device=device) + u[:uniform]) / uniform * (high - low)
+    rest = count - uniform
+    place = (torch.arange(rest, device=device) + u[uniform:]) / rest
+    centred = math.log(_LEVEL_CENTRE) + _LEVEL_LOG_WIDTH * torch.special.ndtri(
+        place.clamp(1e-6, 1.0 - 1e-6)
+    )
+    return torch.exp(torch.cat([spread, centred]).clamp(low, high))
+
+
+def _kept(settings: TrainSettings) -> dict:
+    kept = asdict(settings)
+    # These may change between the parts of a resumed training.
+    del kept["minutes"], kept["report_seconds"]
+    return kept
+
+
+def _save(
+    path: Path,
+    settings: TrainSettings,
+    model: torch.nn.Module,
+    average: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    record: TrainingRecord,
+) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    content = {
+        "settings": _kept(settings),
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "generator": generator.get_state(),
+        "record": asdict(record),
+    }
+    with open(partial, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _restore(
+    path: Path,
+    settings: TrainSettings,
+    model: torch.nn.Module,
+    average: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    record: TrainingRecord,
+) -> None:
+    device = next(model.parameters()).device
+    content = torch.load(path, map_location=device, weights_only=True)
+    different = [k for k, v in _kept(settings).items() if content["settings"].get(k) != v]
+    if different:
+        raise ValueError(f"{path} was made with other settings: {', '.join(different)}")
+    model.load_state_dict(content["model"])
+    average.load_state_dict(content["average"])
+    optimiser.load_state_dict(content["optimiser"])
+    generator.set_state(content["generator"].cpu())
+    record.steps = content["record"]["steps"]
+    record.minutes = content["record"]["minutes"]
+    record.history = content["record"]["history"]

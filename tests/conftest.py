@@ -1,0 +1,160 @@
+"""Systems that the tests share, and the loop over bridges and platforms."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+# torch before OpenMM, which loads openmm-torch's plugin when it is imported.
+import torch  # noqa: F401  # isort: skip
+import numpy as np
+import openmm
+import pytest
+from openmm import app, unit
+
+from openmm_sd import Molecule, ScoreModel
+from openmm_sd.bridges import BRIDGES, platform_names, probe
+
+PDB = Path(__file__).parent / "data" / "ace-ala-nme.pdb"
+#: Largest deviation allowed where a kernel says to what place the solute goes, nm.
+LANDING = 1e-6
+
+
+@functools.cache
+def answer(bridge, platform):
+    """What a real evaluation of the bridge says, once a session."""
+    return probe(bridge, platform)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A bridge on a platform."""
+
+    bridge: str
+    name: str
+
+    @property
+    def platform(self):
+        return openmm.Platform.getPlatformByName(self.name)
+
+    @property
+    def exact(self):
+        """Whether forces are deterministic, so that trajectories repeat to the last bit."""
+        return self.name == "Reference"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((b, p), id=f"{b}-{p}") for b in BRIDGES for p in ("Reference", "CPU", "OpenCL")
+    ]
+)
+def engine(request):
+    """Every bridge on every platform; those that fail a real evaluation are left out, aloud."""
+    bridge, platform = request.param
+    if platform not in platform_names():
+        pytest.skip(f"OpenMM has no {platform} platform here")
+    result = answer(bridge, platform)
+    if not result.ok:
+        pytest.skip(f"{bridge} does not work on {platform}: {result.detail}")
+    return Engine(bridge, platform)
+
+
+@pytest.fixture(params=list(BRIDGES))
+def reference(request):
+    """Every bridge on the Reference platform, where forces are deterministic."""
+    if not answer(request.param, "Reference").ok:
+        pytest.skip(f"{request.param}: {answer(request.param, 'Reference').detail}")
+    return Engine(request.param, "Reference")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A Topology with relaxed positions (nm), its box vectors, and what makes its System."""
+
+    topology: app.Topology
+    positions: np.ndarray
+    forcefield: app.ForceField
+    water: str = "tip3p"
+
+    def system(self, **changes):
+        """A System with HBonds constraints and a cutoff that fits the small box."""
+        periodic = self.topology.getPeriodicBoxVectors() is not None
+        settings = {
+            "nonbondedMethod": app.CutoffPeriodic if periodic else app.NoCutoff,
+            "nonbondedCutoff": 0.7 * unit.nanometer,
+            "constraints": app.HBonds,
+        }
+        return self.forcefield.createSystem(self.topology, **(settings | changes))
+
+
+def relax(topology, positions, forcefield, steps=200):
+    """Minimise and shake for a moment, on the CPU platform."""
+    periodic = topology.getPeriodicBoxVectors() is not None
+    system = forcefield.createSystem(
+        topology,
+        nonbondedMethod=app.CutoffPeriodic if periodic else app.NoCutoff,
+        nonbondedCutoff=0.7 * unit.nanometer,
+        constraints=app.HBonds,
+    )
+    integrator = openmm.LangevinMiddleIntegrator(300, 10, 0.001)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"))
+    context.setPositions(positions)
+    openmm.LocalEnergyMinimizer.minimize(context, 10.0, 200)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(steps)
+    return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
+
+
+@pytest.fixture(scope="session")
+def peptide():
+    """ACE-ALA-NME in vacuum."""
+    forcefield = app.ForceField("amber99sbildn.xml")
+    pdb = app.PDBFile(str(PDB))
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.addHydrogens(forcefield, platform=openmm.Platform.getPlatformByName("Reference"))
+    modeller.topology.setPeriodicBoxVectors(None)
+    positions = np.array(modeller.positions.value_in_unit(unit.nanometer))
+    return Box(modeller.topology, relax(modeller.topology, positions, forcefield), forcefield)
+
+
+@pytest.fixture(scope="session")
+def ala2(peptide):
+    """The molecule of `peptide`."""
+    return Molecule.from_topology(peptide.topology, peptide.positions, "ala2")
+
+
+def solvate(peptide, water="tip3p", **kwargs):
+    forcefield = app.ForceField("amber99sbildn.xml", f"{water}.xml")
+    modeller = app.Modeller(peptide.topology, peptide.positions * unit.nanometer)
+    settings = {"model": water, "boxSize": openmm.Vec3(1.75, 1.75, 1.75)} | kwargs
+    modeller.addSolvent(forcefield, **settings)
+    positions = np.array(modeller.positions.value_in_unit(unit.nanometer))
+    positions = relax(modeller.topology, positions, forcefield)
+    return Box(modeller.topology, positions, forcefield, water)
+
+
+@pytest.fixture(scope="session")
+def water_box(peptide):
+    """ACE-ALA-NME in about 150 TIP3P waters."""
+    return solvate(peptide)
+
+
+@pytest.fixture(scope="session")
+def tip4p_box(peptide):
+    """ACE-ALA-NME in TIP4P-Ew water, which has virtual sites, with ions."""
+    return solvate(peptide, "tip4pew", ionicStrength=0.5 * unit.molar)
+
+
+def model_of(kernel, molecule, **card):
+    """A model that wraps a kernel."""
+    return ScoreModel(kernel, molecule, card)
+
+
+def positions_of(context):
+    """Positions in nm."""
+    return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
+
+
+def velocities_of(context):
+    """Velocities in nm/ps."""
+    return np.array(context.getState(velocities=True).getVelocities(asNumpy=True)._value)

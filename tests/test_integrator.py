@@ -1,0 +1,858 @@
+"""The integrator with kernels whose answers are known, on every bridge and platform."""
+
+import copy
+import io
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from conftest import LANDING, Engine, model_of, positions_of, velocities_of
+from openmm import app, unit
+
+from openmm_sd import JumpError, Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd.bridges.base import FORCE_NAME, NUMBER
+from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Rotation, Shift
+
+STEP = 0.002
+SHIFT = (0.011, -0.023, 0.017)
+
+
+class Sometimes(Propagator):
+    """Behaves at lag 10 and goes wrong at the lags below, each in its own way."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 3 * n_atoms)
+
+    def forward(self, frame, lag, noise):
+        if bool(lag[0] == 1.0):
+            return frame * float("nan")
+        if bool(lag[0] == 2.0):
+            return frame + float("inf")
+        if bool(lag[0] == 3.0):
+            return frame + 1e12
+        if bool(lag[0] == 4.0):
+            return frame[:, :-1]
+        if bool(lag[0] == 5.0):
+            return frame.double()
+        if bool(lag[0] == 6.0):
+            return frame + torch.ones(frame.shape[1] + 1, 3)
+        # Passes at every other draw or so: the first number of the noise decides.
+        if bool(lag[0] == 7.0) and bool(noise[0, 0] > 0.0):
+            return frame * float("nan")
+        return frame + 0.01
+
+
+class Loud(Propagator):
+    """Says so, on standard output, whenever it is called."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 0)
+
+    def forward(self, frame, lag, noise):
+        print("CALLED")
+        return frame
+
+
+def start(
+    engine, kernel, box, molecule, *, system=None, positions=None, seed=5, solute=None, **settings
+):
+    """A Context in which the next jump is due after `burst`, one MD step by default."""
+    settings = {"burst": STEP, "lag": 10.0, "stepSize": STEP, "temperature": 300.0} | settings
+    model = kernel if isinstance(kernel, ScoreModel) else model_of(kernel, molecule)
+    integrator = ScoreDynamicsIntegrator(model, bridge=engine.bridge, seed=seed, **settings)
+    system = box.system() if system is None else system
+    integrator.attach(system, box.topology, solute=solute)
+    properties = {"Precision": "mixed"} if engine.name == "OpenCL" else {}
+    context = openmm.Context(system, integrator, engine.platform, properties)
+    context.setPositions(box.positions if positions is None else positions)
+    return context, integrator
+
+
+def worst_constraint(context):
+    system, x = context.getSystem(), positions_of(context)
+    worst = 0.0
+    for k in range(system.getNumConstraints()):
+        i, j, length = system.getConstraintParameters(k)
+        worst = max(worst, abs(np.linalg.norm(x[i] - x[j]) - length._value))
+    return worst
+
+
+def jump_against_identity(engine, kernel, box, molecule, **settings):
+    """Displacement of all particles by a jump: the difference to a jump that goes nowhere.
+
+    Friction and velocities are zero, so the MD step before the jump is the same in both.
+    """
+    ends = []
+    system = settings.pop("system", None) or box.system()
+    for k in (Identity(molecule.n_atoms), kernel):
+        context, integrator = start(
+            engine, k, box, molecule, frictionCoeff=0.0, system=system, **settings
+        )
+        context.setVelocities(np.zeros((context.getSystem().getNumParticles(), 3)))
+        integrator.step(1)
+        assert integrator.getNumJumps() == 1
+        ends.append(positions_of(context))
+    return ends[1] - ends[0], ends[0], context
+
+
+def forceless(n, vectors):
+    """A periodic System in which nothing acts."""
+    system = openmm.System()
+    nothing = openmm.NonbondedForce()
+    nothing.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    nothing.setCutoffDistance(0.7)
+    for _ in range(n):
+        system.addParticle(12.0)
+        nothing.addParticle(0.0, 0.1, 0.0)
+    system.addForce(nothing)
+    system.setDefaultPeriodicBoxVectors(*vectors)
+    return system
+
+
+# -- where a jump lands ----------------------------------------------------------------------------
+
+
+def test_shift_lands_where_the_kernel_says(engine, water_box, ala2):
+    moved, _, context = jump_against_identity(engine, Shift(ala2.n_atoms, SHIFT), water_box, ala2)
+    n = ala2.n_atoms
+    np.testing.assert_allclose(moved[:n], np.tile(SHIFT, (n, 1)), atol=LANDING)
+    np.testing.assert_allclose(moved[n:], 0.0, atol=LANDING)
+    assert worst_constraint(context) < LANDING
+
+
+def test_rotation_lands_and_keeps_constraints(engine, water_box, ala2):
+    kernel = Rotation(ala2.n_atoms, 95.0, (1.0, 2.0, -1.0))
+    moved, before, context = jump_against_identity(engine, kernel, water_box, ala2)
+    n = ala2.n_atoms
+    centre = before[:n].mean(0)
+    turned = (before[:n] - centre) @ kernel.matrix.double().numpy().T + centre
+    np.testing.assert_allclose(before[:n] + moved[:n], turned, atol=LANDING)
+    np.testing.assert_allclose(moved[n:], 0.0, atol=LANDING)
+    assert worst_constraint(context) < LANDING
+
+
+@pytest.mark.parametrize("shape", ["cube", "octahedron"])
+def test_solute_across_the_boundary(engine, peptide, ala2, shape):
+    """A solute in pieces, every atom in an image of its own, jumps as if it were whole."""
+    n = ala2.n_atoms
+    vectors = 1.8 * np.eye(3)
+    if shape == "octahedron":
+        vectors = 1.8 * np.array(
+            [[1, 0, 0], [1 / 3, 2 * 2**0.5 / 3, 0], [-1 / 3, 2**0.5 / 3, 6**0.5 / 3]]
+        )
+    # OpenMM's own bonds and constraints want whole molecules: none here.
+    system = forceless(n, vectors)
+    images = np.random.default_rng(1).integers(-1, 2, size=(n, 3)) @ vectors
+    whole = peptide.positions - peptide.positions.mean(0)
+    kernel = Rotation(n, 95.0, (1.0, 0.0, 1.0))
+    expected = whole @ kernel.matrix.double().numpy().T - whole
+    moved, _, _ = jump_against_identity(
+        engine, kernel, peptide, ala2, positions=whole + images, system=system
+    )
+    np.testing.assert_allclose(moved, expected, atol=LANDING)
+    assert np.ptp(whole + images, axis=0).min() > 1.0
+
+
+def test_solute_not_first_and_two_copies(engine, water_box, ala2, peptide):
+    modeller = app.Modeller(peptide.topology, (peptide.positions + 1.0) * unit.nanometer)
+    waters = app.Modeller(water_box.topology, water_box.positions * unit.nanometer)
+    waters.delete([next(waters.topology.chains())])
+    waters.add(modeller.topology, modeller.positions)
+    second = (peptide.positions + [1.0, 1.0, 1.9]) * unit.nanometer
+    waters.add(peptide.topology, second)
+    box = copy.copy(water_box)
+    object.__setattr__(box, "topology", waters.topology)
+    object.__setattr__(box, "positions", np.array(waters.positions.value_in_unit(unit.nanometer)))
+    kernel = Shift(ala2.n_atoms, SHIFT)
+    with pytest.raises(ValueError, match="2 copies"):
+        start(engine, kernel, box, ala2)
+    n, total = ala2.n_atoms, box.topology.getNumAtoms()
+    system = forceless(total, 1.75 * np.eye(3))  # the copies overlap
+    for copy_number, first in ((0, total - 2 * n), (1, total - n)):
+        moved, _, _ = jump_against_identity(
+            engine, kernel, box, ala2, solute=copy_number, system=system
+        )
+        expected = np.zeros((total, 3))
+        expected[first : first + n] = SHIFT
+        np.testing.assert_allclose(moved, expected, atol=LANDING)
+
+
+def test_permuted_solute(reference, peptide, ala2):
+    """A Topology that numbers the atoms otherwise: the same atoms move the same way."""
+    order = np.random.default_rng(3).permutation(ala2.n_atoms)
+    place = np.argsort(order)
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    atoms = [
+        topology.addAtom(f"A{k}", app.Element.getByAtomicNumber(ala2.atomic_numbers[old]), residue)
+        for k, old in enumerate(order)
+    ]
+    for i, j in ala2.bonds:
+        topology.addBond(atoms[place[i]], atoms[place[j]])
+    box = copy.copy(peptide)
+    object.__setattr__(box, "topology", topology)
+    object.__setattr__(box, "positions", peptide.positions[order])
+    kernel = Rotation(ala2.n_atoms, 60.0, (0.0, 1.0, 0.0))
+
+    def system(permute):
+        system = openmm.System()
+        for k in order if permute else range(ala2.n_atoms):
+            system.addParticle(float(ala2.atomic_numbers[k]))
+        return system
+
+    plain, _, _ = jump_against_identity(reference, kernel, peptide, ala2, system=None)
+    ends = []
+    for permute, which in ((False, peptide), (True, box)):
+        context, integrator = start(
+            reference, kernel, which, ala2, system=system(permute), frictionCoeff=0.0
+        )
+        integrator.step(1)
+        ends.append(positions_of(context))
+    np.testing.assert_allclose(ends[1], ends[0][order], atol=LANDING)
+    assert np.abs(plain).max() > 0.1
+
+
+# -- statistics ------------------------------------------------------------------------------------
+
+
+def blocks(values, count=20):
+    """Mean and standard error from blocks."""
+    parts = np.array_split(np.asarray(values), count)
+    means = np.array([p.mean(axis=0) for p in parts])
+    return means.mean(axis=0), means.std(axis=0, ddof=1) / np.sqrt(count)
+
+
+def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
+    """Temperature, energy and constraints against OpenMM's own integrator, 4 sigma."""
+    rounds = 1200 if engine.name != "OpenCL" else 300
+
+    def sample(context, integrator):
+        context.setVelocitiesToTemperature(300, 7)
+        integrator.step(500)
+        energies = []
+        for _ in range(rounds):
+            integrator.step(25)
+            state = context.getState(energy=True)
+            energies.append([state.getPotentialEnergy()._value, state.getKineticEnergy()._value])
+        return blocks(energies)
+
+    # Without a CMMotionRemover, which would take three degrees of freedom from one of the two
+    # when energies are read right after a jump.
+    system = peptide.system(removeCMMotion=False)
+    context, integrator = start(
+        engine,
+        Identity(ala2.n_atoms),
+        peptide,
+        ala2,
+        system=system,
+        burst=10 * STEP,
+        frictionCoeff=5.0,
+    )
+    mine, my_error = sample(context, integrator)
+    assert integrator.getNumJumps() == (500 + 25 * rounds) // 10
+    assert worst_constraint(context) < 2e-6
+
+    plain = openmm.LangevinMiddleIntegrator(300, 5, STEP)
+    plain.setRandomNumberSeed(99)
+    other = openmm.Context(peptide.system(removeCMMotion=False), plain, engine.platform)
+    other.setPositions(peptide.positions)
+    theirs, their_error = sample(other, plain)
+    sigma = np.abs(mine - theirs) / np.hypot(my_error, their_error)
+    assert (sigma < 4).all(), (mine, theirs, sigma)
+    # The error bars are tight enough to mean something: 12 K on the temperature.
+    degrees = 3 * ala2.n_atoms - system.getNumConstraints()
+    assert my_error[1] * 2 / degrees / 0.0083145 < 12.0
+
+
+def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
+    """Mean, variance and autocorrelation of a long run, 3 sigma; the noise is the same everywhere."""
+    tau, sigma, jumps = 30.0, 0.05, 1500
+    molecule = Molecule(
+        name="pair",
+        atomic_numbers=(18, 18),
+        bonds=((0, 1),),
+        atom_names=("A", "B"),
+        residue_names=("PR", "PR"),
+        residue_ids=("1", "1"),
+        positions=np.array([[0.0, 0.0, 0.0], [0.07, 0.0, 0.0]]),
+    )
+    system = openmm.System()
+    for _ in range(2):
+        system.addParticle(1e12)  # too heavy for MD to move it
+    topology = molecule.to_topology()
+    model = model_of(OrnsteinUhlenbeck(2, tau, sigma), molecule)
+    integrator = ScoreDynamicsIntegrator(model, burst=STEP, lag=20.0, bridge=engine.bridge, seed=12)
+    integrator.attach(system, topology)
+    context = openmm.Context(system, integrator, engine.platform)
+    context.setPositions(molecule.positions)
+    pair = []
+    for _ in range(jumps):
+        integrator.step(1)
+        x = positions_of(context)
+        pair.append(x[1] - x[0])
+    assert integrator.getNumJumps() == jumps
+    d = np.array(pair)[20:]
+    a, variance = np.exp(-20.0 / tau), 2 * sigma**2
+    n = len(d)
+    error = np.sqrt(variance / n * (1 + a) / (1 - a))
+    assert np.abs(d.mean(0)).max() < 3 * error
+    assert abs(d.var(0).mean() - variance) < 3 * variance * np.sqrt(
+        2 / (3 * n) * (1 + a**2) / (1 - a**2)
+    )
+    correlation = (d[1:] * d[:-1]).mean() / (d**2).mean()
+    assert abs(correlation - a) < 3 * np.sqrt((1 - a**2) / (3 * n))
+    two = (d[2:] * d[:-2]).mean() / (d**2).mean()
+    assert abs(two - a**2) < 3 * np.sqrt((1 + 2 * a**2) * (1 - a**2) / (3 * n))
+
+
+# -- kernels that go wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lag", "gate"), [(1.0, "nonfinite"), (2.0, "nonfinite"), (3.0, "displacement")]
+)
+def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate):
+    context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, frictionCoeff=0.0)
+    context.setVelocitiesToTemperature(300, 3)
+    begin = context.getState(positions=True, velocities=True)
+    integrator.setLag(lag)
+    integrator.step(1)
+    numbers = integrator.getStatistics()
+    assert numbers["jumps_tried"] == 1
+    assert numbers["jumps_accepted"] == 0
+    assert numbers["fallbacks"] == 1
+    assert numbers["redraws"] == integrator.getMaxTries() - 1
+    assert numbers["rejections"][gate] == integrator.getMaxTries()
+    assert numbers["effective_time_ps"] == pytest.approx(STEP)
+    x, v = positions_of(context), velocities_of(context)
+    # The same step of plain MD, which has no noise here, ends in the same place.
+    context.setPositions(begin.getPositions())
+    context.setVelocities(begin.getVelocities())
+    integrator.setJumping(False)
+    integrator.step(1)
+    np.testing.assert_allclose(positions_of(context), x, atol=1e-6)
+    np.testing.assert_allclose(velocities_of(context), v, atol=2e-3)
+    # And the jump goes through once the kernel behaves.
+    integrator.setJumping(True)
+    integrator.setLag(10.0)
+    integrator.step(1)
+    assert integrator.getNumJumps() == 1
+
+
+def test_redraws_use_new_noise(engine, peptide, ala2):
+    context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, maxTries=3)
+    integrator.setLag(7.0)
+    integrator.step(40)
+    numbers = integrator.getStatistics()
+    # Half of the draws pass: one of eight jumps needs more than three.
+    assert numbers["jumps_tried"] == 40
+    assert 25 <= numbers["jumps_accepted"] < 40
+    assert numbers["fallbacks"] == 40 - numbers["jumps_accepted"]
+    assert 15 <= numbers["redraws"] <= 55
+    assert numbers["rejections"]["nonfinite"] == numbers["redraws"] + numbers["fallbacks"]
+
+
+@pytest.mark.parametrize(
+    ("lag", "words"), [(4.0, "wrong shape"), (5.0, "wrong dtype"), (6.0, "size of tensor")]
+)
+def test_broken_kernels_raise_and_leave_no_trace(engine, peptide, ala2, lag, words):
+    context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, frictionCoeff=0.0)
+    integrator.setLag(lag)
+    before = positions_of(context)
+    with pytest.raises(JumpError, match=words):
+        integrator.step(1)
+    # At most the MD step was made; the displacement would have been 0.01 nm.
+    assert np.abs(positions_of(context) - before).max() < 0.005
+    assert context.getParameter(NUMBER) == 0
+    group = next(
+        f.getForceGroup() for f in context.getSystem().getForces() if f.getName() == FORCE_NAME
+    )
+    forces = context.getState(forces=True, groups={group}).getForces(asNumpy=True)
+    assert not np.any(forces._value)
+    integrator.setLag(10.0)
+    integrator.step(2)
+    assert integrator.getNumJumps() == 2
+
+
+@pytest.mark.parametrize(
+    ("lag", "words"), [(4.0, "shape"), (5.0, "float32"), (6.0, "fails on its own molecule")]
+)
+def test_kernels_that_cannot_work_are_refused_at_once(reference, peptide, ala2, lag, words):
+    with pytest.raises(ValueError, match=words):
+        start(reference, Sometimes(ala2.n_atoms), peptide, ala2, lag=lag)
+
+
+def test_mirror_image_is_refused(engine, peptide, ala2):
+    context, integrator = start(
+        engine,
+        Identity(ala2.n_atoms),
+        peptide,
+        ala2,
+        positions=peptide.positions * [1.0, 1.0, -1.0],
+    )
+    with pytest.raises(JumpError, match="mirror image"):
+        integrator.step(1)
+
+
+def test_unscriptable_kernel(peptide, ala2):
+    class Plain(Propagator):
+        def __init__(self):
+            super().__init__(ala2.n_atoms, 0)
+            self.seen = []
+
+        def forward(self, frame, lag, noise):
+            self.seen.append(eval("float(lag[0])"))
+            return frame + 0.01
+
+    kernel = Plain()
+    context, integrator = start(
+        Engine("pythonforce", "Reference"), kernel, peptide, ala2, burst=4 * STEP
+    )
+    kernel.seen.clear()
+    integrator.step(12)
+    assert kernel.seen == [10.0] * 3
+    with pytest.raises(ValueError, match="TorchScript can compile"):
+        start(Engine("torchforce", "Reference"), Plain(), peptide, ala2)
+
+
+# -- how often the model is called -------------------------------------------------------------------
+
+
+def test_one_call_a_jump_and_none_elsewhere(engine, water_box, ala2, capfd):
+    system = water_box.system()
+    system.addForce(openmm.MonteCarloBarostat(1.0, 300.0, 3))
+    context, integrator = start(
+        engine, Loud(ala2.n_atoms), water_box, ala2, system=system, burst=10 * STEP
+    )
+    capfd.readouterr()
+    context.setVelocitiesToTemperature(300, 1)
+    context.getState(forces=True, energy=True)
+    if engine.name != "OpenCL":  # OpenMM's minimiser kernels crash under pocl
+        openmm.LocalEnergyMinimizer.minimize(context, 100.0, 3)
+    integrator.step(9)
+    context.getState(forces=True, energy=True)
+    assert capfd.readouterr().out.count("CALLED") == 0
+    integrator.step(1)
+    assert capfd.readouterr().out.count("CALLED") == 1
+    integrator.step(40)
+    assert capfd.readouterr().out.count("CALLED") == 4
+    assert integrator.getNumJumps() == 5
+
+
+# -- repeatable runs, copies, restarts ---------------------------------------------------------------
+
+
+def noisy(ala2):
+    return OrnsteinUhlenbeckInPlace(ala2.n_atoms)
+
+
+class OrnsteinUhlenbeckInPlace(Propagator):
+    """Moves the molecule as a whole by its noise, so that every jump matters and none breaks it."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 3)
+
+    def forward(self, frame, lag, noise):
+        return frame + 0.01 * noise.reshape(-1, 1, 3)
+
+
+def test_same_seed_same_trajectory(reference, water_box, ala2):
+    ends = []
+    for seed in (5, 5, 6):
+        context, integrator = start(
+            reference, noisy(ala2), water_box, ala2, burst=4 * STEP, seed=seed
+        )
+        context.setVelocitiesToTemperature(300, 1)
+        integrator.step(14)
+        ends.append(positions_of(context))
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert np.abs(ends[0] - ends[2]).max() > 1e-3
+
+
+def test_bridges_agree(peptide, ala2):
+    ends = []
+    for bridge in ("pythonforce", "torchforce"):
+        context, integrator = start(
+            Engine(bridge, "Reference"), noisy(ala2), peptide, ala2, burst=4 * STEP
+        )
+        context.setVelocitiesToTemperature(300, 1)
+        integrator.step(14)
+        ends.append(positions_of(context))
+    np.testing.assert_array_equal(ends[0], ends[1])
+
+
+def test_jumps_agree_on_every_engine(engine, peptide, ala2):
+    kernel = noisy(ala2)
+    moved, _, _ = jump_against_identity(engine, kernel, peptide, ala2, seed=77)
+    there, _, _ = jump_against_identity(
+        Engine("pythonforce", "Reference"), kernel, peptide, ala2, seed=77
+    )
+    np.testing.assert_allclose(moved, there, atol=LANDING)
+    assert np.abs(there).max() > 1e-3
+
+
+def test_checkpoint_in_the_middle_of_a_burst(engine, peptide, ala2):
+    context, integrator = start(engine, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(21)  # two jumps and five steps into the third burst
+    saved = context.createCheckpoint()
+    integrator.step(20)
+    end, numbers = positions_of(context), integrator.getStatistics()
+    integrator.step(5)
+    context.loadCheckpoint(saved)
+    assert integrator.getStatistics()["jumps_tried"] == 2
+    integrator.step(20)
+    again, seconds = positions_of(context), integrator.getStatistics()
+    for one in (numbers, seconds):
+        one.pop("seconds")
+    assert numbers == seconds
+    np.testing.assert_allclose(again, end, rtol=0, atol=0 if engine.exact else 2e-3)
+
+
+def test_checkpoint_in_a_new_process_like_context(reference, peptide, ala2):
+    context, integrator = start(reference, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(21)
+    saved = context.createCheckpoint()
+    integrator.step(20)
+    fresh, other = start(reference, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    fresh.loadCheckpoint(saved)
+    other.step(20)
+    np.testing.assert_array_equal(positions_of(fresh), positions_of(context))
+    assert other.getEffectiveTime() == integrator.getEffectiveTime()
+
+
+def test_state_round_trip_keeps_clocks_and_jump_noise(engine, peptide, ala2):
+    context, integrator = start(engine, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(21)
+    state = context.getState(
+        positions=True, velocities=True, parameters=True, integratorParameters=True
+    )
+    text = openmm.XmlSerializer.serialize(state)
+    fresh, other = start(engine, noisy(ala2), peptide, ala2, burst=8 * STEP, seed=1234)
+    fresh.setState(openmm.XmlSerializer.deserialize(text))
+    ours, theirs = integrator.getStatistics(), other.getStatistics()
+    for one in (ours, theirs):
+        one.pop("seconds")
+    assert ours == theirs
+    assert other.getRandomNumberSeed() == integrator.getRandomNumberSeed()
+    other.step(3)  # the jump is due now, five steps into the burst
+    assert other.getNumJumps() == 3
+
+
+def test_state_continues_exactly_without_langevin_noise(reference, peptide, ala2):
+    """A State lacks OpenMM's own random numbers; where none are used it continues exactly."""
+    settings = {"burst": 8 * STEP, "frictionCoeff": 0.0}
+    context, integrator = start(reference, noisy(ala2), peptide, ala2, **settings)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(5)
+    state = context.getState(
+        positions=True, velocities=True, parameters=True, integratorParameters=True
+    )
+    fresh, other = start(reference, noisy(ala2), peptide, ala2, **settings)
+    fresh.setState(state)
+    for one in (integrator, other):
+        one.step(3)  # up to and including the jump, whose noise is counter-based
+    np.testing.assert_array_equal(positions_of(fresh), positions_of(context))
+
+
+def test_deep_copy(reference, peptide, ala2):
+    context, integrator = start(
+        reference, noisy(ala2), peptide, ala2, burst=8 * STEP, maxTries=7, strict=True
+    )
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.setConstraintTolerance(1e-7)
+    integrator.step(21)
+    twin = copy.deepcopy(integrator)
+    assert type(twin) is ScoreDynamicsIntegrator
+    assert twin.solute == integrator.solute
+    assert twin.getMaxTries() == 7
+    assert twin.getConstraintTolerance() == 1e-7
+    for name in ("getMDTime", "getEffectiveTime", "getNumJumps", "getRandomNumberSeed", "getLag"):
+        assert getattr(twin, name)() == getattr(integrator, name)()
+    other = openmm.Context(context.getSystem(), twin, reference.platform)
+    other.setPositions(context.getState(positions=True).getPositions())
+    twin.step(3)
+    assert twin.getNumJumps() == integrator.getNumJumps() + 1
+
+
+def test_deep_copy_before_attach(peptide, ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2), lag=12.0, seed=4)
+    twin = copy.deepcopy(integrator)
+    assert twin.getLag() == 12.0 * unit.picosecond
+    twin.attach(peptide.system(), peptide.topology)
+    with pytest.raises(RuntimeError, match="not attached"):
+        integrator.step(1)
+
+
+@pytest.mark.parametrize("attach", [False, True], ids=["same system", "attach again"])
+def test_xml_and_restore(reference, peptide, ala2, attach):
+    context, integrator = start(reference, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(21)
+    bare = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(integrator))
+    assert type(bare) is openmm.CompoundIntegrator
+    if attach:
+        system = peptide.system()
+        again = ScoreDynamicsIntegrator.restore(bare, integrator.model, system, peptide.topology)
+    else:
+        system = context.getSystem()
+        again = ScoreDynamicsIntegrator.restore(bare, integrator.model)
+    fresh = openmm.Context(system, again, reference.platform)
+    saved = context.createCheckpoint()
+    integrator.step(20)
+    # Loaded only now: the Reference platform has one stream of random numbers for all Contexts.
+    fresh.loadCheckpoint(saved)
+    again.step(20)
+    np.testing.assert_array_equal(positions_of(fresh), positions_of(context))
+    assert again.getEffectiveTime() == integrator.getEffectiveTime()
+
+
+def test_restore_refuses_other_integrators(ala2):
+    with pytest.raises(ValueError, match="CompoundIntegrator"):
+        ScoreDynamicsIntegrator.restore(openmm.VerletIntegrator(0.001), model_of(noisy(ala2), ala2))
+
+
+def test_system_xml_with_pythonforce(peptide, ala2):
+    """The System's XML carries the propagator; openmm-torch 1.5 cannot do this on OpenMM 8.6."""
+    engine = Engine("pythonforce", "Reference")
+    context, integrator = start(engine, Shift(ala2.n_atoms, SHIFT), peptide, ala2)
+    text = openmm.XmlSerializer.serialize(context.getSystem())
+    system = openmm.XmlSerializer.deserialize(text)
+    twin = copy.deepcopy(integrator)
+    other = openmm.Context(system, twin, engine.platform)
+    other.setPositions(peptide.positions)
+    twin.step(1)
+    assert twin.getNumJumps() == 1
+
+
+def test_attaching_again_replaces_the_force(peptide, ala2):
+    system = peptide.system()
+    n = system.getNumForces()
+    for seed in (1, 2):
+        integrator = ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2), seed=seed)
+        integrator.attach(system, peptide.topology)
+        assert system.getNumForces() == n + 1
+    with pytest.raises(ValueError, match="attached already"):
+        integrator.attach(system, peptide.topology)
+
+
+# -- ordinary simulations ----------------------------------------------------------------------------
+
+
+def test_simulation_reporters_and_clocks(engine, water_box, ala2, tmp_path):
+    integrator = ScoreDynamicsIntegrator(
+        model_of(noisy(ala2), ala2), 300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtoseconds,
+        burst=20 * unit.femtoseconds, lag=0.1 * unit.nanoseconds, bridge=engine.bridge, seed=3,
+    )  # fmt: skip
+    system = water_box.system()
+    integrator.attach(system, water_box.topology, platform=engine.platform)
+    simulation = app.Simulation(water_box.topology, system, integrator, engine.platform)
+    simulation.context.setPositions(water_box.positions)
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    log = io.StringIO()
+    simulation.reporters.append(app.StateDataReporter(log, 10, step=True, time=True))
+    simulation.reporters.append(app.XTCReporter(str(tmp_path / "out.xtc"), 10))
+    simulation.step(65)
+    assert simulation.currentStep == 65
+    assert simulation.context.getStepCount() == 65
+    assert simulation.context.getTime()._value == pytest.approx(0.13)
+    assert integrator.getMDTime().value_in_unit(unit.femtosecond) == pytest.approx(130)
+    assert integrator.getNumJumps() == 6
+    assert integrator.getEffectiveTime().value_in_unit(unit.picosecond) == pytest.approx(600.13)
+    assert len(log.getvalue().splitlines()) == 7
+    simulation.saveCheckpoint(str(tmp_path / "check"))
+    simulation.step(20)
+    simulation.loadCheckpoint(str(tmp_path / "check"))
+    assert integrator.getNumJumps() == 6
+    assert simulation.currentStep == 65
+
+
+def test_pressure_coupling(engine, water_box, ala2):
+    """Box vectors that change under a barostat reach the model, and the solute stays whole."""
+    system = water_box.system()
+    system.addForce(openmm.MonteCarloBarostat(1.0, 300.0, 2))
+    context, integrator = start(engine, noisy(ala2), water_box, ala2, system=system, burst=5 * STEP)
+    context.setVelocitiesToTemperature(300, 1)
+    before = context.getState().getPeriodicBoxVolume()
+    integrator.step(60)
+    state = context.getState(positions=True, energy=True)
+    assert state.getPeriodicBoxVolume() != before
+    assert integrator.getNumJumps() == 12
+    assert np.isfinite(state.getPotentialEnergy()._value)
+    x = positions_of(context)
+    for i, j in ala2.bonds:
+        assert np.linalg.norm(x[i] - x[j]) < 0.2
+    assert worst_constraint(context) < 5e-6
+
+
+def test_virtual_sites_ions_and_heavy_hydrogens(engine, tip4p_box, ala2):
+    system = tip4p_box.system(hydrogenMass=3 * unit.dalton)
+    names = {atom.residue.name for atom in tip4p_box.topology.atoms()}
+    assert {"NA", "CL", "HOH"} <= names
+    context, integrator = start(
+        engine, noisy(ala2), tip4p_box, ala2, system=system, burst=8 * 0.004, stepSize=0.004
+    )
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(40)
+    assert integrator.getNumJumps() == 5
+    assert worst_constraint(context) < 5e-6
+    x = positions_of(context)
+    context.computeVirtualSites()
+    np.testing.assert_allclose(positions_of(context), x, atol=1e-5)
+    assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
+
+
+def test_single_precision_opencl(peptide, ala2):
+    from openmm_sd.bridges import platform_names
+
+    if "OpenCL" not in platform_names():
+        pytest.skip("OpenMM has no OpenCL platform here")
+    engine = Engine("pythonforce", "OpenCL")
+    integrator = ScoreDynamicsIntegrator(
+        model_of(Shift(ala2.n_atoms, SHIFT), ala2),
+        frictionCoeff=0.0,
+        burst=STEP,
+        bridge=engine.bridge,
+    )
+    system = peptide.system()
+    integrator.attach(system, peptide.topology)
+    context = openmm.Context(system, integrator, engine.platform, {"Precision": "single"})
+    context.setPositions(peptide.positions)
+    integrator.step(1)
+    moved = positions_of(context) - peptide.positions
+    np.testing.assert_allclose(moved.mean(0), SHIFT, atol=1e-3)
+
+
+# -- settings and bad arguments ----------------------------------------------------------------------
+
+
+def test_getters_and_setters(reference, peptide, ala2):
+    context, integrator = start(reference, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    for one in (integrator, copy.deepcopy(integrator)):
+        one.setTemperature(310 * unit.kelvin)
+        assert one.getTemperature() == 310 * unit.kelvin
+        one.setFriction(2.5)
+        assert one.getFriction().value_in_unit(unit.picosecond**-1) == 2.5
+        one.setLag(0.05 * unit.nanoseconds)
+        assert one.getLag().value_in_unit(unit.picosecond) == pytest.approx(50)
+        one.setBurst(0.1)
+        assert one.getBurst() == 0.1 * unit.picosecond
+        one.setStepSize(1 * unit.femtosecond)
+        assert one.getStepSize().value_in_unit(unit.picosecond) == 0.001
+        one.setRandomNumberSeed(17)
+        assert one.getRandomNumberSeed() == 17
+    integrator.step(100)
+    assert integrator.getNumJumps() == 1
+    integrator.setJumping(False)
+    assert not integrator.getJumping()
+    integrator.step(250)
+    assert integrator.getNumJumps() == 1
+
+
+def test_temperature_setting_reaches_both_parts(peptide, ala2):
+    system = peptide.system(removeCMMotion=False)
+    context, integrator = start(
+        Engine("pythonforce", "Reference"),
+        Identity(ala2.n_atoms),
+        peptide,
+        ala2,
+        system=system,
+        burst=4 * STEP,
+        frictionCoeff=10.0,
+    )
+    integrator.setTemperature(600.0)
+    integrator.step(1000)
+    kinetic = []
+    for _ in range(400):
+        integrator.step(10)
+        kinetic.append(context.getState(energy=True).getKineticEnergy()._value)
+    degrees = 3 * ala2.n_atoms - system.getNumConstraints()
+    mean, error = (2 * v / degrees / 0.00831446 for v in blocks(kinetic))
+    assert error < 10
+    assert abs(mean - 600) < 4 * error + 6  # 1 % of it from the time step
+
+
+def test_defaults_come_from_the_card(ala2):
+    card = {
+        "temperature_K": 310.0,
+        "lag_range_ps": [1.0, 50.0],
+        "recommended_lag_ps": 20.0,
+        "recommended_burst_ps": 0.5,
+    }
+    integrator = ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2, **card))
+    assert integrator.getTemperature() == 310.0 * unit.kelvin
+    assert integrator.getLag() == 20.0 * unit.picosecond
+    assert integrator.getBurst() == 0.5 * unit.picosecond
+    assert 1 <= integrator.getRandomNumberSeed() < 2**31
+    with pytest.raises(ValueError, match=r"lag must be between 1 and 50 ps .* got 60"):
+        integrator.setLag(60)
+    with pytest.warns(UserWarning, match="trained at 310 K"):
+        integrator.setTemperature(350)
+    with pytest.raises(ValueError, match="trained at 310 K"):
+        ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2, **card), 300.0, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": -1}, "temperature must be a positive number .*got -1"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"temperature": "hot"}, "temperature must be .*'hot'"),
+        ({"temperature": 1 * unit.nanometer}, "temperature must be in kelvin"),
+        ({"frictionCoeff": -0.1}, "frictionCoeff must be a non-negative"),
+        ({"stepSize": 0}, "stepSize must be a positive"),
+        ({"burst": 0.0001}, "burst must be at least one MD step"),
+        ({"burst": -2}, "burst must be a positive"),
+        ({"lag": 0}, "lag must be a positive"),
+        ({"lag": -10 * unit.picosecond}, "lag must be a positive"),
+        ({"bridge": "telepathy"}, "bridge must be 'auto' or one of"),
+        ({"seed": 0}, "seed must be a whole number from 1"),
+        ({"seed": 2**31}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"maxTries": 0}, "maxTries must be a whole number"),
+        ({"maxTries": True}, "maxTries must be a whole number"),
+    ],
+)
+def test_bad_arguments(ala2, settings, words):
+    with pytest.raises(ValueError, match=words):
+        ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2), **settings)
+
+
+def test_model_must_be_a_model(ala2):
+    with pytest.raises(ValueError, match="model must be a ScoreModel, got Identity"):
+        ScoreDynamicsIntegrator(Identity(22))
+
+
+def test_attach_says_what_is_wrong(peptide, water_box, ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2), bridge="pythonforce")
+    with pytest.raises(ValueError, match="platform must be one of"):
+        integrator.attach(peptide.system(), peptide.topology, platform="Abacus")
+    with pytest.raises(ValueError, match="AllBonds|constraint"):
+        integrator.attach(peptide.system(constraints=app.AllBonds), peptide.topology)
+    full = peptide.system()
+    for group in range(32):
+        force = openmm.CustomExternalForce("0*x")
+        force.setForceGroup(group)
+        full.addForce(force)
+    with pytest.raises(ValueError, match="no free force group"):
+        integrator.attach(full, peptide.topology)
+    with pytest.raises(ValueError, match="particles|atoms"):
+        integrator.attach(water_box.system(), peptide.topology)
+    integrator.attach(peptide.system(), peptide.topology)
+
+
+def test_free_force_group_is_found(ala2, peptide):
+    system = peptide.system()
+    for group in (31, 30):
+        force = openmm.CustomExternalForce("0*x")
+        force.setForceGroup(group)
+        system.addForce(force)
+    context, integrator = start(
+        Engine("pythonforce", "Reference"), Shift(ala2.n_atoms, SHIFT), peptide, ala2, system=system
+    )
+    assert [f.getForceGroup() for f in system.getForces()][-1] == 29
+    integrator.step(2)
+    assert integrator.getNumJumps() == 2

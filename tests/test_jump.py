@@ -1,0 +1,191 @@
+"""The work of one jump, without OpenMM: whole molecules, labels, constraints, gates, status."""
+
+import numpy as np
+import pytest
+import torch
+
+from openmm_sd import Propagator
+from openmm_sd.bridges.torchforce import script
+from openmm_sd.propagator.gates import GATES, BondGate, ChiralityGate, DisplacementGate, FiniteGate
+from openmm_sd.propagator.jump import ERRORS, REJECTIONS, STATUS_ERROR, Jump, build_gates
+from openmm_sd.propagator.kernels import Identity, Rotation, Shift
+
+NO_BOX = torch.zeros(3, 3, dtype=torch.float64)
+CUBE = torch.eye(3, dtype=torch.float64) * 2.0
+# Reduced vectors of a truncated octahedron.
+OCTAHEDRON = 2.0 * torch.tensor(
+    [[1.0, 0.0, 0.0], [1 / 3, 2 * np.sqrt(2) / 3, 0.0], [-1 / 3, np.sqrt(2) / 3, np.sqrt(6) / 3]],
+    dtype=torch.float64,
+)
+
+
+class Handed(Propagator):
+    """Moves everything by the sign of one signed volume: tells labels apart."""
+
+    def __init__(self, n_atoms, centre):
+        super().__init__(n_atoms, 0)
+        self.centre = tuple(int(c) for c in centre)
+
+    def forward(self, frame, lag, noise):
+        c, i, j, k = self.centre
+        a = frame[:, i] - frame[:, c]
+        b = frame[:, j] - frame[:, c]
+        d = frame[:, k] - frame[:, c]
+        sign = torch.sign((a * torch.linalg.cross(b, d)).sum(-1))
+        return frame + 0.1 * sign.reshape(-1, 1, 1)
+
+
+class Faulty(Propagator):
+    """Returns what the lag asks for."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 0)
+
+    def forward(self, frame, lag, noise):
+        if bool(lag[0] == 1.0):
+            return frame * float("nan")
+        if bool(lag[0] == 2.0):
+            return frame + float("inf")
+        if bool(lag[0] == 3.0):
+            return frame + 50.0
+        if bool(lag[0] == 4.0):
+            return frame[:, :-1]
+        if bool(lag[0] == 5.0):
+            return frame.double()
+        if bool(lag[0] == 6.0):
+            return frame * torch.tensor([1.0, 1.0, -1.0])
+        if bool(lag[0] == 7.0):
+            return frame * 1.5
+        return frame
+
+
+def run(jump, positions, box=NO_BOX, number=0, attempt=0, seed=1, lag=10.0):
+    displacement, status = jump(torch.tensor(positions), box, number, attempt, seed, lag)
+    assert displacement.dtype == torch.float64
+    return displacement.numpy(), int(status)
+
+
+def jump_of(kernel, molecule, windows=(), constraints=(), limit=2.0):
+    return Jump(kernel, molecule, build_gates(molecule, limit, windows), constraints)
+
+
+@pytest.mark.parametrize("box", [CUBE, OCTAHEDRON], ids=["cube", "octahedron"])
+def test_broken_solute_is_made_whole(ala2, box):
+    jump = jump_of(Rotation(ala2.n_atoms, 95.0, (1.0, 2.0, 3.0)), ala2)
+    whole = ala2.positions + 5.0
+    expected, _ = run(jump, whole)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        images = rng.integers(-2, 3, size=(ala2.n_atoms, 3))
+        broken = whole + images @ box.numpy()
+        displacement, status = run(jump, broken, box)
+        assert status == 1
+        # The first atom stays in its image, the others follow it.
+        made = jump.make_whole(torch.as_tensor(broken), box).numpy()
+        np.testing.assert_allclose(made - made[0], whole - whole[0], atol=1e-12)
+        np.testing.assert_array_equal(made[0], broken[0])
+        np.testing.assert_allclose(displacement, expected, atol=1e-7)
+
+
+def test_any_numbering_of_equivalent_hydrogens(ala2):
+    hand = ala2.handedness
+    for row in np.flatnonzero(~hand.stereo):
+        jump = jump_of(Handed(ala2.n_atoms, hand.centres[row]), ala2)
+        expected, status = run(jump, ala2.positions)
+        assert status == 1
+        assert np.allclose(np.abs(expected), 0.1)
+        relabelled = ala2.positions[hand.swaps[row]]
+        displacement, status = run(jump, relabelled)
+        assert status == 1
+        # Without relabelling the kernel would see the mirror image and move the other way.
+        np.testing.assert_allclose(displacement, expected, atol=1e-7)
+
+
+def test_displacements_go_to_the_relabelled_atoms(ala2):
+    hand = ala2.handedness
+    row = int(np.flatnonzero(~hand.stereo)[0])
+    jump = jump_of(Rotation(ala2.n_atoms, 40.0, (0.0, 0.0, 1.0)), ala2)
+    expected, _ = run(jump, ala2.positions)
+    swap = hand.swaps[row]
+    displacement, _ = run(jump, ala2.positions[swap])
+    np.testing.assert_allclose(displacement, expected[swap], atol=1e-7)
+
+
+def test_mirror_image_is_an_error(ala2):
+    jump = jump_of(Identity(ala2.n_atoms), ala2)
+    displacement, status = run(jump, ala2.positions * [1.0, 1.0, -1.0])
+    assert status == 103
+    assert not displacement.any()
+
+
+def test_hydrogens_land_on_their_constraints(ala2):
+    hydrogens = [
+        (i, j) for i, j in ala2.bonds if 1 in (ala2.atomic_numbers[i], ala2.atomic_numbers[j])
+    ]
+    constraints = [
+        (i, j, 0.105) if ala2.atomic_numbers[j] == 1 else (j, i, 0.105) for i, j in hydrogens
+    ]
+    assert len(constraints) == 12
+    jump = jump_of(Shift(ala2.n_atoms, (0.01, 0.0, 0.0)), ala2, constraints=constraints)
+    displacement, status = run(jump, ala2.positions)
+    new = ala2.positions + displacement
+    assert status == 1
+    for heavy, hydrogen, length in constraints:
+        assert abs(np.linalg.norm(new[hydrogen] - new[heavy]) - length) < 1e-12
+    heavy_atoms = list(ala2.heavy)
+    np.testing.assert_allclose(
+        displacement[heavy_atoms], [[0.01, 0, 0]] * len(heavy_atoms), atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("lag", "status"),
+    [(1.0, 2), (2.0, 2), (3.0, 3), (4.0, 101), (5.0, 102), (6.0, 5), (7.0, 4), (10.0, 1)],
+)
+@pytest.mark.parametrize("scripted", [False, True])
+def test_every_outcome_has_its_status(ala2, lag, status, scripted):
+    windows = [(i, j, 0.07, 0.2) for i, j in ala2.bonds]
+    jump = jump_of(Faulty(ala2.n_atoms), ala2, windows)
+    jump = script(jump) if scripted else jump
+    displacement, got = run(jump, ala2.positions, lag=lag)
+    assert got == status
+    assert not displacement.any()  # rejected, or an identity
+    assert got == 1 or got in REJECTIONS or (got >= STATUS_ERROR and got in ERRORS)
+
+
+def test_positions_that_are_not_finite(ala2):
+    positions = ala2.positions.copy()
+    positions[3, 1] = np.nan
+    assert run(jump_of(Identity(ala2.n_atoms), ala2), positions)[1] == 104
+
+
+def test_gate_codes_are_unique_and_below_the_errors():
+    codes = [gate.code for gate in GATES]
+    assert codes == sorted(set(codes))
+    assert all(1 < code < STATUS_ERROR for code in codes)
+    assert len({gate.name for gate in GATES}) == len(GATES)
+
+
+def test_gates_judge_each_of_a_batch(ala2):
+    frame = torch.tensor(ala2.positions, dtype=torch.float32).expand(3, -1, -1)
+    proposal = frame.clone()
+    proposal[1, 0, 0] = float("nan")
+    assert FiniteGate()(frame, proposal).tolist() == [True, False, True]
+    proposal = frame.clone()
+    proposal[2, 4] += 0.3
+    assert DisplacementGate(0.5)(frame, proposal).tolist() == [True, True, False]
+    assert DisplacementGate(0.6)(frame, proposal).tolist() == [True, True, True]
+    i, j = ala2.bonds[0]
+    length = float((frame[0, i] - frame[0, j]).norm())
+    assert BondGate([(i, j, length - 0.01, length + 0.01)])(frame, frame).tolist() == [True] * 3
+    assert BondGate([(i, j, length + 0.01, length + 0.02)])(frame, frame).tolist() == [False] * 3
+    row = int(np.flatnonzero(ala2.handedness.stereo)[0])
+    gate = ChiralityGate([tuple(ala2.handedness.centres[row])], [float(ala2.handedness.signs[row])])
+    proposal = frame.clone()
+    proposal[1] *= torch.tensor([1.0, -1.0, 1.0])
+    assert gate(frame, proposal).tolist() == [True, False, True]
+
+
+def test_displacement_gate_turns_down_nan(ala2):
+    frame = torch.zeros(1, 3, 3)
+    assert DisplacementGate(1.0)(frame, frame * float("nan")).tolist() == [False]
