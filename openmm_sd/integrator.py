@@ -32,6 +32,9 @@ from .solute import Solute, find_solute
 #: Boltzmann's constant, kJ/mol/K.
 BOLTZMANN = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
+#: Name under which jumps are counted that raised the system's energy too far.
+ENERGY = "energy"
+
 # Of every variable of the jump program: context parameters share their namespace.
 PREFIX = "sd_"
 
@@ -45,11 +48,17 @@ _STATE: dict[str, float] = {
     "redraws": 0.0,
     "fallbacks": 0.0,
     "effective_extra": 0.0,  # ps covered by accepted jumps
-    **{f"rejected_{name}": 0.0 for name in REJECTIONS.values()},
+    **{f"rejected_{name}": 0.0 for name in (*REJECTIONS.values(), ENERGY)},
 }
 
 # What the user chose; variables of the program as well.
-_SETTINGS = ("temperature", "friction", "burst", "lag", "seed", "max_tries")
+_SETTINGS = ("temperature", "friction", "burst", "lag", "seed", "max_tries", "max_rise")
+# What only lives while the program runs.
+_SCRATCH = (
+    "kT", "keep", "kick", "tries", "status", "ok", "again", "energy_before", "rise", "fits",
+)  # fmt: skip
+# Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
+_NO_LIMIT = 1e30
 
 
 class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
@@ -58,8 +67,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. At the end of every burst a
     learned kernel proposes where the solute will be one lag later; a proposal that passes the
     gates is applied, all velocities are drawn anew, and the next burst begins. A proposal that
-    fails is drawn again, a limited number of times; then the jump is dropped and MD carries on,
-    which is counted. One ``step()`` is one MD step, whatever happens at its end, so reporters,
+    fails is drawn again, a limited number of times; then the jump is dropped and MD carries on. So
+    it does when a jump lands on top of the solvent. Both are counted. One ``step()`` is one MD step, whatever happens at its end, so reporters,
     barostats and step counts behave as with any other integrator.
 
     There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
@@ -86,6 +95,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         by default; see `getRandomNumberSeed`.
     maxTries : int
         How many proposals to draw for a jump before it is dropped.
+    maxEnergyRise : Quantity or float or None
+        A jump that raises the system's potential energy by more is taken back, kJ/mol. None for no
+        limit, which lets a solute jump into water molecules until the simulation blows up.
     strict : bool
         Raise, instead of warn, where the simulation differs from what the model was made for.
 
@@ -130,6 +142,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         bridge: str = "auto",
         seed: int | None = None,
         maxTries: int = 4,
+        maxEnergyRise: Any = 1000.0,
         strict: bool = False,
     ) -> None:
         if not isinstance(model, ScoreModel):
@@ -160,6 +173,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin = openmm.LangevinMiddleIntegrator(temperature, friction, step)
         self.addIntegrator(self._langevin)
         self._waiting.update(temperature=temperature, friction=friction, max_tries=float(maxTries))
+        self.setMaxEnergyRise(maxEnergyRise)
         self.setBurst(model.recommended_burst if burst is None else burst)
         self.setLag(model.recommended_lag if lag is None else lag)
         self.setRandomNumberSeed(
@@ -267,10 +281,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
         for name, value in self._waiting.items():
             jumper.addGlobalVariable(PREFIX + name, value)
-        for name in ("kT", "keep", "kick", "tries", "status", "ok", "again"):
+        for name in _SCRATCH:
             jumper.addGlobalVariable(PREFIX + name, 0.0)
-        jumper.addPerDofVariable("sd_displacement", 0.0)
-        jumper.addPerDofVariable("sd_unconstrained", 0.0)
+        for name in ("displacement", "unconstrained", "position_before"):
+            jumper.addPerDofVariable(PREFIX + name, 0.0)
 
         # The program ends with forces evaluated, and CustomIntegrator believes them still good at
         # its next turn, although the other integrator has moved everything since. Writing the
@@ -289,6 +303,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputePerDof("sd_unconstrained", "x")
         jumper.addConstrainPositions()
         jumper.addComputePerDof("v", "v+(x-sd_unconstrained)/dt")
+
+        jumper.addComputeGlobal("sd_energy_before", "energy")
 
         # The jump. No ConstrainPositions may follow: on GPU kernels a position written before one
         # is only stored, and forces would still be evaluated at the old place.
@@ -313,13 +329,20 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         )
         jumper.endBlock()
         jumper.addComputeGlobal(NUMBER, "0")
+        # A jump into a place that the water has not left is taken back, to the last bit.
+        jumper.addComputePerDof("sd_position_before", "x")
+        jumper.addComputePerDof("x", "x+sd_ok*sd_displacement")
+        jumper.addComputeGlobal("sd_rise", "energy-sd_energy_before")
+        jumper.addComputeGlobal("sd_fits", "step(sd_max_rise-sd_rise)")  # 0 for a NaN
+        jumper.addComputeGlobal(f"sd_rejected_{ENERGY}", f"sd_rejected_{ENERGY}+sd_ok*(1-sd_fits)")
+        jumper.addComputeGlobal("sd_ok", "sd_ok*sd_fits")
+        jumper.addComputePerDof("x", "select(sd_ok, x, sd_position_before)")
         jumper.addComputeGlobal("sd_tried", "sd_tried+1")
         jumper.addComputeGlobal("sd_redraws", "sd_redraws+sd_tries-1")
         jumper.addComputeGlobal("sd_accepted", "sd_accepted+sd_ok")
         jumper.addComputeGlobal("sd_fallbacks", "sd_fallbacks+1-sd_ok")
         jumper.addComputeGlobal("sd_effective_extra", "sd_effective_extra+sd_ok*sd_lag")
         jumper.beginIfBlock("sd_ok > 0.5")
-        jumper.addComputePerDof("x", "x+sd_displacement")
         # Velocities are drawn for the time of the positions, but the Langevin scheme keeps them
         # half a step behind: its next step kicks for a whole one. Without the half kick back
         # stiff bonds start every burst too warm, and short bursts resonate with them.
@@ -441,7 +464,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             "jumps_accepted": int(self._get("accepted")),
             "redraws": int(self._get("redraws")),
             "fallbacks": int(self._get("fallbacks")),
-            "rejections": {n: int(self._get(f"rejected_{n}")) for n in REJECTIONS.values()},
+            "rejections": {
+                name: int(self._get(f"rejected_{name}")) for name in (*REJECTIONS.values(), ENERGY)
+            },
             "md_time_ps": self._get("md_time"),
             "effective_time_ps": self._get("md_time") + self._get("effective_extra"),
             "seconds": {
@@ -526,6 +551,18 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def getMaxTries(self) -> int:
         """How many proposals are drawn before a jump is dropped."""
         return int(self._get("max_tries"))
+
+    def getMaxEnergyRise(self) -> unit.Quantity | None:
+        """How far a jump may raise the potential energy; None for no limit."""
+        value = self._get("max_rise")
+        return None if value >= _NO_LIMIT else value * unit.kilojoule_per_mole
+
+    def setMaxEnergyRise(self, energy: Any) -> None:
+        """Set how far a jump may raise the potential energy, kJ/mol; None for no limit."""
+        if energy is None:
+            self._set("max_rise", _NO_LIMIT)
+        else:
+            self._set("max_rise", _positive("energy", energy, unit.kilojoule_per_mole))
 
     def getRandomNumberSeed(self) -> int:
         """Seed of the jumps and of the Langevin dynamics."""
@@ -639,6 +676,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 bridge=bridge,
                 seed=int(settings["seed"]),
                 maxTries=int(settings["max_tries"]),
+                maxEnergyRise=settings["max_rise"],
                 strict=strict,
             )
         new.setConstraintTolerance(settings["tolerance"])

@@ -10,7 +10,6 @@ import openmm
 from openmm import unit
 
 from .integrator import ScoreDynamicsIntegrator
-from .propagator.jump import REJECTIONS
 
 
 class ScoreDynamicsReporter:
@@ -86,7 +85,7 @@ class ScoreDynamicsReporter:
             "Jumps Tried": numbers["jumps_tried"],
             "Redraws": numbers["redraws"],
             "Fallbacks": numbers["fallbacks"],
-            **{f"Rejected: {n}": numbers["rejections"][n] for n in REJECTIONS.values()},
+            **{f"Rejected: {name}": n for name, n in numbers["rejections"].items()},
             "Potential Energy (kJ/mol)": repr(
                 state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             ),

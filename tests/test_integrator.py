@@ -58,7 +58,13 @@ def start(
     engine, kernel, box, molecule, *, system=None, positions=None, seed=5, solute=None, **settings
 ):
     """A Context in which the next jump is due after `burst`, one MD step by default."""
-    settings = {"burst": STEP, "lag": 10.0, "stepSize": STEP, "temperature": 300.0} | settings
+    settings = {
+        "burst": STEP,
+        "lag": 10.0,
+        "stepSize": STEP,
+        "temperature": 300.0,
+        "maxEnergyRise": None,  # these kernels know nothing of the water in their way
+    } | settings
     model = kernel if isinstance(kernel, ScoreModel) else model_of(kernel, molecule)
     integrator = ScoreDynamicsIntegrator(model, bridge=engine.bridge, seed=seed, **settings)
     system = box.system() if system is None else system
@@ -338,6 +344,40 @@ def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate
     integrator.setLag(10.0)
     integrator.step(1)
     assert integrator.getNumJumps() == 1
+
+
+def test_jump_onto_the_solvent_is_taken_back(engine, water_box, ala2):
+    """Positions as they were to the last bit, velocities too, the count in its own column."""
+    kernel = Shift(ala2.n_atoms, (0.25, 0.0, 0.0))
+    ends, numbers = [], None
+    for limit in (500.0, 500 * unit.kilojoule_per_mole, None):
+        context, integrator = start(
+            engine, kernel, water_box, ala2, frictionCoeff=0.0, maxEnergyRise=limit
+        )
+        context.setVelocitiesToTemperature(300, 3)
+        integrator.setJumping(limit is not None)
+        integrator.step(1)
+        ends.append((positions_of(context), velocities_of(context)))
+        if limit is not None:
+            numbers = integrator.getStatistics()
+            assert numbers["jumps_tried"] == numbers["fallbacks"] == 1
+            assert numbers["jumps_accepted"] == 0
+            assert numbers["rejections"]["energy"] == 1
+            assert numbers["effective_time_ps"] == pytest.approx(STEP)
+    np.testing.assert_allclose(ends[0][0], ends[1][0], atol=0 if engine.exact else 1e-5)
+    # Against the same step of plain MD.
+    np.testing.assert_allclose(ends[0][0], ends[2][0], atol=1e-6 if engine.exact else 1e-5)
+    np.testing.assert_allclose(ends[0][1], ends[2][1], atol=2e-3 if engine.exact else 2e-2)
+
+
+def test_energy_limit_setting(ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(Identity(ala2.n_atoms), ala2))
+    assert integrator.getMaxEnergyRise() == 1000 * unit.kilojoule_per_mole
+    integrator.setMaxEnergyRise(None)
+    assert integrator.getMaxEnergyRise() is None
+    assert copy.deepcopy(integrator).getMaxEnergyRise() is None
+    with pytest.raises(ValueError, match="energy must be a positive"):
+        integrator.setMaxEnergyRise(-1)
 
 
 def test_redraws_use_new_noise(engine, peptide, ala2):

@@ -26,10 +26,6 @@ from openmm_sd.propagator.dense import DenseDiffusion
 # displacement good to about one per cent all the same.
 _STATISTICS_PAIRS = 8192
 
-# Bonds, angles and the hydrogens of one methyl group vary less than this (nm); torsions do not.
-_STIFF_WIDTH_NM = 0.01
-# Noise (nm) at which directions between bonded atoms lose their meaning: half a bond.
-_STIFF_NOISE_NM = 0.05
 # Centre and width of the log-normal part of the noise levels drawn in training.
 _LEVEL_CENTRE = 0.25
 _LEVEL_LOG_WIDTH = 1.3
@@ -61,8 +57,6 @@ class TrainSettings:
         Range of noise levels in widths of the data, wider than the sampler's. A third of the draws
         is log-uniform over it, the rest log-normal around the levels where a sample decides
         between conformations and takes its bonds.
-    stiff_weight : float
-        Weight of errors along stiff distances (bonds, angles); see `denoising_loss`.
     bf16 : bool
         Matrix products in bfloat16. About twice as fast on CPUs that have it.
     seed : int
@@ -73,14 +67,13 @@ class TrainSettings:
 
     minutes: float = 10.0
     max_steps: int | None = None
-    batch_size: int = 512
+    batch_size: int = 256
     learning_rate: float = 1e-3
     warmup_steps: int = 300
     ema_decay: float = 0.9995
     condition_noise_nm: float = 0.003
     sigma_min: float = 0.005
     sigma_max: float = 90.0
-    stiff_weight: float = 2.0
     bf16: bool = True
     seed: int = 1
     report_seconds: float = 60.0
@@ -233,7 +226,6 @@ def denoising_loss(
     sigma: Tensor,
     condition_noise_nm: float,
     generator: torch.Generator,
-    stiff_weight: float = 0.0,
 ) -> Tensor:
     """Return each pair's denoising loss, in units in which the untrained network has about 1.
 
@@ -251,10 +243,6 @@ def denoising_loss(
         Noise on the conditioning frame, nm.
     generator : torch.Generator
         Source of random numbers.
-    stiff_weight : float
-        Extra weight of the error along distances that hardly vary in the data. The extra weight
-        depends on the noised input alone, so the minimum of the expected loss is still the
-        posterior mean: it is learned sooner where a bond's length is at stake, and not changed.
 
     Returns
     -------
@@ -274,18 +262,6 @@ def denoising_loss(
     modulation = modulation + model.encode_noise(sigma)
     error = model.denoise(noised, sigma, local, scale, context, modulation).float() - clean
     loss = (error * error).mean(dim=(1, 2))
-    if stiff_weight > 0.0:
-        stiff = model.pair_width < _STIFF_WIDTH_NM
-        first, second = model.first[stiff], model.second[stiff]
-        noised_nm, error_nm = local + scale * noised, scale * error
-        directions = torch.nn.functional.normalize(
-            noised_nm[:, second] - noised_nm[:, first], dim=-1
-        )
-        stretch = ((error_nm[:, second] - error_nm[:, first]) * directions).sum(-1)
-        spread = scale[:, first, 0] ** 2 + scale[:, second, 0] ** 2
-        # Where the noise is larger than the distances, the directions mean nothing.
-        trust = 1.0 / (1.0 + (sigma.unsqueeze(-1) / _STIFF_NOISE_NM) ** 2 * spread)
-        loss = loss + stiff_weight * (trust * stretch**2 / spread).mean(1)
     return loss * (1.0 + sigma * sigma) / (sigma * sigma)
 
 
@@ -415,7 +391,6 @@ def train(
                 sigma,
                 settings.condition_noise_nm,
                 generator,
-                settings.stiff_weight,
             ).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

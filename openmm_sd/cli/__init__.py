@@ -1,0 +1,134 @@
+"""The program ``openmm-sd``: one file a command.
+
+A command is a module of this package with a docstring (its help), an ``EXAMPLE``, a function
+``add_arguments(parser)`` and a function ``run(arguments, progress)`` that returns an
+:class:`~openmm_sd.cli.outcome.Outcome`. It imports what is heavy inside ``run``, so that ``--help``
+answers at once. List it in `COMMANDS`.
+
+With ``--json`` a command prints one JSON object on standard output and nothing else there.
+Exit codes: 0 done; 2 the input was wrong; 1 anything else; 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from ..version import __version__
+from .progress import Progress
+
+#: Every command, in the order of the help, with what it does in a few words.
+COMMANDS = {
+    "doctor": "try a real jump through each bridge on each platform of this machine",
+    "models": "list the models that come with openmm-sd, or show a model's card",
+    "demo": "a mixed run of a small peptide in water, from nothing to a picture",
+}
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its help or one line about the error
+        return int(stop.code or 0)
+    # Idle OpenMP threads that spin take the cores that OpenMM needs. Read once, by torch's import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    progress = Progress()
+    try:
+        with _quiet_stdout() if arguments.json else contextlib.nullcontext():
+            outcome = _module(arguments.command).run(arguments, progress)
+            # Serialised in here, so that a result that JSON cannot hold prints nothing.
+            text = json.dumps(outcome.result, allow_nan=False) if arguments.json else outcome.text
+    except KeyboardInterrupt:
+        progress.close()
+        print("openmm-sd: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        progress.close()
+        if arguments.debug:
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or "no further message"
+        wrong_input = isinstance(error, ValueError) and _is_ours(error)
+        kind = "" if wrong_input else f"{type(error).__name__}: "
+        print(f"openmm-sd {arguments.command}: {kind}{message}", file=sys.stderr)
+        return 2 if wrong_input else 1
+    progress.close()
+    print(text, flush=True)
+    return outcome.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openmm-sd",
+        description="Score Dynamics for OpenMM: MD bursts alternating with learned jumps.",
+        epilog="example: openmm-sd demo --output demo-output\n"
+        "'openmm-sd COMMAND --help' says more about a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"openmm-sd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = _module(name)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=f"example: {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.add_argument(
+            "--json",
+            action="store_true",
+            help="print one JSON object on standard output, all else on standard error",
+        )
+        command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    return import_module(f".{command}", __name__)
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Send everything that is written to standard output, by C code too, to standard error."""
+    sys.stdout.flush()
+    python_stdout = sys.stdout
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = python_stdout
+        # What C code has printed may still lie in its buffer, and would come out later.
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error itself; others' ValueErrors are faults, not input."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(_PACKAGE)

@@ -1,0 +1,52 @@
+"""List the models that come with openmm-sd, or show the card of one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .outcome import Outcome
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..propagator.model import ScoreModel
+
+EXAMPLE = "openmm-sd models ala2-implicit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", nargs="?", metavar="NAME", help="a model's name, or a file's path")
+
+
+def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
+    """Run the command."""
+    from ..propagator.model import ScoreModel
+
+    if arguments.model is not None:
+        model = ScoreModel.load(arguments.model)
+        return Outcome(_described(arguments.model, model), model.summary())
+    models = {name: ScoreModel.load(name) for name in ScoreModel.shipped()}
+    lines = [
+        f"{name:<18} {', '.join(m.name for m in model.molecules)}; lag "
+        f"{model.recommended_lag:g} ps\n  {model.card.get('description', '')}"
+        for name, model in models.items()
+    ]
+    return Outcome(
+        {"models": [_described(name, model) for name, model in models.items()]},
+        "\n".join(lines) or "no models come with this version of openmm-sd",
+    )
+
+
+def _described(name: str, model: ScoreModel) -> dict[str, Any]:
+    return {
+        "name": name,
+        "molecules": [
+            {"name": m.name, "formula": m.formula, "atoms": m.n_atoms} for m in model.molecules
+        ],
+        "temperature_K": model.temperature,
+        "lag_range_ps": model.lag_range,
+        "recommended_lag_ps": model.recommended_lag,
+        "recommended_burst_ps": model.recommended_burst,
+        "card": model.card,
+    }

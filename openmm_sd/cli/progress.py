@@ -1,0 +1,42 @@
+"""Progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+# Where lines cannot be overwritten (a log file), a stage says how far it is this often, in seconds.
+_INTERVAL = 15.0
+
+
+class Progress:
+    """Says what is being done and how far it is: a line a stage, on standard error.
+
+    Call it with what is being done and how far that is. On a terminal the line is overwritten;
+    elsewhere a new line is written now and then.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        self._terminal = self._stream.isatty()
+        self._what = ""
+        self._said = 0.0
+
+    def __call__(self, what: str, how_far: str) -> None:
+        line = f"{what}: {how_far}" if how_far else what
+        now = time.monotonic()
+        if self._terminal:
+            start = "\r\x1b[K" if what == self._what else "\n" if self._what else ""
+            self._stream.write(start + line)
+        elif what != self._what or now - self._said > _INTERVAL:
+            self._stream.write(line + "\n")
+            self._said = now
+        self._what = what
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self._terminal and self._what:
+            self._stream.write("\n")
+            self._stream.flush()
+        self._what = ""

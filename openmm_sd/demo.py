@@ -1,0 +1,631 @@
+"""The demonstration: a mixed run of a small peptide in water, from nothing to a picture.
+
+Builds a box of water around the model's own molecule, then lets MD bursts and learned jumps
+alternate, in turn with stretches of plain MD on the same system, which give the speed to compare
+with. It writes, into one directory:
+
+``trajectory.xtc``
+    Two frames a burst, one half-way and one at its end, all atoms, nm. Every molecule is whole and
+    in the periodic image closest to the solute. Its times are effective times in ps.
+``topology.pdb``
+    The first of those frames, with the box.
+``ramachandran.png``
+    (phi, psi) of the frames and of the places where jumps landed.
+``summary.json``
+    Counters, clocks and speeds, see `run_demo`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform as machine
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from .analysis.torsions import dihedral
+from .bridges import BRIDGES, choose_bridge, platform_names
+from .bridges.probe import probe_all
+from .integrator import BOLTZMANN, ScoreDynamicsIntegrator
+from .prepare import PreparedBox, equilibrate, solvate
+from .propagator.model import ScoreModel
+from .propagator.molecule import Molecule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: What the demonstration writes.
+FILES = ("trajectory.xtc", "topology.pdb", "ramachandran.png", "summary.json")
+
+#: Heavy hydrogens allow steps of 4 fs, the usual pair of settings with constrained X-H bonds.
+HYDROGEN_MASS_AMU = 3.0
+STEP_PS = 0.004
+FRICTION_PER_PS = 1.0
+
+# OpenCL is left to those who ask for it: on a machine without a GPU it is an emulation that runs
+# slower than the CPU platform, yet OpenMM would choose it.
+_PLATFORMS = ("CUDA", "HIP", "CPU")
+# Medians are taken over this many pairs of a plain and a mixed stretch.
+_REPEATS = 5
+# Share of the time that goes to plain MD.
+_PLAIN_SHARE = 0.2
+
+# Settling: an overlap of some 1e4 kJ/mol is down to the energy's own fluctuation after about 40
+# steps at a friction that takes up its heat; more steps gain little.
+_SETTLE_STEPS = 60
+_SETTLE_STEP_PS = 0.001
+_SETTLE_FRICTION_PER_PS = 30.0
+# Three times the thermal speed of a hydrogen atom at 300 K: only overlaps are held back by it.
+_SETTLE_MAX_SPEED_NM_PS = 5.0
+# A settled state may lie this much above the one before the jump, kJ/mol per square root of the
+# number of waters. The potential energy of n TIP3P waters fluctuates by about 6 sqrt(n) kJ/mol.
+_ENERGY_WINDOW = 24.0
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demonstration does.
+
+    Attributes
+    ----------
+    model : str
+        Name of a shipped model or path of a bundle.
+    seconds : float
+        Wall-clock time of the sampling, s; building the box comes on top.
+    jumps : int, optional
+        Number of jumps to try, instead of `seconds`.
+    waters : int
+        Number of water molecules.
+    equilibration : float
+        Length of the MD, at constant pressure, that relaxes the new box, ps.
+    lag, burst : float, optional
+        Time that a jump covers, and MD time between two jumps, ps. The lag is the model card's by
+        default.
+    platform : str, optional
+        OpenMM platform; a GPU's if one works here, else CPU.
+    bridge : str
+        How the model reaches OpenMM.
+    seed : int
+        Of the jumps, the velocities and the Langevin dynamics.
+    """
+
+    model: str = "ala2-implicit"
+    seconds: float = 120.0
+    jumps: int | None = None
+    waters: int = 651
+    equilibration: float = 10.0
+    lag: float | None = None
+    burst: float = 1.0
+    platform: str | None = None
+    bridge: str = "auto"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"seconds must be a positive number, got {self.seconds!r}")
+        if self.jumps is not None and self.jumps < 1:
+            raise ValueError(f"jumps must be a whole number of at least 1, got {self.jumps!r}")
+        if self.waters < 1:
+            raise ValueError(f"waters must be a whole number of at least 1, got {self.waters!r}")
+        if not 0 < self.equilibration < float("inf"):
+            raise ValueError(
+                f"equilibration must be a positive number of ps, got {self.equilibration!r}"
+            )
+        if self.platform is not None and self.platform not in platform_names():
+            raise ValueError(f"platform must be one of {platform_names()}, got {self.platform!r}")
+
+
+Report = Callable[[str, str], None]
+
+
+def run_demo(
+    output: str | os.PathLike[str],
+    settings: DemoSettings | None = None,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Run the demonstration and write its four files.
+
+    Parameters
+    ----------
+    output : str or PathLike
+        Directory to write to; it is made where it does not exist.
+    settings : DemoSettings, optional
+        What to do.
+    force : bool
+        Whether to replace the files of an earlier run.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds: ``jumps_tried``, ``jumps_accepted``, ``redraws``,
+        ``fallbacks``, ``rejections`` (by gate), ``md_time_ps``, ``effective_time_ps``,
+        ``effective_ns_per_day``, ``md_ns_per_day``, ``seconds`` (``md``, ``model``, ``settle``),
+        the settings that were used, ``versions``, and ``notes`` in plain language.
+
+    Notes
+    -----
+    After a jump the solvent is relaxed for a moment around the held solute, with bounded speeds;
+    then the energy is compared with that before the jump, and if it is far above, positions and
+    velocities go back to what they were: a fallback, counted under the gate ``energy``.
+    """
+    settings = settings or DemoSettings()
+    say = report or (lambda what, how_far: None)
+    began = time.perf_counter()
+    folder = _output_folder(Path(output), force)
+
+    # Everything that can be refused is refused before the box is built.
+    say("loading the model", settings.model)
+    model = ScoreModel.load(settings.model)
+    molecule = model.molecules[0]
+    torsions = _torsions(molecule)
+    integrator = ScoreDynamicsIntegrator(
+        model,
+        frictionCoeff=FRICTION_PER_PS,
+        stepSize=STEP_PS,
+        burst=settings.burst,
+        lag=settings.lag,
+        bridge=settings.bridge,
+        seed=settings.seed,
+    )
+    say("trying the bridge", "")
+    platform, bridge = _platform_and_bridge(settings)
+    integrator.bridge = bridge
+    folder.mkdir(parents=True, exist_ok=True)
+
+    say("building the box", f"{molecule.name} in {settings.waters} waters")
+    temperature = integrator.getTemperature().value_in_unit(unit.kelvin)
+    box = solvate(
+        molecule.to_topology(),
+        molecule.positions,
+        waters=settings.waters,
+        hydrogen_mass=HYDROGEN_MASS_AMU,
+    )
+    box = equilibrate(
+        box,
+        temperature=temperature,
+        time=settings.equilibration,
+        platform=platform,
+        seed=settings.seed,
+        report=say,
+    )
+    run = _MixedRun(box, integrator, platform, folder, torsions)
+    try:
+        plain_speeds, mixed_speeds = _sample(run, settings, say)
+    finally:
+        run.close()
+
+    say("drawing", "ramachandran.png")
+    numbers = run.statistics()
+    _draw(run, molecule.name, numbers, folder / "ramachandran.png")
+    lag = integrator.getLag().value_in_unit(unit.picosecond)
+    burst = integrator.getBurst().value_in_unit(unit.picosecond)
+    summary: dict[str, Any] = {
+        **numbers,
+        "effective_ns_per_day": statistics.median(mixed_speeds),
+        "md_ns_per_day": statistics.median(plain_speeds),
+        "repeats": len(plain_speeds),
+        "frames": len(run.frames),
+        "model": settings.model,
+        "molecule": molecule.name,
+        "waters": box.n_waters,
+        "force_field": list(box.force_field),
+        "temperature_K": temperature,
+        "lag_ps": lag,
+        "burst_ps": burst,
+        "step_ps": STEP_PS,
+        "hydrogen_mass_amu": HYDROGEN_MASS_AMU,
+        "seed": settings.seed,
+        "platform": platform,
+        "bridge": bridge,
+        "wall_clock_s": time.perf_counter() - began,
+        "versions": _versions(),
+        "notes": _notes(model, numbers, lag, burst),
+    }
+    _write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    say("done", f"{time.perf_counter() - began:.0f} s, files are in {folder}")
+    return summary
+
+
+# -- before the run ------------------------------------------------------------------------------
+
+
+def _output_folder(folder: Path, force: bool) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file, wanted is a directory")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise ValueError(
+            f"output: {folder} holds files already; --force replaces the demonstration's own "
+            f"({', '.join(FILES)})"
+        )
+    return folder
+
+
+def _torsions(molecule: Molecule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Atoms of the first phi and the first psi."""
+    import mdtraj
+
+    topology = mdtraj.Topology.from_openmm(molecule.to_topology())
+    frame = mdtraj.Trajectory(molecule.positions[None], topology)
+    phi, _ = mdtraj.compute_phi(frame)
+    psi, _ = mdtraj.compute_psi(frame)
+    if not len(phi) or not len(psi):
+        raise ValueError(
+            f"model: the demonstration needs a peptide with phi and psi, {molecule.name} "
+            f"({molecule.formula}) has none"
+        )
+    return tuple(map(int, phi[0])), tuple(map(int, psi[0]))
+
+
+def _platform_and_bridge(settings: DemoSettings) -> tuple[str, str]:
+    """Choose what was left open, by evaluating bridges for real."""
+    here = platform_names()
+    if settings.platform is not None:
+        candidates = [settings.platform]
+    else:
+        candidates = [name for name in _PLATFORMS if name in here] or here
+    reasons = []
+    for platform in candidates:
+        if settings.bridge != "auto":
+            answer = probe_all([settings.bridge], [platform])[settings.bridge, platform]
+            if answer.ok:
+                return platform, settings.bridge
+            hint = BRIDGES[settings.bridge].install_hint
+            reasons.append(f"{settings.bridge} on {platform}: {answer.detail} ({hint})")
+            continue
+        try:
+            return platform, choose_bridge(platform)
+        except RuntimeError as error:
+            reasons.append(str(error))
+    raise RuntimeError("; ".join(reasons))
+
+
+# -- the run -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One frame of the trajectory: torsions in radians, effective time in ps."""
+
+    phi: float
+    psi: float
+    time_ps: float
+
+
+class _Settler:
+    """Relaxes the solvent around a held solute, with bounded speeds.
+
+    It has a Context of its own, in which the solute's particles have no mass and so stay in place.
+    """
+
+    def __init__(
+        self, box: PreparedBox, solute: tuple[int, ...], kT: float, platform: str, seed: int
+    ) -> None:
+        system = openmm.XmlSerializer.clone(box.system)
+        held = set(solute)
+        for k in reversed(range(system.getNumConstraints())):
+            i, j, _ = system.getConstraintParameters(k)
+            if i in held or j in held:
+                system.removeConstraint(k)
+        for i in held:
+            system.setParticleMass(i, 0.0)
+        # The total momentum means nothing where particles are held.
+        for k in reversed(range(system.getNumForces())):
+            if isinstance(system.getForce(k), openmm.CMMotionRemover):
+                system.removeForce(k)
+
+        integrator = openmm.CustomIntegrator(_SETTLE_STEP_PS)
+        integrator.setRandomNumberSeed(seed)
+        integrator.addGlobalVariable("kT", kT)
+        integrator.addGlobalVariable("fastest", _SETTLE_MAX_SPEED_NM_PS)
+        keep = float(np.exp(-_SETTLE_FRICTION_PER_PS * _SETTLE_STEP_PS))
+        integrator.addGlobalVariable("keep", keep)
+        integrator.addGlobalVariable("kick", float(np.sqrt(1.0 - keep * keep)))
+        integrator.addPerDofVariable("x1", 0.0)
+        integrator.addComputePerDof("v", "max(-fastest, min(fastest, v+dt*f/m))")
+        integrator.addConstrainVelocities()
+        integrator.addComputePerDof("x", "x+0.5*dt*v")
+        integrator.addComputePerDof("v", "keep*v+kick*sqrt(kT/m)*gaussian")
+        integrator.addComputePerDof("x", "x+0.5*dt*v")
+        integrator.addComputePerDof("x1", "x")
+        integrator.addConstrainPositions()
+        integrator.addComputePerDof("v", "v+(x-x1)/dt")
+        self._solute = list(solute)
+        self._temperature = kT / BOLTZMANN
+        self._seed = seed
+        self._context = openmm.Context(
+            system, integrator, openmm.Platform.getPlatformByName(platform)
+        )
+        self._context.setPeriodicBoxVectors(*box.box_vectors)
+
+    def settle(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the positions (nm) after settling; the solute's are as given."""
+        self._seed += 1
+        self._context.setPositions(positions)
+        self._context.setVelocitiesToTemperature(self._temperature, self._seed)
+        self._context.getIntegrator().step(_SETTLE_STEPS)
+        settled = _positions(self._context)
+        # GPU platforms round what they hold.
+        settled[self._solute] = positions[self._solute]
+        return settled
+
+
+class _MixedRun:
+    """A mixed run and, on the same System, plain MD beside it."""
+
+    def __init__(
+        self,
+        box: PreparedBox,
+        integrator: ScoreDynamicsIntegrator,
+        platform: str,
+        folder: Path,
+        torsions: tuple[tuple[int, ...], tuple[int, ...]],
+    ) -> None:
+        import mdtraj
+
+        self.integrator = integrator
+        self.frames: list[_Frame] = []
+        self.landings: list[_Frame] = []
+        self._box = box
+        self._folder = folder
+        self._torsions = torsions
+        self._temperature = integrator.getTemperature().value_in_unit(unit.kelvin)
+        self._seed = integrator.getRandomNumberSeed()
+        self._lag = integrator.getLag().value_in_unit(unit.picosecond)
+        burst = integrator.getBurst().value_in_unit(unit.picosecond)
+        self.burst_steps = max(2, round(burst / STEP_PS))
+        self._restored = 0
+        self._settle_seconds = 0.0
+        self._window = _ENERGY_WINDOW * np.sqrt(box.n_waters)
+
+        plain = openmm.LangevinMiddleIntegrator(self._temperature, FRICTION_PER_PS, STEP_PS)
+        plain.setRandomNumberSeed(self._seed)
+        self._plain = self._context(openmm.XmlSerializer.clone(box.system), plain, platform)
+        mixed = openmm.XmlSerializer.clone(box.system)
+        solute = integrator.attach(mixed, box.topology, platform=platform)
+        self._solute = list(solute.particles)
+        self._mixed = self._context(mixed, integrator, platform)
+        self._molecules = [np.array(atoms) for atoms in self._mixed.getMolecules()]
+        self._settler = _Settler(
+            box, solute.particles, BOLTZMANN * self._temperature, platform, self._seed
+        )
+        self._file = mdtraj.formats.XTCTrajectoryFile(
+            str(folder / "trajectory.xtc"), "w", force_overwrite=True
+        )
+
+    def _context(
+        self, system: openmm.System, integrator: openmm.Integrator, platform: str
+    ) -> openmm.Context:
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+        context.setPeriodicBoxVectors(*self._box.box_vectors)
+        context.setPositions(self._box.positions)
+        context.setVelocitiesToTemperature(self._temperature, self._seed)
+        return context
+
+    def close(self) -> None:
+        """Close the trajectory."""
+        self._file.close()
+
+    def plain_steps(self, steps: int) -> float:
+        """Run plain MD and return the seconds it took."""
+        began = time.perf_counter()
+        self._plain.getIntegrator().step(steps)
+        # GPU platforms work ahead of the caller; reading something waits for them.
+        self._plain.getState(positions=True)
+        return time.perf_counter() - began
+
+    def burst(self) -> float:
+        """Run one burst and its jump, write two frames, return the seconds without writing."""
+        half = self.burst_steps // 2
+        seconds = self._steps(half)
+        self._write()
+        seconds += self._steps(self.burst_steps - 1 - half)
+        self._write()
+        return seconds + self._jump()
+
+    def _steps(self, steps: int) -> float:
+        began = time.perf_counter()
+        self.integrator.step(steps)
+        self._mixed.getState(positions=True)
+        return time.perf_counter() - began
+
+    def _jump(self) -> float:
+        """Do the step that ends in the jump, settle, and judge by the energy."""
+        began = time.perf_counter()
+        before = self._mixed.getState(positions=True, velocities=True, energy=True)
+        jumps = self.integrator.getNumJumps()
+        self.integrator.step(1)
+        if self.integrator.getNumJumps() > jumps:
+            started = time.perf_counter()
+            landed = _positions(self._mixed)
+            settled = self._settler.settle(landed)
+            energy = float("nan")
+            if np.isfinite(settled).all():
+                self._mixed.setPositions(settled)
+                energy = self._mixed.getState(energy=True).getPotentialEnergy()._value
+            allowed = before.getPotentialEnergy()._value + self._window
+            if energy <= allowed:  # false for NaN
+                self._mixed.setVelocitiesToTemperature(self._temperature, self._seed + jumps + 1)
+                self.landings.append(self._frame(landed))
+            else:
+                self._mixed.setPositions(before.getPositions())
+                self._mixed.setVelocities(before.getVelocities())
+                self._restored += 1
+            self._settle_seconds += time.perf_counter() - started
+        return time.perf_counter() - began
+
+    def effective_time(self) -> float:
+        """MD time plus the lags of the jumps that were kept, ps."""
+        total = self.integrator.getEffectiveTime().value_in_unit(unit.picosecond)
+        return total - self._restored * self._lag
+
+    def statistics(self) -> dict[str, Any]:
+        """The integrator's counters and clocks, with the jumps that were taken back."""
+        numbers = self.integrator.getStatistics()
+        numbers["jumps_accepted"] -= self._restored
+        numbers["fallbacks"] += self._restored
+        numbers["rejections"] = {**numbers["rejections"], "energy": self._restored}
+        numbers["effective_time_ps"] = self.effective_time()
+        numbers["seconds"] = {**numbers["seconds"], "settle": self._settle_seconds}
+        return numbers
+
+    def _write(self) -> None:
+        positions = self._imaged(_positions(self._mixed))
+        box = self._box.box_vectors
+        if not self.frames:
+            with open(self._folder / "topology.pdb", "w", encoding="utf-8") as file:
+                app.PDBFile.writeFile(self._box.topology, positions * unit.nanometer, file)
+        self.frames.append(self._frame(positions))
+        self._file.write(
+            positions[None].astype(np.float32),
+            time=np.array([self.frames[-1].time_ps], dtype=np.float32),
+            step=np.array([len(self.frames) - 1], dtype=np.int32),
+            box=box[None].astype(np.float32),
+        )
+
+    def _frame(self, positions: NDArray[np.float64]) -> _Frame:
+        solute = positions[self._solute]
+        phi, psi = (float(dihedral(solute, torsion)) for torsion in self._torsions)
+        return _Frame(phi, psi, self.effective_time())
+
+    def _imaged(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Put the solute into the middle of the box and every molecule close to it, whole."""
+        edges = np.diag(self._box.box_vectors)  # the box is rectangular
+        moved = positions - positions[self._solute].mean(axis=0)
+        for atoms in self._molecules:
+            moved[atoms] -= np.round(moved[atoms].mean(axis=0) / edges) * edges
+        return moved + 0.5 * edges
+
+
+def _positions(context: openmm.Context) -> NDArray[np.float64]:
+    state = context.getState(positions=True)
+    return np.array(state.getPositions(asNumpy=True)._value, dtype=np.float64)
+
+
+def _sample(run: _MixedRun, settings: DemoSettings, say: Report) -> tuple[list[float], list[float]]:
+    """Alternate plain and mixed stretches; return the speeds of both, ns of time per day."""
+    plain_speeds, mixed_speeds = [], []
+    run.plain_steps(10)  # the first steps compile and tune kernels
+    began = time.perf_counter()
+    for repeat, bursts in enumerate(_stretches(settings)):
+        until = began + settings.seconds * (repeat + 1) / _REPEATS
+        plain_until = time.perf_counter() + _PLAIN_SHARE * settings.seconds / _REPEATS
+        steps, seconds = 0, 0.0
+        while steps == 0 or (bursts is None and time.perf_counter() < plain_until):
+            say("plain MD", f"stretch {repeat + 1}")
+            seconds += run.plain_steps(run.burst_steps)
+            steps += run.burst_steps
+        plain_speeds.append(_ns_per_day(steps * STEP_PS, seconds))
+
+        start, seconds, done = run.effective_time(), 0.0, 0
+        while done == 0 or (time.perf_counter() < until if bursts is None else done < bursts):
+            seconds += run.burst()
+            done += 1
+            tried = run.integrator.getStatistics()["jumps_tried"]
+            elapsed = time.perf_counter() - began
+            goal = f" of {settings.seconds:.0f}" if settings.jumps is None else ""
+            say("bursts and jumps", f"{tried} jumps, {elapsed:.0f}{goal} s")
+        mixed_speeds.append(_ns_per_day(run.effective_time() - start, seconds))
+    return plain_speeds, mixed_speeds
+
+
+def _stretches(settings: DemoSettings) -> Iterator[int | None]:
+    """Number of bursts in each mixed stretch; None where the clock decides."""
+    if settings.jumps is None:
+        yield from [None] * _REPEATS
+        return
+    repeats = min(_REPEATS, settings.jumps)
+    for k in range(repeats):
+        yield settings.jumps // repeats + (k < settings.jumps % repeats)
+
+
+def _ns_per_day(ps: float, seconds: float) -> float:
+    return ps / 1000.0 / seconds * 86400.0
+
+
+# -- after the run -------------------------------------------------------------------------------
+
+
+def _draw(run: _MixedRun, name: str, numbers: dict[str, Any], file: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 6.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Axes = figure.add_subplot()
+    axes.axhline(0.0, color="0.88", linewidth=0.8, zorder=0)
+    axes.axvline(0.0, color="0.88", linewidth=0.8, zorder=0)
+    layers: tuple[tuple[list[_Frame], str, dict[str, Any]], ...] = (
+        (run.frames, "MD frames", {"marker": "o", "s": 16, "color": "#4477aa", "alpha": 0.6}),
+        (run.landings, "where a jump landed", {"marker": "x", "s": 34, "color": "#cc3311"}),
+    )
+    for frames, label, style in layers:
+        angles = np.rad2deg([(f.phi, f.psi) for f in frames]).reshape(-1, 2)
+        axes.scatter(angles[:, 0], angles[:, 1], label=f"{label} ({len(frames)})", **style)
+    ticks = range(-180, 181, 60)
+    axes.set(
+        xlim=(-180, 180),
+        ylim=(-180, 180),
+        xticks=ticks,
+        yticks=ticks,
+        xlabel="phi (degrees)",
+        ylabel="psi (degrees)",
+        aspect="equal",
+        title=f"{name} in water: {len(run.frames)} frames, {numbers['jumps_accepted']} of "
+        f"{numbers['jumps_tried']} jumps accepted",
+    )
+    axes.legend(loc="lower right", framealpha=0.9)
+    figure.savefig(file)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": machine.python_version()}
+    for package in ("openmm-sd", "openmm", "torch", "openmmtorch", "mdtraj"):
+        try:
+            versions[package.replace("-", "_")] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _notes(model: ScoreModel, numbers: dict[str, Any], lag: float, burst: float) -> list[str]:
+    """What a reader of the numbers has to know."""
+    notes = []
+    solvent = str(model.card.get("solvent", ""))
+    if "implicit" in solvent.lower():
+        notes.append(
+            f"The model was trained in implicit solvent ({solvent}), so the populations of this "
+            "run in explicit water are not to be believed: it shows the machinery."
+        )
+    notes += [
+        "There is no Metropolis test: what a mixed run samples is the model's ensemble as much as "
+        "the force field's.",
+        f"Effective time counts {lag:g} ps for every accepted jump beside the MD time; between two "
+        f"jumps lie {burst:g} ps of MD.",
+        "Speeds are medians over stretches of plain MD and mixed run in turn, on the same system "
+        "and machine, without the writing of files; effective time is no MD time.",
+        "After each jump the water settled for "
+        f"{_SETTLE_STEPS * _SETTLE_STEP_PS:g} ps around the held solute; "
+        f"{numbers['rejections']['energy']} jumps were taken back because the energy stayed high.",
+    ]
+    return notes
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,345 @@
+"""What works on this machine: a real jump through every bridge on every platform.
+
+Every try runs in a process of its own: ``python -m openmm_sd.doctor BRIDGE PLATFORM`` does the
+jumps of one bridge on one platform and prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform as machine
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# torch before OpenMM, which loads openmm-torch's plugin when it is imported.
+import torch  # isort: skip
+import numpy as np
+import openmm
+from openmm import app
+
+from .bridges import BRIDGES, platform_names
+from .bridges.probe import TIMEOUT, probe_all
+from .integrator import ScoreDynamicsIntegrator
+from .propagator.kernels import Shift
+from .propagator.model import ScoreModel
+from .propagator.molecule import Molecule
+
+# Farther from the known answer than this is wrong, nm: single precision places an atom within 1e-6.
+_LANDING_NM = 1e-5
+# Farther from its constraint than this is wrong, relative; OpenMM's own tolerance is 1e-5.
+_CONSTRAINT = 1e-4
+_SHIFT_NM = (0.03, -0.02, 0.01)
+_BURST_STEPS = 5
+_STEP_PS = 0.001
+# A learned model may refuse some proposals; of so many jumps one has to be accepted.
+_MODEL_JUMPS = 5
+
+_NATIVE = "not part of this version"
+_PACKAGES = ("openmm-sd", "openmm", "torch", "openmmtorch", "safetensors", "mdtraj", "numpy")
+
+
+# -- one bridge on one platform, in this process -------------------------------------------------
+
+
+def try_jumps(bridge: str, platform: str) -> str:
+    """Jump through the integrator, with a known answer and with each shipped model.
+
+    A crash in here is a crash of the caller; use `examine`.
+
+    Parameters
+    ----------
+    bridge, platform : str
+        What to try.
+
+    Returns
+    -------
+    str
+        What was found, where all is well.
+
+    Raises
+    ------
+    RuntimeError
+        If the solute did not land where it should or the state after it is broken.
+    """
+    details = [_known_answer(bridge, platform)]
+    for name in ScoreModel.shipped():
+        details.append(f"{name}: {_learned_jump(ScoreModel.load(name), bridge, platform)}")
+    return "; ".join(details)
+
+
+def _known_answer(bridge: str, platform: str) -> str:
+    molecule = Molecule(
+        name="formaldehyde",
+        atomic_numbers=(6, 8, 1, 1),
+        bonds=((0, 1), (0, 2), (0, 3)),
+        atom_names=("C", "O", "H1", "H2"),
+        residue_names=("FOR",) * 4,
+        residue_ids=("1",) * 4,
+        positions=np.array(
+            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.1205], [0.0, 0.0943, -0.0587], [0.0, -0.0943, -0.0587]]
+        ),
+    )
+    model = ScoreModel(Shift(molecule.n_atoms, _SHIFT_NM), molecule)
+    context, integrator = _simulation(model, bridge, platform)
+    # Nothing moves of itself: the molecule is at rest where no force acts, and without friction
+    # there are no random kicks. So all that moves is what the jump moves.
+    before = _positions(context)
+    integrator.step(_BURST_STEPS)
+    moved = _positions(context) - before
+    expected = np.tile(_SHIFT_NM, (len(moved), 1))
+    expected[molecule.n_atoms :] = 0.0
+    deviation = float(np.abs(moved - expected).max())
+    if integrator.getNumJumps() != 1 or deviation > _LANDING_NM:
+        raise RuntimeError(f"the solute landed {deviation:.0e} nm from where it should")
+    # The jump has drawn velocities, so the next burst is ordinary dynamics.
+    integrator.step(_BURST_STEPS)
+    _check_state(context, integrator)
+    if integrator.getNumJumps() != 2:
+        raise RuntimeError("the second jump did not happen")
+    return f"landed within {deviation:.0e} nm"
+
+
+def _learned_jump(model: ScoreModel, bridge: str, platform: str) -> str:
+    context, integrator = _simulation(model, bridge, platform)
+    for _ in range(_MODEL_JUMPS):
+        integrator.step(_BURST_STEPS)
+        _check_state(context, integrator)
+        if integrator.getNumJumps():
+            return f"jumped at try {1 + integrator.getStatistics()['redraws']}"
+    raise RuntimeError(f"none of {_MODEL_JUMPS} jumps passed the gates")
+
+
+def _simulation(
+    model: ScoreModel, bridge: str, platform: str
+) -> tuple[openmm.Context, ScoreDynamicsIntegrator]:
+    """The model's molecule on springs, in its reference geometry, with one loose atom beside it."""
+    molecule = model.molecules[0]
+    topology = molecule.to_topology()
+    loose = topology.addResidue("AR", topology.addChain())
+    topology.addAtom("AR", app.Element.getBySymbol("Ar"), loose)
+    system = openmm.System()
+    for atom in topology.atoms():
+        system.addParticle(atom.element.mass)
+    size = 4.0 + float(np.ptp(molecule.positions, axis=0).max())
+    system.setDefaultPeriodicBoxVectors([size, 0, 0], [0, size, 0], [0, 0, size])
+    springs = openmm.HarmonicBondForce()
+    springs.setUsesPeriodicBoundaryConditions(True)
+    distances = np.linalg.norm(molecule.positions[:, None] - molecule.positions[None, :], axis=-1)
+    for i, j in molecule.bonds:
+        if 1 in (molecule.atomic_numbers[i], molecule.atomic_numbers[j]):
+            system.addConstraint(i, j, distances[i, j])
+        else:
+            springs.addBond(i, j, distances[i, j], 1e5)
+    neighbours = molecule.graph().adj
+    for centre in neighbours:
+        around = sorted(neighbours[centre])
+        for k, i in enumerate(around):
+            for j in around[k + 1 :]:
+                springs.addBond(i, j, distances[i, j], 1e4)
+    system.addForce(springs)
+
+    integrator = ScoreDynamicsIntegrator(
+        model,
+        frictionCoeff=0.0,
+        stepSize=_STEP_PS,
+        burst=_BURST_STEPS * _STEP_PS,
+        bridge=bridge,
+        seed=1,
+    )
+    integrator.attach(system, topology, platform=platform)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+    middle = molecule.positions - molecule.positions.mean(axis=0) + 0.5 * size
+    context.setPositions(np.vstack([middle, [[0.3, 0.3, 0.3]]]))
+    return context, integrator
+
+
+def _positions(context: openmm.Context) -> np.ndarray:
+    state = context.getState(positions=True)
+    return np.array(state.getPositions(asNumpy=True)._value, dtype=np.float64)
+
+
+def _check_state(context: openmm.Context, integrator: ScoreDynamicsIntegrator) -> None:
+    state = context.getState(positions=True, energy=True)
+    energy = (state.getPotentialEnergy() + state.getKineticEnergy())._value
+    if not np.isfinite(energy):
+        raise RuntimeError("the energy is not finite")
+    positions = _positions(context)
+    assert integrator.solute is not None
+    for heavy, hydrogen, length in integrator.solute.constraints:
+        error = abs(np.linalg.norm(positions[heavy] - positions[hydrogen]) / length - 1.0)
+        if not error < _CONSTRAINT:
+            raise RuntimeError(f"a constraint is off by {error:.0e} after the jump")
+
+
+# -- all of them, each in a process of its own ---------------------------------------------------
+
+
+def examine(
+    platforms: Sequence[str] | None = None,
+    report: Callable[[str, str], None] | None = None,
+) -> dict[str, Any]:
+    """Try every bridge on every platform.
+
+    Parameters
+    ----------
+    platforms : sequence of str, optional
+        Only these; all of this machine by default.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        ``versions``; ``bridges``: bridge -> platform -> ``ok``, ``detail``; ``auto``: platform ->
+        the bridge that ``bridge="auto"`` takes there, or None; ``hints``: list of str.
+    """
+    here = platform_names()
+    unknown = [name for name in platforms or [] if name not in here]
+    if unknown:
+        raise ValueError(f"platform must be one of {here}, got {unknown[0]!r}")
+    chosen = [name for name in here if platforms is None or name in platforms]
+    say = report or (lambda what, how_far: None)
+    say("evaluating bridges", ", ".join(chosen))
+    probes = probe_all(list(BRIDGES), chosen, fresh=True)
+    good = [pair for pair, answer in probes.items() if answer.ok]
+    say("jumping", f"{len(good)} tries, two at a time")
+    with ThreadPoolExecutor(2) as pool:
+        jumps = dict(zip(good, pool.map(lambda pair: _in_process(*pair), good), strict=True))
+
+    bridges: dict[str, dict[str, dict[str, Any]]] = {}
+    for (bridge, platform), answer in probes.items():
+        ok, detail = jumps.get((bridge, platform), (False, answer.detail))
+        bridges.setdefault(bridge, {})[platform] = {"ok": ok, "detail": detail}
+    bridges["native"] = {name: {"ok": False, "detail": _NATIVE} for name in chosen}
+    versions = _versions()
+    return {
+        "versions": versions,
+        "bridges": bridges,
+        "auto": {name: next((b for b in BRIDGES if probes[b, name].ok), None) for name in chosen},
+        "hints": _hints(bridges, versions, here),
+    }
+
+
+def _in_process(bridge: str, platform: str) -> tuple[bool, str]:
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [root, *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "openmm_sd.doctor", bridge, platform],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {TIMEOUT:.0f} s"
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):
+            answer = json.loads(line)
+            return answer["ok"], answer["detail"]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return False, f"the jump ended its process with {how}" + (f": {lines[-1]}" if lines else "")
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": machine.python_version()}
+    for package in _PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        versions[package.replace("-", "_")] = version
+    # A build's own name says more than the package's: 2.9.1+cu128 or 2.9.1+cpu.
+    versions["torch"] = str(torch.__version__)
+    versions["openmm"] = str(openmm.__version__)
+    return versions
+
+
+def _hints(
+    bridges: dict[str, dict[str, dict[str, Any]]],
+    versions: dict[str, str | None],
+    platforms: Sequence[str],
+) -> list[str]:
+    """What to install or to know where something fails."""
+    hints = []
+    for name, bridge in BRIDGES.items():
+        broken = [platform for platform, cell in bridges[name].items() if not cell["ok"]]
+        if not broken:
+            continue
+        if name == "torchforce" and versions["openmmtorch"] is not None:
+            hints.append(_torchforce_hint(broken, versions))
+        else:
+            hints.append(f"{name}: {bridge.install_hint}")
+    if "OpenCL" not in platforms and not {"CUDA", "HIP"} & set(platforms):
+        hints.append(
+            "OpenCL is not here; on a machine without a GPU the Debian package pocl-opencl-icd "
+            "brings it"
+        )
+    return hints
+
+
+def _torchforce_hint(broken: list[str], versions: dict[str, str | None]) -> str:
+    ours = versions["torch"] or ""
+    if versions["openmmtorch"] == "1.5" and not ours.startswith("2.9."):
+        return (
+            f"torchforce: openmmtorch 1.5 works with torch 2.9 only, here is {ours} (with 2.10 it "
+            f"fails at its first evaluation, newer ones it cannot be imported with): "
+            f"{BRIDGES['torchforce'].install_hint}"
+        )
+    if broken == ["OpenCL"]:
+        return (
+            "torchforce on OpenCL: openmmtorch 1.5's kernels do not fit OpenMM 8.6 (undefined "
+            "symbol); bridge='pythonforce' works there"
+        )
+    return f"torchforce on {', '.join(broken)}: {BRIDGES['torchforce'].install_hint}"
+
+
+def as_text(findings: dict[str, Any]) -> str:
+    """Return what `examine` found as text for people.
+
+    Parameters
+    ----------
+    findings : dict
+        From `examine`.
+    """
+    lines = ["  ".join(f"{k} {v or 'none'}" for k, v in findings["versions"].items()), ""]
+    for bridge, row in findings["bridges"].items():
+        for platform, cell in row.items():
+            mark = "ok" if cell["ok"] else "--"
+            lines.append(f"{bridge:<12} {platform:<10} {mark}  {cell['detail']}")
+    lines.append("")
+    by_bridge: dict[str | None, list[str]] = {}
+    for platform, bridge in findings["auto"].items():
+        by_bridge.setdefault(bridge, []).append(platform)
+    for bridge, names in by_bridge.items():
+        lines.append(f"bridge='auto' takes {bridge or 'nothing'} on {', '.join(names)}")
+    lines += [f"hint: {hint}" for hint in findings["hints"]]
+    return "\n".join(lines)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m openmm_sd.doctor", description=__doc__)
+    parser.add_argument("bridge")
+    parser.add_argument("platform")
+    arguments = parser.parse_args()
+    try:
+        ok, detail = True, try_jumps(arguments.bridge, arguments.platform)
+    except Exception as error:  # whatever went wrong is the finding
+        ok, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    print(json.dumps({"ok": ok, "detail": detail}), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

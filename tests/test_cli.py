@@ -1,0 +1,336 @@
+"""The program ``openmm-sd``: what it prints where, its exit codes, and its commands for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from openmm_sd import ScoreModel, __version__
+from openmm_sd.cli import COMMANDS, main
+from openmm_sd.demo import FILES
+from openmm_sd.propagator.kernels import Identity, Shift
+
+PROGRAM = [sys.executable, "-m", "openmm_sd"]
+SUMMARY = {
+    "jumps_tried",
+    "jumps_accepted",
+    "redraws",
+    "fallbacks",
+    "rejections",
+    "md_time_ps",
+    "effective_time_ps",
+    "effective_ns_per_day",
+    "md_ns_per_day",
+    "seconds",
+    "model",
+    "lag_ps",
+    "burst_ps",
+    "seed",
+    "versions",
+    "platform",
+    "bridge",
+    "notes",
+}
+
+
+def run(*arguments, **kwargs):
+    """The program in a process of its own."""
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(ala2, tmp_path_factory):
+    """A bundle whose jumps move nothing."""
+    path = tmp_path_factory.mktemp("bundle") / "identity.safetensors"
+    ScoreModel(Identity(ala2.n_atoms), ala2, {"temperature_K": 300.0}).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def doctor():
+    return run("doctor", "--platform", "CPU", "--platform", "Reference", "--json")
+
+
+@pytest.fixture(scope="module")
+def tiny_demo(bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    done = run(
+        *("demo", "--output", folder, "--model", bundle, "--waters", 240, "--equilibration", 0.2),
+        *("--jumps", 3, "--burst", 0.08, "--lag", 20, "--platform", "CPU"),
+        *("--bridge", "pythonforce", "--seed", 5, "--json"),
+    )
+    return folder, done
+
+
+# -- the program ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_answers_at_once_with_an_example_and_fits_a_screen(command):
+    began = time.perf_counter()
+    done = run(*filter(None, [command]), "--help")
+    assert time.perf_counter() - began < 2.0  # 0.2 s on an idle machine; torch alone takes longer
+    assert done.returncode == 0
+    assert "example: openmm-sd" in done.stdout
+    assert len(done.stdout.splitlines()) <= 40
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from openmm_sd.cli import main; main(['demo', '--help']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'openmm', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"openmm-sd {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo"], ["models", "--nonsense"]])
+def test_arguments_that_make_no_sense(arguments, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err
+
+
+def test_c_level_noise_stays_off_standard_output(monkeypatch, capfd):
+    import ctypes
+
+    from openmm_sd.cli import models
+    from openmm_sd.cli.outcome import Outcome
+
+    def noisy(arguments, progress):
+        ctypes.CDLL(None).puts(b"noise from C")
+        os.write(1, b"noise from the descriptor\n")
+        print("noise from Python")
+        return Outcome({"answer": 42}, "")
+
+    monkeypatch.setattr(models, "run", noisy)
+    assert main(["models", "--json"]) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out) == {"answer": 42}
+    assert captured.err.count("noise") == 3
+
+
+def test_a_fault_of_ours_is_no_wrong_input(monkeypatch, capsys):
+    from openmm_sd.cli import models
+
+    # A ValueError that comes out of somebody else's code says nothing about the input.
+    monkeypatch.setattr(models, "run", lambda arguments, progress: json.loads("nonsense"))
+    assert main(["models"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert main(["models", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt(monkeypatch, capsys):
+    from openmm_sd.cli import models
+
+    def interrupted(arguments, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "run", interrupted)
+    assert main(["models", "--json"]) == 130
+    assert capsys.readouterr().out == ""
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def test_models_lists_what_is_shipped(capsys):
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["models"]
+    assert [model["name"] for model in listed] == ScoreModel.shipped()
+    assert all(model["card"] and model["molecules"] for model in listed)
+
+
+def test_models_with_nothing_shipped(monkeypatch, capsys):
+    monkeypatch.setattr(ScoreModel, "shipped", classmethod(lambda cls: []))
+    assert main(["models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"models": []}
+    assert main(["models"]) == 0
+    assert "no models" in capsys.readouterr().out
+
+
+def test_models_shows_a_card(bundle, capsys):
+    assert main(["models", str(bundle)]) == 0
+    assert "22 atoms" in capsys.readouterr().out
+    assert main(["models", str(bundle), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["card"] == {"temperature_K": 300.0}
+    assert shown["molecules"] == [{"name": "ala2", "formula": "C6H12N2O2", "atoms": 22}]
+
+
+def test_models_of_an_unknown_name(tmp_path, capsys):
+    assert main(["models", "no-such-model"]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a bundle")
+    assert main(["models", str(broken)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# -- doctor --------------------------------------------------------------------------------------
+
+
+def test_doctor(doctor):
+    assert doctor.returncode == 0, doctor.stderr
+    findings = json.loads(doctor.stdout)
+    assert {"python", "openmm", "torch", "openmmtorch", "openmm_sd"} <= findings["versions"].keys()
+    assert set(findings["bridges"]) == {"pythonforce", "torchforce", "native"}
+    for row in findings["bridges"].values():
+        assert set(row) == {"CPU", "Reference"}
+        for cell in row.values():
+            assert isinstance(cell["ok"], bool)
+            assert cell["detail"]
+    assert all(cell["ok"] for cell in findings["bridges"]["pythonforce"].values())
+    assert "landed within" in findings["bridges"]["pythonforce"]["CPU"]["detail"]
+    assert findings["bridges"]["native"]["CPU"] == {
+        "ok": False,
+        "detail": "not part of this version",
+    }
+    assert findings["auto"] == {"Reference": "pythonforce", "CPU": "pythonforce"}
+
+
+def test_doctor_of_an_unknown_platform(capsys):
+    assert main(["doctor", "--platform", "Abacus"]) == 2
+    captured = capsys.readouterr()
+    assert "Abacus" in captured.err
+    assert captured.out == ""
+
+
+def test_doctor_where_nothing_works(monkeypatch, capsys):
+    from openmm_sd import bridges, doctor
+    from openmm_sd.bridges import Probe
+
+    def broken(names, platforms, fresh):
+        return {(b, p): Probe(b, p, False, "killed by signal 11") for b in names for p in platforms}
+
+    monkeypatch.setattr(doctor, "probe_all", broken)
+    assert main(["doctor", "--platform", "CPU", "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["auto"] == {"CPU": None}
+    assert set(bridges.BRIDGES) == {hint.split()[0].strip(":") for hint in findings["hints"]}
+
+
+def test_doctor_without_openmmtorch(monkeypatch):
+    from openmm_sd import doctor
+
+    cells = {"CPU": {"ok": False, "detail": "openmm-torch cannot be imported"}}
+    bridges = {"torchforce": cells, "pythonforce": {"CPU": {"ok": True, "detail": ""}}}
+    (hint, opencl) = doctor._hints(bridges, {"openmmtorch": None, "torch": "2.13.0"}, ["CPU"])
+    assert "pip install" in hint
+    assert "pocl-opencl-icd" in opencl
+    hint = doctor._hints(bridges, {"openmmtorch": "1.5", "torch": "2.13.0"}, ["OpenCL"])[0]
+    assert "2.9" in hint
+
+
+def test_a_wrong_landing_is_found(monkeypatch):
+    from openmm_sd import doctor
+
+    class Astray(Shift):
+        def __init__(self, n_atoms, shift):
+            super().__init__(n_atoms, (0.0, 0.0, 0.001))
+
+    monkeypatch.setattr(doctor, "Shift", Astray)
+    with pytest.raises(RuntimeError, match="landed 3e-02 nm from where it should"):
+        doctor.try_jumps("pythonforce", "Reference")
+
+
+# -- demo ----------------------------------------------------------------------------------------
+
+
+def test_demo_writes_its_four_files(tiny_demo):
+    import mdtraj
+
+    folder, done = tiny_demo
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads(done.stdout) == summary
+    assert summary.keys() >= SUMMARY
+    assert summary["jumps_tried"] == 3
+    assert summary["jumps_accepted"] + summary["fallbacks"] == 3
+    assert set(summary["seconds"]) == {"md", "model", "settle"}
+    assert summary["md_time_ps"] == pytest.approx(3 * 0.08)
+    assert summary["effective_time_ps"] == pytest.approx(
+        summary["md_time_ps"] + 20 * summary["jumps_accepted"]
+    )
+    assert summary["md_ns_per_day"] > 0
+    assert summary["lag_ps"] == 20
+    assert (folder / "ramachandran.png").read_bytes().startswith(b"\x89PNG")
+
+    trajectory = mdtraj.load(str(folder / "trajectory.xtc"), top=str(folder / "topology.pdb"))
+    assert trajectory.n_frames == summary["frames"] == 6
+    assert trajectory.n_atoms == 22 + 3 * 240
+    assert (trajectory.unitcell_lengths > 1.8).all()
+    assert (trajectory.time[1:] > trajectory.time[:-1]).all()
+    bonds = [(a.index, b.index) for a, b in trajectory.topology.bonds]
+    assert mdtraj.compute_distances(trajectory, bonds, periodic=False).max() < 0.2
+
+
+def test_demo_does_not_overwrite(tiny_demo, bundle, capsys):
+    folder, _ = tiny_demo
+    before = (folder / "summary.json").read_text()
+    assert main(["demo", "--output", str(folder), "--model", str(bundle)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (folder / "summary.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--platform", "Abacus"], "platform"),
+        (["--bridge", "drawbridge"], "bridge"),
+        (["--lag", "-1"], "lag"),
+        (["--burst", "0"], "burst"),
+        (["--seed", "0"], "seed"),
+        (["--seconds", "-3"], "seconds"),
+        (["--jumps", "0"], "jumps"),
+        (["--waters", "0"], "waters"),
+        (["--waters", "20"], "more water"),
+        (["--equilibration", "0"], "equilibration"),
+        (["--model", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_demo_refuses_wrong_input(arguments, said, bundle, tmp_path, capfd):
+    command = ["demo", "--output", str(tmp_path / "out"), "--platform", "CPU"]
+    command += ["--model", str(bundle), *arguments, "--json"]
+    assert main(command) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert said in captured.err.splitlines()[-1]
+
+
+def test_demo_refuses_a_file_as_directory(bundle, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["demo", "--output", str(tmp_path / "file"), "--model", str(bundle)]) == 2
+    assert "directory" in capsys.readouterr().err
+
+
+def test_demo_stopped_by_the_user(bundle, tmp_path):
+    process = subprocess.Popen(
+        [*PROGRAM, "demo", "--output", tmp_path / "out", "--model", bundle, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("equilibrating"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "stopped" in err
