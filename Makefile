@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads that spin take the cores that OpenMM needs.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-physics lint clean
+.PHONY: help demo test test-physics lint docs clean
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ test: lint
 # make test-physics - the long physics tests as well (about half an hour)
 test-physics: $(VENV)/.ready
 	$(BIN)/pytest
+
+# make docs - the documentation as HTML, warnings are errors
+docs: $(VENV)/.ready
+	$(BIN)/pip install --quiet '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 clean:
 	rm -rf demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

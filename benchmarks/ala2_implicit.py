@@ -24,6 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import openmm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -59,11 +60,11 @@ from openmm_sd.train import (
 
 LAGS_PS = (1, 2, 5, 10, 20, 50, 100, 200)
 # Rollouts by lag: steps, and steps discarded while a chain forgets where it started.
-ROLLOUTS = {10: (300, 50), 20: (200, 25), 100: (120, 5)}
+ROLLOUTS = {10: (150, 30), 50: (100, 8), 100: (60, 4)}
 # Lags of implied timescales; those that a rollout's lag does not divide are left out.
 TIMESCALE_LAGS_PS = (10, 20, 50)
 LAG_RANGE_PS = (1.0, 200.0)
-RECOMMENDED_LAG_PS = 100.0
+RECOMMENDED_LAG_PS = 50.0
 RECOMMENDED_BURST_PS = 2.0
 # N, CA, C of the residue.
 FRAME_ATOMS = (6, 8, 14)
@@ -272,12 +273,15 @@ class Bench:
     def _timescales(
         self, angles: Sequence[np.ndarray], spacing_ps: int
     ) -> dict[str, dict[str, float]]:
-        """Slowest timescale on the phi < 0 side, in 30 degree cells, by lag."""
+        """Slowest timescale among the basins of phi < 0, by lag.
+
+        Three basins, not fine cells: a cell that short data visits once looks like a slow state.
+        """
         pieces = [left_pieces(a) for a in angles]
 
         def estimate(chosen: Sequence[int], stride: int) -> float:
             chains = [p for k in chosen for p in pieces[k] if len(p) > stride]
-            return float(implied_timescales(chains, stride, spacing_ps, n_states=144)[0])
+            return float(implied_timescales(chains, stride, spacing_ps, n_states=3)[0])
 
         rng = np.random.default_rng(5)
         result = {}
@@ -422,7 +426,7 @@ class Bench:
                 result[flipped] = swap
             frames = result
             angles[step] = torsions(frames)
-            if step % 50 == 49:
+            if step % 25 == 24:
                 print(f"rollout, lag {lag} ps: step {step + 1}", file=sys.stderr, flush=True)
         kept = angles[discard:]
         sample = kept.reshape(-1, 2)
@@ -496,10 +500,9 @@ def left_only(angles: np.ndarray) -> np.ndarray:
 
 
 def left_pieces(angles: np.ndarray) -> list[np.ndarray]:
-    """Cell numbers (30 degrees) of the stretches that stay at phi < 0."""
-    cells = np.floor((angles + np.pi) / (2.0 * np.pi) * 12).astype(int) % 12
-    state = cells[:, 0] * 12 + cells[:, 1]
-    left = basins(*angles.T) < 3
+    """Basins along the stretches that stay at phi < 0."""
+    state = basins(*angles.T)
+    left = state < 3
     edges = np.flatnonzero(np.diff(left.astype(int))) + 1
     return [s for s, k in zip(np.split(state, edges), np.split(left, edges), strict=True) if k[0]]
 
@@ -677,8 +680,13 @@ def card(
     settings = provenance["settings"]
     one = report["one_step"][f"{RECOMMENDED_LAG_PS:g}"]
     rollout = report["rollout"][f"{RECOMMENDED_LAG_PS:g}"]
-    import openmm
-
+    gates = {
+        "max_displacement_nm": round(bench.max_displacement, 4),
+        "bond_windows_nm": [
+            [i, j, round(float(low), 5), round(float(high), 5)]
+            for (i, j), (low, high) in zip(bench.heavy_bonds, bench.windows, strict=True)
+        ],
+    }
     return {
         "name": "ala2-implicit",
         "description": (
@@ -728,12 +736,11 @@ def card(
             "heavy_bond_width_over_md": one["geometry"]["heavy_bond_width_over_md"],
             "phi_positive_escape": report["phi_positive"],
         },
+        # Under these two names the loader finds them; "gates" groups them for readers.
+        **gates,
         "gates": {
-            "max_displacement_nm": round(bench.max_displacement, 4),
-            "bond_window_nm": [
-                [i, j, round(float(low), 5), round(float(high), 5)]
-                for (i, j), (low, high) in zip(bench.heavy_bonds, bench.windows, strict=True)
-            ],
+            "max_displacement_nm": gates["max_displacement_nm"],
+            "bond_window_nm": gates["bond_windows_nm"],
         },
         "limits": [
             "Implicit solvent only: in explicit water this model's jumps follow another free-energy"

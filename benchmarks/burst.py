@@ -53,7 +53,10 @@ def main() -> None:
 
     plain = openmm.LangevinMiddleIntegrator(300, 1, step)
     contestants: dict[str, tuple[openmm.Context, openmm.Integrator]] = {
-        "LangevinMiddleIntegrator": (context_of(openmm.XmlSerializer.clone(box.system), plain), plain)
+        "LangevinMiddleIntegrator": (
+            context_of(openmm.XmlSerializer.clone(box.system), plain),
+            plain,
+        )
     }
     for bridge in BRIDGES:
         found = probe(bridge, arguments.platform)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
+import operator
 import random
 import time
 import warnings
@@ -43,6 +43,7 @@ PREFIX = "sd_"
 _STATE: dict[str, float] = {
     "md_time": 0.0,  # ps of ordinary MD done under this integrator
     "burst_done": 0.0,  # MD steps since the last jump was due
+    "fresh": 0.0,  # 1 after a jump, until the next MD step has drawn new velocities
     "tried": 0.0,  # jumps tried; the number of the next jump
     "accepted": 0.0,
     "redraws": 0.0,
@@ -55,8 +56,9 @@ _STATE: dict[str, float] = {
 _SETTINGS = ("temperature", "friction", "burst", "lag", "seed", "max_tries", "max_rise")
 # What only lives while the program runs.
 _SCRATCH = (
-    "kT", "keep", "kick", "tries", "status", "ok", "again", "energy_before", "rise", "fits",
+    "kT", "keep", "kick", "due", "tries", "status", "ok", "again", "energy_before", "fits",
 )  # fmt: skip
+_PER_DOF = ("displacement", "unconstrained", "position_before", "force_before", "force_after")
 # Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
 _NO_LIMIT = 1e30
 
@@ -65,11 +67,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     """Alternate bursts of Langevin dynamics with learned jumps of the solute.
 
     Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. At the end of every burst a
-    learned kernel proposes where the solute will be one lag later; a proposal that passes the
-    gates is applied, all velocities are drawn anew, and the next burst begins. A proposal that
-    fails is drawn again, a limited number of times; then the jump is dropped and MD carries on. So
-    it does when a jump lands on top of the solvent. Both are counted. One ``step()`` is one MD step, whatever happens at its end, so reporters,
-    barostats and step counts behave as with any other integrator.
+    learned kernel proposes where the solute will be one lag later. A proposal that passes the
+    gates is applied, and the next MD step draws all velocities anew. A proposal that fails is drawn
+    again, a limited number of times; then the jump is dropped and MD carries on. So it does when a
+    jump lands on top of the solvent. Both are counted. One ``step()`` is one MD step, whatever
+    happens at its end, so reporters, barostats and step counts behave as with any other integrator.
 
     There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
     force field's. Read the model card for its measured error.
@@ -162,7 +164,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._jumper: openmm.CustomIntegrator | None = None
         self._enabled = True
         self._seconds = {"md": 0.0, "jump": 0.0}
-        self._steps_timed = 0
+        self._steps_timed = self._program_steps_timed = 0
         # Until attach() builds the jump program, its variables wait here.
         self._waiting = dict(_STATE)
 
@@ -224,9 +226,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         propagator = self.model.propagator
         self._dry_run(propagator, found)
 
-        for index in reversed(range(system.getNumForces())):
-            if system.getForce(index).getName() == FORCE_NAME:
-                system.removeForce(index)
+        self.detach(system)
         group = _free_group(system)
         if self.bridge == "auto":
             self.bridge = choose_bridge(platform)
@@ -248,6 +248,24 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._add_jumper(group)
         return found
 
+    @staticmethod
+    def detach(system: openmm.System) -> None:
+        """Take the learned kernel's force out of a System again, if there is one.
+
+        Parameters
+        ----------
+        system : openmm.System
+            Existing Contexts keep what they were made with.
+
+        Notes
+        -----
+        openmm-torch 1.5 crashes when a System with its force is copied or read from XML under
+        OpenMM 8.6; without the force both work. `attach` of another integrator adds it again.
+        """
+        for index in reversed(range(system.getNumForces())):
+            if system.getForce(index).getName() == FORCE_NAME:
+                system.removeForce(index)
+
     def _dry_run(self, propagator: Any, found: Solute) -> None:
         """Call the kernel once on the molecule's own frame, so that a bad one is refused here."""
         import torch
@@ -266,13 +284,14 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if not isinstance(out, torch.Tensor) or out.shape != frame.shape:
             got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
             raise ValueError(
-                f"model: its propagator must return a Tensor of shape {tuple(frame.shape)}, got {got}"
+                f"model: its propagator must return a Tensor of shape {tuple(frame.shape)}, "
+                f"got {got}"
             )
         if out.dtype != torch.float32:
             raise ValueError(f"model: its propagator must return float32, got {out.dtype}")
 
     def _add_jumper(self, group: int) -> None:
-        """Add the program of the last step of a burst: one MD step, then the jump."""
+        """Add the program of a burst's last step, an MD step with the jump, and of its first."""
         others = set(range(32)) - {group}
         self._langevin.setIntegrationForceGroups(others)
         jumper = openmm.CustomIntegrator(self._langevin.getStepSize())
@@ -283,17 +302,22 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             jumper.addGlobalVariable(PREFIX + name, value)
         for name in _SCRATCH:
             jumper.addGlobalVariable(PREFIX + name, 0.0)
-        for name in ("displacement", "unconstrained", "position_before"):
+        for name in _PER_DOF:
             jumper.addPerDofVariable(PREFIX + name, 0.0)
 
-        # The program ends with forces evaluated, and CustomIntegrator believes them still good at
+        # The program may end with forces evaluated, and CustomIntegrator believes them still good at
         # its next turn, although the other integrator has moved everything since. Writing the
         # positions onto themselves makes it evaluate them anew.
         jumper.addComputePerDof("x", "x")
-        # One step of the LangevinMiddleIntegrator's own scheme.
+
+        # One step of the LangevinMiddleIntegrator's own scheme; after a jump with the velocities
+        # forgotten in its middle. There the scheme's velocities are thermal and independent of the
+        # positions, so forgetting them there, and only there, leaves the scheme's ensemble as it
+        # is. Drawn at the end of a step they would heat stiff bonds.
         jumper.addComputeGlobal("sd_kT", f"{BOLTZMANN!r}*sd_temperature")
-        jumper.addComputeGlobal("sd_keep", "exp(-sd_friction*dt)")
+        jumper.addComputeGlobal("sd_keep", "select(sd_fresh, 0, exp(-sd_friction*dt))")
         jumper.addComputeGlobal("sd_kick", "sqrt(1-sd_keep*sd_keep)")
+        jumper.addComputeGlobal("sd_fresh", "0")
         jumper.addUpdateContextState()
         jumper.addComputePerDof("v", "v+dt*f/m")
         jumper.addConstrainVelocities()
@@ -304,10 +328,13 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addConstrainPositions()
         jumper.addComputePerDof("v", "v+(x-sd_unconstrained)/dt")
 
-        jumper.addComputeGlobal("sd_energy_before", "energy")
-
         # The jump. No ConstrainPositions may follow: on GPU kernels a position written before one
         # is only stored, and forces would still be evaluated at the old place.
+        jumper.beginIfBlock("sd_due > 0.5")
+        # Wherever both are wanted the force is stored before the energy is read: the other way
+        # round GPU kernels give a stale force, and the model would be called twice.
+        jumper.addComputePerDof("sd_force_before", "f")
+        jumper.addComputeGlobal("sd_energy_before", "energy")
         jumper.addComputeGlobal(SEED, "sd_seed")
         jumper.addComputeGlobal(LAG, "sd_lag")
         jumper.addComputeGlobal(NUMBER, "sd_tried+1")
@@ -315,7 +342,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal("sd_again", "1")
         jumper.beginWhileBlock("sd_again > 0.5")
         jumper.addComputeGlobal(ATTEMPT, "sd_tries")
-        # The force must be stored before the energy is read: then the model is called once.
         jumper.addComputePerDof("sd_displacement", f"f{group}")
         jumper.addComputeGlobal("sd_status", f"energy{group}")
         jumper.addComputeGlobal("sd_tries", "sd_tries+1")
@@ -332,24 +358,22 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         # A jump into a place that the water has not left is taken back, to the last bit.
         jumper.addComputePerDof("sd_position_before", "x")
         jumper.addComputePerDof("x", "x+sd_ok*sd_displacement")
-        jumper.addComputeGlobal("sd_rise", "energy-sd_energy_before")
-        jumper.addComputeGlobal("sd_fits", "step(sd_max_rise-sd_rise)")  # 0 for a NaN
+        jumper.addComputePerDof("sd_force_after", "f")
+        jumper.addComputeGlobal("sd_fits", "step(sd_max_rise-energy+sd_energy_before)")  # NaN: 0
         jumper.addComputeGlobal(f"sd_rejected_{ENERGY}", f"sd_rejected_{ENERGY}+sd_ok*(1-sd_fits)")
         jumper.addComputeGlobal("sd_ok", "sd_ok*sd_fits")
+        # The scheme keeps velocities half a kick behind the positions; the half kick must be that
+        # of the new place.
+        jumper.addComputePerDof(
+            "v", "select(sd_ok, v+0.5*dt*(sd_force_before-sd_force_after)/m, v)"
+        )
         jumper.addComputePerDof("x", "select(sd_ok, x, sd_position_before)")
+        jumper.addComputeGlobal("sd_fresh", "sd_ok")
         jumper.addComputeGlobal("sd_tried", "sd_tried+1")
         jumper.addComputeGlobal("sd_redraws", "sd_redraws+sd_tries-1")
         jumper.addComputeGlobal("sd_accepted", "sd_accepted+sd_ok")
         jumper.addComputeGlobal("sd_fallbacks", "sd_fallbacks+1-sd_ok")
         jumper.addComputeGlobal("sd_effective_extra", "sd_effective_extra+sd_ok*sd_lag")
-        jumper.beginIfBlock("sd_ok > 0.5")
-        # Velocities are drawn for the time of the positions, but the Langevin scheme keeps them
-        # half a step behind: its next step kicks for a whole one. Without the half kick back
-        # stiff bonds start every burst too warm, and short bursts resonate with them.
-        jumper.addComputePerDof("v", "sqrt(sd_kT/m)*gaussian")
-        jumper.addConstrainVelocities()
-        jumper.addComputePerDof("v", "v-0.5*dt*f/m")
-        jumper.addConstrainVelocities()
         jumper.endBlock()
         self._jumper = jumper
         self.addIntegrator(jumper)
@@ -369,47 +393,60 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "the integrator is not attached: call attach(system, topology) before making the "
                 "Context or Simulation"
             )
+        steps = operator.index(steps)
         if not self._enabled:
+            if steps > 0 and self._get("fresh"):
+                self._program_step(jump=False)
+                steps -= 1
             self._plain(steps)
             return
         while steps > 0:
             done = int(self._get("burst_done"))
-            plain = min(steps, self._burst_steps() - 1 - done)
-            if plain > 0:
+            last = self._burst_steps() - 1  # the number of the step that ends with the jump
+            if done >= last:
+                self._program_step(jump=True)
+                steps -= 1
+            elif self._get("fresh"):
+                self._program_step(jump=False)
+                self._set("burst_done", done + 1)
+                steps -= 1
+            else:
+                plain = min(steps, last - done)
                 self._plain(plain)
                 self._set("burst_done", done + plain)
                 steps -= plain
-            if steps > 0:
-                self._step_and_jump()
-                steps -= 1
 
     def _plain(self, steps: int) -> None:
+        """Do MD steps with OpenMM's own integrator."""
         began = time.perf_counter()
         super().step(steps)
         self._seconds["md"] += time.perf_counter() - began
         self._steps_timed += steps
         self._set("md_time", self._get("md_time") + steps * self._step_size())
 
-    def _step_and_jump(self) -> None:
+    def _program_step(self, jump: bool) -> None:
+        """Do one MD step with the jump program, and the jump at its end if asked for."""
         began = time.perf_counter()
+        self._set("due", float(jump))
         self.setCurrentIntegrator(1)
         try:
             super().step(1)
         except Exception as error:
             self._end_broken_jump()
-            if isinstance(error, openmm.OpenMMException) and "Particle coordinate is NaN" in str(
-                error
-            ):
+            if not jump or "Particle coordinate is NaN" in str(error):
                 raise
             raise JumpError(
                 f"jump {int(self._get('tried')) + 1}: the propagator failed: {error}"
             ) from error
         finally:
             self.setCurrentIntegrator(0)
+        self._seconds["jump"] += time.perf_counter() - began
+        self._program_steps_timed += 1
         self._set("md_time", self._get("md_time") + self._step_size())
+        if not jump:
+            return
         self._set("burst_done", 0)
         status = int(self._get("status"))
-        self._seconds["jump"] += time.perf_counter() - began
         if status >= STATUS_ERROR:
             reason = ERRORS.get(status, f"status {status}")
             raise JumpError(
@@ -456,11 +493,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             process: ``md``, ``model``, ``settle``). A step that ends in a jump is one timing; the
             mean MD step is taken off it to get the model's share.
         """
-        tried = self._get("tried")
         md_step = self._seconds["md"] / self._steps_timed if self._steps_timed else 0.0
-        md_share = min(tried * md_step, self._seconds["jump"])
+        md_share = min(self._program_steps_timed * md_step, self._seconds["jump"])
         return {
-            "jumps_tried": int(tried),
+            "jumps_tried": int(self._get("tried")),
             "jumps_accepted": int(self._get("accepted")),
             "redraws": int(self._get("redraws")),
             "fallbacks": int(self._get("fallbacks")),

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from openmm_sd import ScoreModel, __version__
 from openmm_sd.cli import COMMANDS, main
 from openmm_sd.demo import FILES
+from openmm_sd.prepare import solvate
 from openmm_sd.propagator.kernels import Identity, Shift
 
 PROGRAM = [sys.executable, "-m", "openmm_sd"]
@@ -280,6 +282,24 @@ def test_demo_writes_its_four_files(tiny_demo):
     assert mdtraj.compute_distances(trajectory, bonds, periodic=False).max() < 0.2
 
 
+def test_settling_moves_water_out_of_the_way_of_a_held_solute(ala2):
+    from openmm_sd.demo import _Settler
+
+    box = solvate(ala2.to_topology(), ala2.positions, waters=240)
+    solute = tuple(range(22))
+    # Put a water molecule on top of a methyl group.
+    start = box.positions.copy()
+    oxygen = 22 + 3 * int(np.argmin(np.linalg.norm(start[22::3] - start[1], axis=1)))
+    start[oxygen : oxygen + 3] += start[1] + [0.0, 0.0, 0.12] - start[oxygen]
+    settler = _Settler(box, solute, 2.494, "CPU", 1)
+    settled = settler.settle(start)
+    np.testing.assert_array_equal(settled[:22], start[:22])
+    clear = np.linalg.norm(settled[oxygen] - settled[1])
+    assert clear > 0.24
+    bonds = np.linalg.norm(settled[22::3] - settled[23::3], axis=1)
+    np.testing.assert_allclose(bonds, 0.09572, rtol=1e-4)
+
+
 def test_demo_does_not_overwrite(tiny_demo, bundle, capsys):
     folder, _ = tiny_demo
     before = (folder / "summary.json").read_text()
@@ -334,3 +354,30 @@ def test_demo_stopped_by_the_user(bundle, tmp_path):
     assert process.returncode == 130
     assert out == ""
     assert "stopped" in err
+
+
+# -- the box it starts from ----------------------------------------------------------------------
+
+
+def test_box_by_padding(ala2):
+    box = solvate(ala2.to_topology(), ala2.positions, padding=0.6, cutoff=0.6, hydrogen_mass=3.0)
+    assert box.system.getNumParticles() == len(box.positions) == 22 + 3 * box.n_waters
+    copies = min(box.box_vectors.diagonal()) - np.ptp(box.positions[:22], axis=0).max()
+    assert copies >= 0.6
+    hydrogen = ala2.atomic_numbers.index(1)
+    assert box.system.getParticleMass(hydrogen)._value == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"waters": 300, "padding": 1.0}, "not both"),
+        ({"waters": 1.5}, "waters"),
+        ({"padding": -1.0}, "padding"),
+        ({"cutoff": 0.0}, "cutoff"),
+        ({"waters": 20}, "more water"),
+    ],
+)
+def test_box_refuses_wrong_input(ala2, wanted, said):
+    with pytest.raises(ValueError, match=said):
+        solvate(ala2.to_topology(), ala2.positions, **wanted)

@@ -165,7 +165,7 @@ def test_solute_not_first_and_two_copies(engine, water_box, ala2, peptide):
     waters = app.Modeller(water_box.topology, water_box.positions * unit.nanometer)
     waters.delete([next(waters.topology.chains())])
     waters.add(modeller.topology, modeller.positions)
-    second = (peptide.positions + [1.0, 1.0, 1.9]) * unit.nanometer
+    second = (peptide.positions + np.array([1.0, 1.0, 1.9])) * unit.nanometer
     waters.add(peptide.topology, second)
     box = copy.copy(water_box)
     object.__setattr__(box, "topology", waters.topology)
@@ -272,7 +272,7 @@ def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
 
 
 def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
-    """Mean, variance and autocorrelation of a long run, 3 sigma; the noise is the same everywhere."""
+    """Mean, variance and autocorrelation of a long run, 3 sigma, with the same noise everywhere."""
     tau, sigma, jumps = 30.0, 0.05, 1500
     molecule = Molecule(
         name="pair",
@@ -312,7 +312,7 @@ def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
     assert abs(two - a**2) < 3 * np.sqrt((1 + 2 * a**2) * (1 - a**2) / (3 * n))
 
 
-# -- kernels that go wrong ---------------------------------------------------------------------------
+# -- kernels that go wrong -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_unscriptable_kernel(peptide, ala2):
         start(Engine("torchforce", "Reference"), Plain(), peptide, ala2)
 
 
-# -- how often the model is called -------------------------------------------------------------------
+# -- how often the model is called -----------------------------------------------------------------
 
 
 def test_one_call_a_jump_and_none_elsewhere(engine, water_box, ala2, capfd):
@@ -480,7 +480,7 @@ def test_one_call_a_jump_and_none_elsewhere(engine, water_box, ala2, capfd):
     assert integrator.getNumJumps() == 5
 
 
-# -- repeatable runs, copies, restarts ---------------------------------------------------------------
+# -- repeatable runs, copies, restarts -------------------------------------------------------------
 
 
 def noisy(ala2):
@@ -679,7 +679,7 @@ def test_attaching_again_replaces_the_force(peptide, ala2):
         integrator.attach(system, peptide.topology)
 
 
-# -- ordinary simulations ----------------------------------------------------------------------------
+# -- ordinary simulations --------------------------------------------------------------------------
 
 
 def test_simulation_reporters_and_clocks(engine, water_box, ala2, tmp_path):
@@ -766,7 +766,7 @@ def test_single_precision_opencl(peptide, ala2):
     np.testing.assert_allclose(moved.mean(0), SHIFT, atol=1e-3)
 
 
-# -- settings and bad arguments ----------------------------------------------------------------------
+# -- settings and bad arguments --------------------------------------------------------------------
 
 
 def test_getters_and_setters(reference, peptide, ala2):

@@ -93,7 +93,8 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     platform = openmm.Platform.getPlatformByName(platform_name)
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
     # The molecule lies across the box, its nitrogen wrapped to the other side.
-    positions = np.vstack([[0.5, 0.5, 0.5], molecule.positions + [1.0, 1.0, 1.95]])
+    solute = molecule.positions + np.array([1.0, 1.0, 1.95])
+    positions = np.vstack([[0.5, 0.5, 0.5], solute])
     positions[3, 2] -= 2.0
     context.setPositions(positions)
 

@@ -105,7 +105,7 @@ class PythonForceBridge(Bridge):
 
 
 def script_if_possible(jump: Jump) -> torch.nn.Module:
-    """Compile a jump with TorchScript, which also makes it fast; leave it as it is if that fails."""
+    """Compile a jump with TorchScript, which makes it fast; leave it alone if that fails."""
     from .torchforce import script
 
     try:

@@ -14,7 +14,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-# Distance between solute and box where the caller names neither a padding nor a number of waters.
+# Distance between the solute's periodic copies where the caller names no padding and no waters.
 _PADDING_NM = 1.0
 # A new box is a few per cent too large, so it needs the barostat more often than production does.
 _BAROSTAT_STEPS = 10
@@ -72,7 +72,8 @@ def solvate(
     waters : int, optional
         How many water molecules; the box follows from it.
     padding : float, optional
-        Least distance between solute and box, nm, instead of `waters`; 1 nm by default.
+        Least distance from the solute to its next periodic copy, nm, instead of `waters`; 1 nm by
+        default.
     force_field : sequence of str
         Files as ``openmm.app.ForceField`` takes them.
     water_model : str

@@ -128,7 +128,7 @@ class Conformance:
 
 # float32 coordinates of a few nm carry rounding of about 1e-7 nm; a deep network amplifies it.
 _TOLERANCE_NM = 1e-4
-# Several hundred moments are compared in the distribution test, so single ones stray beyond 3 sigma.
+# The distribution test compares several hundred moments, of which single ones stray beyond 3 sigma.
 _MAX_SIGMA = 6.0
 
 
@@ -172,7 +172,8 @@ def check_propagator(
     checks.append(Check("attributes", good, f"n_atoms = {n_atoms!r}, noise_size = {noise_size!r}"))
     if not good:
         return report
-    assert isinstance(n_atoms, int) and isinstance(noise_size, int)
+    assert isinstance(n_atoms, int)
+    assert isinstance(noise_size, int)
 
     generator = torch.Generator().manual_seed(seed)
     if frames is None:
@@ -280,7 +281,7 @@ def check_propagator(
             Check(
                 "rotation",
                 sigma < _MAX_SIGMA,
-                f"not pathwise ({deviation:.1e} nm); means and variances agree within {sigma:.1f} sigma",
+                f"not pathwise ({deviation:.1e} nm); moments agree within {sigma:.1f} sigma",
             )
         )
     mirror = torch.tensor([1.0, 1.0, -1.0])

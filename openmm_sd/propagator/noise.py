@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-
 #: Largest seed; the same range as OpenMM's own (a positive 32-bit signed integer).
 MAX_SEED = 2**31 - 1
 
