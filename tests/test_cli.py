@@ -346,12 +346,14 @@ def test_demo_stopped_by_the_user(bundle, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
+    said = []
     for line in process.stderr:
+        said.append(line)
         if line.startswith("equilibrating"):
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, "".join(said) + err
     assert out == ""
     assert "stopped" in err
 

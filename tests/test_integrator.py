@@ -640,10 +640,11 @@ def test_xml_and_restore(reference, peptide, ala2, attach):
     else:
         system = context.getSystem()
         again = ScoreDynamicsIntegrator.restore(bare, integrator.model)
-    fresh = openmm.Context(system, again, reference.platform)
     saved = context.createCheckpoint()
     integrator.step(20)
-    # Loaded only now: the Reference platform has one stream of random numbers for all Contexts.
+    # Made only now: the Reference platform has one stream of random numbers for all Contexts, and
+    # a new Context starts it afresh.
+    fresh = openmm.Context(system, again, reference.platform)
     fresh.loadCheckpoint(saved)
     again.step(20)
     np.testing.assert_array_equal(positions_of(fresh), positions_of(context))

@@ -250,14 +250,17 @@ def denoising_loss(
         (B,), the mean over coordinates of |D - y|^2 / c_out^2 (Karras et al. 2022, equation 8).
     """
     device = frame.device
-    jitter = torch.randn(frame.shape, generator=generator, device=device)
-    frame = frame + condition_noise_nm * jitter
-    later = align_frames(later, frame, model.heavy)
-    local, origin, axes = model.to_local(frame)
-    scale = model.displacement_scale(lag)
-    clean = ((later - origin) @ axes - local) / scale
-    level = sigma.view(-1, 1, 1)
-    noised = clean + level * torch.randn(clean.shape, generator=generator, device=device)
+    # Geometry stays in float32: bfloat16 products would blur coordinates by 0.001 nm, which is
+    # half a bond's thermal width.
+    with torch.autocast(device.type, enabled=False):
+        jitter = torch.randn(frame.shape, generator=generator, device=device)
+        frame = frame + condition_noise_nm * jitter
+        later = align_frames(later, frame, model.heavy)
+        local, origin, axes = model.to_local(frame)
+        scale = model.displacement_scale(lag)
+        clean = (torch.matmul(later - origin, axes) - local) / scale
+        level = sigma.view(-1, 1, 1)
+        noised = clean + level * torch.randn(clean.shape, generator=generator, device=device)
     context, modulation = model.encode(local, lag)
     modulation = modulation + model.encode_noise(sigma)
     error = model.denoise(noised, sigma, local, scale, context, modulation).float() - clean

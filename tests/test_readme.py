@@ -1,0 +1,68 @@
+"""What the README shows is what works."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def test_the_script_runs(tmp_path):
+    (script,) = blocks(ROOT / "README.md", "python")
+    assert "simulation.step(5000)" in script
+    # One burst of 1,000 steps, its jump, and a little more.
+    script = script.replace("simulation.step(5000)", "simulation.step(1100)")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'jumps_tried': 1" in done.stdout
+    lines = (tmp_path / "jumps.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith('"Step","MD Time (ps)","Jumps","Effective Time (ps)"')
+
+
+def test_the_propagator_page_runs(tmp_path):
+    first, second, third = blocks(ROOT / "docs" / "propagators.md", "python")
+    prepare = (
+        "from openmm_sd import ScoreDynamicsIntegrator\n"
+        "shipped = ScoreModel.load('ala2-implicit').molecules[0]\n"
+        "topology, positions = shipped.to_topology(), shipped.positions\n"
+    )
+    check = (
+        "assert check_propagator(kernel).passed\n"
+        "again = ScoreModel.load('wiggle.safetensors')\n"
+        "assert again.card == model.card\n"
+        "print('done', integrator.getLag())\n"
+    )
+    # Classes that are to be scripted need a file: TorchScript reads their source.
+    program = tmp_path / "program.py"
+    program.write_text("\n".join([first, prepare, second, third, check]))
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout
+    assert "ok    rotation" in done.stdout
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_named_in_the_readme_exist():
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "getting-started.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", text):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    from openmm_sd.cli import COMMANDS
+
+    for command in re.findall(r"openmm-sd ([a-z]+)\b", text):
+        assert command in COMMANDS, command
