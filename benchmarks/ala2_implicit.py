@@ -3,8 +3,9 @@
     python benchmarks/ala2_implicit.py --out DIR [--minutes-md 30] [--minutes-train 25] [--seed 1]
 
 ACE-ALA-NME in implicit solvent. Stages whose output is in DIR are skipped, and an interrupted one
-resumes, so the same command continues. DIR then holds ``weights.safetensors``, ``card.json``,
-``molecule.json``, ``validation.json``, ``validation.png``, and under ``data/`` the dynamics.
+resumes, so the same command continues. DIR then holds the bundle ``ala2-implicit.safetensors``, the
+parts it is made of (``weights.safetensors``, ``card.json``, ``molecule.json``),
+``validation.json``, ``validation.png``, and under ``data/`` the dynamics.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import openmm
 import torch
 from safetensors.torch import load_file, save_file
 
+from openmm_sd import Molecule, ScoreModel
 from openmm_sd.analysis import (
     BASINS,
     basin_populations,
@@ -92,6 +94,7 @@ def main() -> None:
     runs = data_stage(options.out, options.minutes_md, options.seed)
     model = train_stage(options.out, runs, options.minutes_train, options.seed, options.device)
     validate_stage(options.out, runs, model, options.chains, options.seed)
+    bundle(options.out)
 
 
 def data_stage(out: Path, minutes: float, seed: int) -> list[Run]:
@@ -193,6 +196,17 @@ def validate_stage(
     training = json.loads((out / "training.json").read_text())
     provenance = json.loads((out / "data" / "provenance.json").read_text())
     write_json(out / "card.json", card(model, report, training, provenance, bench))
+
+
+def bundle(out: Path) -> None:
+    """Put weights, card and molecule into one file, as `ScoreModel.load` reads it."""
+    content = json.loads((out / "card.json").read_text())
+    architecture = content.pop("architecture")
+    molecule = json.loads((out / "molecule.json").read_text())
+    propagator = DenseDiffusion(**architecture["hyperparameters"])
+    propagator.load_state_dict(load_file(out / "weights.safetensors"))
+    model = ScoreModel(propagator, Molecule.from_dict({"name": "ACE-ALA-NME", **molecule}), content)
+    model.save(out / f"{content['name']}.safetensors")
 
 
 class Bench:
@@ -737,12 +751,7 @@ def card(
             "heavy_bond_width_over_md": one["geometry"]["heavy_bond_width_over_md"],
             "phi_positive_escape": report["phi_positive"],
         },
-        # Under these two names the loader finds them; "gates" groups them for readers.
         **gates,
-        "gates": {
-            "max_displacement_nm": gates["max_displacement_nm"],
-            "bond_window_nm": gates["bond_windows_nm"],
-        },
         "limits": [
             "Implicit solvent only: in explicit water this model's jumps follow another free-energy"
             " surface and other rates than the water's.",

@@ -63,7 +63,9 @@ def start(
         "lag": 10.0,
         "stepSize": STEP,
         "temperature": 300.0,
-        "maxEnergyRise": None,  # these kernels know nothing of the water in their way
+        # These kernels know nothing of the water in their way.
+        "maxEnergyRise": None,
+        "settleSteps": 0,
     } | settings
     model = kernel if isinstance(kernel, ScoreModel) else model_of(kernel, molecule)
     integrator = ScoreDynamicsIntegrator(model, bridge=engine.bridge, seed=seed, **settings)
