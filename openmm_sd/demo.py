@@ -36,7 +36,7 @@ from openmm import app, unit
 from .analysis.torsions import dihedral
 from .bridges import BRIDGES, choose_bridge, platform_names
 from .bridges.probe import probe_all
-from .integrator import BOLTZMANN, ScoreDynamicsIntegrator
+from .integrator import ScoreDynamicsIntegrator
 from .prepare import PreparedBox, equilibrate, solvate
 from .propagator.model import ScoreModel
 from .propagator.molecule import Molecule
@@ -59,14 +59,6 @@ _PLATFORMS = ("CUDA", "HIP", "CPU")
 _REPEATS = 5
 # Share of the time that goes to plain MD.
 _PLAIN_SHARE = 0.2
-
-# Settling: an overlap of some 1e4 kJ/mol is down to the energy's own fluctuation after about 40
-# steps at a friction that takes up its heat; more steps gain little.
-_SETTLE_STEPS = 60
-_SETTLE_STEP_PS = 0.001
-_SETTLE_FRICTION_PER_PS = 30.0
-# Three times the thermal speed of a hydrogen atom at 300 K: only overlaps are held back by it.
-_SETTLE_MAX_SPEED_NM_PS = 5.0
 
 
 @dataclass(frozen=True)
@@ -155,12 +147,6 @@ def run_demo(
         ``fallbacks``, ``rejections`` (by gate), ``md_time_ps``, ``effective_time_ps``,
         ``effective_ns_per_day``, ``md_ns_per_day``, ``seconds`` (``md``, ``model``, ``settle``),
         the settings that were used, ``versions``, and ``notes`` in plain language.
-
-    Notes
-    -----
-    After an accepted jump the solvent is relaxed for a moment around the held solute, with bounded
-    speeds. Without that a run dies sooner or later: an overlap that the energy gate lets pass is
-    enough to throw a hydrogen atom through the box.
     """
     settings = settings or DemoSettings()
     say = report or (lambda what, how_far: None)
@@ -212,7 +198,7 @@ def run_demo(
         run.close()
 
     say("drawing", "ramachandran.png")
-    numbers = run.statistics()
+    numbers = integrator.getStatistics()
     _draw(run, molecule.name, numbers, folder / "ramachandran.png")
     lag = integrator.getLag().value_in_unit(unit.picosecond)
     burst = integrator.getBurst().value_in_unit(unit.picosecond)
@@ -308,64 +294,6 @@ class _Frame:
     time_ps: float
 
 
-class _Settler:
-    """Relaxes the solvent around a held solute, with bounded speeds.
-
-    It has a Context of its own, in which the solute's particles have no mass and so stay in place.
-    """
-
-    def __init__(
-        self, box: PreparedBox, solute: tuple[int, ...], kT: float, platform: str, seed: int
-    ) -> None:
-        system = openmm.XmlSerializer.clone(box.system)
-        held = set(solute)
-        for k in reversed(range(system.getNumConstraints())):
-            i, j, _ = system.getConstraintParameters(k)
-            if i in held or j in held:
-                system.removeConstraint(k)
-        for i in held:
-            system.setParticleMass(i, 0.0)
-        # The total momentum means nothing where particles are held.
-        for k in reversed(range(system.getNumForces())):
-            if isinstance(system.getForce(k), openmm.CMMotionRemover):
-                system.removeForce(k)
-
-        integrator = openmm.CustomIntegrator(_SETTLE_STEP_PS)
-        integrator.setRandomNumberSeed(seed)
-        integrator.addGlobalVariable("kT", kT)
-        integrator.addGlobalVariable("fastest", _SETTLE_MAX_SPEED_NM_PS)
-        keep = float(np.exp(-_SETTLE_FRICTION_PER_PS * _SETTLE_STEP_PS))
-        integrator.addGlobalVariable("keep", keep)
-        integrator.addGlobalVariable("kick", float(np.sqrt(1.0 - keep * keep)))
-        integrator.addPerDofVariable("x1", 0.0)
-        integrator.addComputePerDof("v", "max(-fastest, min(fastest, v+dt*f/m))")
-        integrator.addConstrainVelocities()
-        integrator.addComputePerDof("x", "x+0.5*dt*v")
-        integrator.addComputePerDof("v", "keep*v+kick*sqrt(kT/m)*gaussian")
-        integrator.addComputePerDof("x", "x+0.5*dt*v")
-        integrator.addComputePerDof("x1", "x")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("v", "v+(x-x1)/dt")
-        self._solute = list(solute)
-        self._temperature = kT / BOLTZMANN
-        self._seed = seed
-        self._context = openmm.Context(
-            system, integrator, openmm.Platform.getPlatformByName(platform)
-        )
-        self._context.setPeriodicBoxVectors(*box.box_vectors)
-
-    def settle(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the positions (nm) after settling; the solute's are as given."""
-        self._seed += 1
-        self._context.setPositions(positions)
-        self._context.setVelocitiesToTemperature(self._temperature, self._seed)
-        self._context.getIntegrator().step(_SETTLE_STEPS)
-        settled = _positions(self._context)
-        # GPU platforms round what they hold.
-        settled[self._solute] = positions[self._solute]
-        return settled
-
-
 class _MixedRun:
     """A mixed run and, on the same System, plain MD beside it."""
 
@@ -398,10 +326,6 @@ class _MixedRun:
         self._solute = list(solute.particles)
         self._mixed = self._context(mixed, integrator, platform)
         self._molecules = [np.array(atoms) for atoms in self._mixed.getMolecules()]
-        self._settler = _Settler(
-            box, solute.particles, BOLTZMANN * self._temperature, platform, self._seed
-        )
-        self._settle_seconds = 0.0
         self._file = mdtraj.formats.XTCTrajectoryFile(
             str(folder / "trajectory.xtc"), "w", force_overwrite=True
         )
@@ -436,23 +360,8 @@ class _MixedRun:
         jumps = self.integrator.getNumJumps()
         seconds += self._steps(1)
         if self.integrator.getNumJumps() > jumps:
-            seconds += self._settle()
+            self.landings.append(self._frame(_positions(self._mixed)))
         return seconds
-
-    def _settle(self) -> float:
-        began = time.perf_counter()
-        landed = _positions(self._mixed)
-        self._mixed.setPositions(self._settler.settle(landed))
-        seconds = time.perf_counter() - began
-        self._settle_seconds += seconds
-        self.landings.append(self._frame(landed))
-        return seconds
-
-    def statistics(self) -> dict[str, Any]:
-        """The integrator's counters and clocks, and the time that settling took."""
-        numbers = self.integrator.getStatistics()
-        numbers["seconds"]["settle"] += self._settle_seconds
-        return numbers
 
     def _steps(self, steps: int) -> float:
         began = time.perf_counter()
@@ -600,9 +509,8 @@ def _notes(model: ScoreModel, numbers: dict[str, Any], lag: float, burst: float)
         f"jumps lie {burst:g} ps of MD.",
         "Speeds are medians over stretches of plain MD and mixed run in turn, on the same system "
         "and machine, without the writing of files; effective time is no MD time.",
-        f"{numbers['rejections']['energy']} jumps were taken back because they raised the energy "
-        "too far; that favours jumps to where the water leaves room. After each of the others the "
-        f"water settled for {_SETTLE_STEPS * _SETTLE_STEP_PS:g} ps around the held solute.",
+        f"{numbers['rejections']['energy']} jumps were taken back because the water did not give "
+        "way; what is taken back is no random selection.",
     ]
     return notes
 

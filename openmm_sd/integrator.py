@@ -57,11 +57,13 @@ _STATE: dict[str, float] = {
 _SETTINGS = (
     "temperature", "friction", "burst", "lag", "seed", "max_tries", "max_rise", "settle_steps",
 )  # fmt: skip
-# What only lives while the program runs.
+# What only lives while the program runs: its switches, and what it finds.
 _SCRATCH = (
-    "kT", "keep", "kick", "due", "tries", "status", "ok", "again", "energy_before",
+    "jumping", "settling", "looking", "returning",
+    "tries", "status", "ok", "again", "energy", "energy_before", "rise",
 )  # fmt: skip
-_PER_DOF = ("displacement", "unconstrained", "position_before")
+# Places in the CompoundIntegrator.
+_LANGEVIN, _JUMPER, _REFRESHER = 0, 1, 2
 # Settling: nm that a particle moves per kJ/mol/nm of force, and at most, a coordinate and step. In
 # a box of 1,903 atoms five such steps took the water around a jumped alanine dipeptide from 205
 # kJ/mol above its energy to 85 below; steps seven times longer heated the box.
@@ -175,12 +177,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self.bridge = bridge
         self.strict = bool(strict)
         self._jumper: openmm.CustomIntegrator | None = None
-        self._settler: openmm.CustomIntegrator | None = None
+        self._refresher: openmm.CustomIntegrator | None = None
         self._context_ref: weakref.ref[openmm.Context] | None = None
         self._enabled = True
-        self._seconds = {"md": 0.0, "jump": 0.0, "settle": 0.0}
-        self._steps_timed = self._program_steps_timed = 0
-        # Until attach() builds the jump program, its variables wait here.
+        self._seconds = {"md": 0.0, "model": 0.0, "settle": 0.0}
+        # Until attach() writes the jump program, its variables wait here.
         self._waiting = dict(_STATE)
 
         card_temperature = model.temperature if model.temperature is not None else 300.0
@@ -262,7 +263,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         system.addForce(force)
         self.solute = found
         solute_particles = set(found.particles)
-        self._add_jumper(
+        self._add_programs(
             group,
             [
                 openmm.Vec3(*[float(i not in solute_particles)] * 3)
@@ -313,53 +314,62 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if out.dtype != torch.float32:
             raise ValueError(f"model: its propagator must return float32, got {out.dtype}")
 
-    def _add_jumper(self, group: int, mobile: Sequence[openmm.Vec3]) -> None:
-        """Add the program of a burst's last step, an MD step with the jump, and of its first."""
+    def _add_programs(self, group: int, mobile: Sequence[openmm.Vec3]) -> None:
+        """Add what OpenMM's own integrator cannot do: the jump, and the MD step right after it.
+
+        Parameters
+        ----------
+        group : int
+            Force group of the jump.
+        mobile : sequence of Vec3
+            1 for every particle that settles after a jump, 0 for the solute's.
+        """
         others = set(range(32)) - {group}
         self._langevin.setIntegrationForceGroups(others)
-        jumper = openmm.CustomIntegrator(self._langevin.getStepSize())
-        jumper.setIntegrationForceGroups(others)
-        jumper.setConstraintTolerance(self._langevin.getConstraintTolerance())
-        jumper.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
+        self._jumper = openmm.CustomIntegrator(self._langevin.getStepSize())
+        self._refresher = openmm.CustomIntegrator(self._langevin.getStepSize())
+        for program in self._programs():
+            program.setIntegrationForceGroups(others)
+            program.setConstraintTolerance(self._langevin.getConstraintTolerance())
+            program.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
+            # A program may end with forces evaluated, and believes them still good at its next
+            # turn, although another integrator has moved everything since. Writing the positions
+            # onto themselves makes it evaluate them anew.
+            program.addComputePerDof("x", "x")
+        self._write_jump(self._jumper, group, mobile)
+        self._write_refresh(self._refresher, self._waiting["temperature"])
+        self.addIntegrator(self._jumper)
+        self.addIntegrator(self._refresher)
+
+    def _write_jump(
+        self, jumper: openmm.CustomIntegrator, group: int, mobile: Sequence[openmm.Vec3]
+    ) -> None:
+        """Write the program that jumps, settles or takes back, as its switches say.
+
+        The parts stand in this order because no ConstrainPositions may follow the jump: on GPU
+        kernels a position written before one is only stored, and forces would be evaluated at the
+        old place.
+        """
         for name, value in self._waiting.items():
             jumper.addGlobalVariable(PREFIX + name, value)
         for name in _SCRATCH:
             jumper.addGlobalVariable(PREFIX + name, 0.0)
-        for name in _PER_DOF:
+        for name in ("mobile", "force", "displacement", "position_before"):
             jumper.addPerDofVariable(PREFIX + name, 0.0)
+        jumper.setPerDofVariableByName("sd_mobile", mobile)
 
-        # The program may end with forces evaluated, and CustomIntegrator believes them still good
-        # at its next turn, although the other integrator has moved everything since. Writing the
-        # positions onto themselves makes it evaluate them anew.
-        jumper.addComputePerDof("x", "x")
-
-        # One step of the LangevinMiddleIntegrator's own scheme; after a jump with the velocities
-        # forgotten in its middle. There the scheme's velocities are thermal and independent of the
-        # positions, so forgetting them there, and only there, leaves the scheme's ensemble as it
-        # is. Drawn at the end of a step they would heat stiff bonds.
-        jumper.addComputeGlobal("sd_kT", f"{BOLTZMANN!r}*sd_temperature")
-        jumper.addComputeGlobal("sd_keep", "select(sd_fresh, 0, exp(-sd_friction*dt))")
-        jumper.addComputeGlobal("sd_kick", "sqrt(1-sd_keep*sd_keep)")
-        jumper.addComputeGlobal("sd_fresh", "0")
-        jumper.addUpdateContextState()
-        jumper.addComputePerDof("v", "v+dt*f/m")
-        jumper.addConstrainVelocities()
-        jumper.addComputePerDof("x", "x+0.5*dt*v")
-        jumper.addComputePerDof("v", "sd_keep*v+sd_kick*sqrt(sd_kT/m)*gaussian")
-        jumper.addComputePerDof("x", "x+0.5*dt*v")
-        jumper.addComputePerDof("sd_unconstrained", "x")
+        # Settling: one step of the surroundings downhill. Wherever both are wanted the force is
+        # stored before the energy is read: the other way round GPU kernels give a stale force.
+        jumper.addComputePerDof("sd_force", "f")
+        jumper.addComputeGlobal("sd_energy", "energy")
+        jumper.addComputeGlobal("sd_rise", "sd_energy-sd_energy_before")
+        bounded = f"max(-{_SETTLE_LIMIT},min({_SETTLE_LIMIT},{_SETTLE_RATE}*sd_force))"
+        jumper.addComputePerDof("x", f"x+sd_settling*step(sd_rise)*sd_mobile*{bounded}")
         jumper.addConstrainPositions()
-        jumper.addComputePerDof("v", "v+(x-sd_unconstrained)/dt")
-        # The scheme draws velocities without regard to constraints and mends that at its next step.
-        # After a whole draw a reporter would see it as a temperature 40 K too high: mended here.
-        jumper.addComputePerDof("sd_unconstrained", "v")
-        jumper.addConstrainVelocities()
-        jumper.addComputePerDof("v", "select(sd_keep, sd_unconstrained, v)")
 
-        # The jump. No ConstrainPositions may follow: on GPU kernels a position written before one
-        # is only stored, and forces would still be evaluated at the old place.
-        jumper.beginIfBlock("sd_due > 0.5")
-        jumper.addComputeGlobal("sd_energy_before", "energy")
+        # The jump.
+        jumper.beginIfBlock("sd_jumping > 0.5")
+        jumper.addComputeGlobal("sd_energy_before", "sd_energy")
         jumper.addComputeGlobal(SEED, "sd_seed")
         jumper.addComputeGlobal(LAG, "sd_lag")
         jumper.addComputeGlobal(NUMBER, "sd_tried+1")
@@ -367,8 +377,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal("sd_again", "1")
         jumper.beginWhileBlock("sd_again > 0.5")
         jumper.addComputeGlobal(ATTEMPT, "sd_tries")
-        # The force must be stored before the energy is read: the other way round GPU kernels give a
-        # stale force, and the model would be called twice.
+        # Force before energy again: the other way round the model would be called twice.
         jumper.addComputePerDof("sd_displacement", f"f{group}")
         jumper.addComputeGlobal("sd_status", f"energy{group}")
         jumper.addComputeGlobal("sd_tries", "sd_tries+1")
@@ -384,31 +393,32 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal(NUMBER, "0")
         jumper.addComputePerDof("sd_position_before", "x")
         jumper.addComputePerDof("x", "x+sd_ok*sd_displacement")
-        jumper.addComputeGlobal("sd_fresh", "sd_ok")
         jumper.endBlock()
-        self._jumper = jumper
-        self.addIntegrator(jumper)
-        self._add_settler(others, mobile)
 
-    def _add_settler(self, groups: set[int], mobile: Sequence[openmm.Vec3]) -> None:
-        """Add the program of one settling step: the surroundings move downhill, the solute not."""
-        settler = openmm.CustomIntegrator(self._langevin.getStepSize())
-        settler.setIntegrationForceGroups(groups)
-        settler.setConstraintTolerance(self._langevin.getConstraintTolerance())
-        settler.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
-        for name in ("energy_before", "rise", "active"):
-            settler.addGlobalVariable(name, 0.0)
-        settler.addPerDofVariable("mobile", 0.0)
-        settler.addPerDofVariable("force", 0.0)
-        settler.setPerDofVariableByName("mobile", mobile)
-        settler.addComputePerDof("x", "x")  # as in the jump program: forces are not to be believed
-        settler.addComputePerDof("force", "f")
-        settler.addComputeGlobal("rise", "energy-energy_before")
-        bounded = f"max(-{_SETTLE_LIMIT},min({_SETTLE_LIMIT},{_SETTLE_RATE}*force))"
-        settler.addComputePerDof("x", f"x+active*step(rise)*mobile*{bounded}")
-        settler.addConstrainPositions()
-        self._settler = settler
-        self.addIntegrator(settler)
+        # Taking back, to the last bit.
+        jumper.addComputePerDof("x", "select(sd_returning, sd_position_before, x)")
+
+    def _write_refresh(self, refresher: openmm.CustomIntegrator, temperature: float) -> None:
+        """Write the MD step after a jump: the Langevin scheme, velocities forgotten in its middle.
+
+        There the scheme's velocities are thermal and independent of the positions, so forgetting
+        them there, and only there, leaves the scheme's ensemble as it is: it is the same scheme
+        with an endless friction. Drawn at the end of a step they would heat stiff bonds.
+        """
+        refresher.addGlobalVariable("kT", BOLTZMANN * temperature)
+        refresher.addPerDofVariable("unconstrained", 0.0)
+        refresher.addUpdateContextState()
+        refresher.addComputePerDof("v", "v+dt*f/m")
+        refresher.addConstrainVelocities()
+        refresher.addComputePerDof("x", "x+0.5*dt*v")
+        refresher.addComputePerDof("v", "sqrt(kT/m)*gaussian")
+        refresher.addComputePerDof("x", "x+0.5*dt*v")
+        refresher.addComputePerDof("unconstrained", "x")
+        refresher.addConstrainPositions()
+        refresher.addComputePerDof("v", "v+(x-unconstrained)/dt")
+        # The scheme draws velocities without regard to constraints and mends that at its next step.
+        # After a whole draw a reporter would read a temperature 40 K too high: mended here.
+        refresher.addConstrainVelocities()
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -426,72 +436,76 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "Context or Simulation"
             )
         steps = operator.index(steps)
-        if not self._enabled:
-            if steps > 0 and self._get("fresh"):
-                self._program_step(jump=False)
-                steps -= 1
-            self._plain(steps)
-            return
         while steps > 0:
-            done = int(self._get("burst_done"))
-            last = self._burst_steps() - 1  # the number of the step that ends with the jump
-            if done >= last:
-                self._program_step(jump=True)
-                steps -= 1
-            elif self._get("fresh"):
-                self._program_step(jump=False)
-                self._set("burst_done", done + 1)
-                steps -= 1
+            # A burst that was made shorter than what is done of it ends with the next step.
+            left = max(1, self._burst_steps() - int(self._get("burst_done")))
+            if self._get("fresh"):
+                done = self._refresh()
             else:
-                plain = min(steps, last - done)
-                self._plain(plain)
-                self._set("burst_done", done + plain)
-                steps -= plain
+                done = self._plain(min(steps, left) if self._enabled else steps)
+            steps -= done
+            if self._enabled:
+                self._add("burst_done", done)
+                if done >= left:
+                    self._set("burst_done", 0)
+                    self._jump()
 
-    def _plain(self, steps: int) -> None:
-        """Do MD steps with OpenMM's own integrator."""
+    def _plain(self, steps: int) -> int:
+        """Do MD steps with OpenMM's own integrator; return their number."""
         began = time.perf_counter()
         super().step(steps)
         self._seconds["md"] += time.perf_counter() - began
-        self._steps_timed += steps
-        self._set("md_time", self._get("md_time") + steps * self._step_size())
+        self._add("md_time", steps * self._step_size())
+        return steps
 
-    def _program_step(self, jump: bool) -> None:
-        """Do one MD step with the jump program, and the jump at its end if asked for."""
+    def _refresh(self) -> int:
+        """Do the MD step after a jump; return the number of steps, which is 1."""
         began = time.perf_counter()
-        self._set("due", float(jump))
-        self.setCurrentIntegrator(1)
+        self.setCurrentIntegrator(_REFRESHER)
         try:
             super().step(1)
+        finally:
+            self.setCurrentIntegrator(_LANGEVIN)
+        self._set("fresh", 0)
+        self._seconds["md"] += time.perf_counter() - began
+        self._add("md_time", self._step_size())
+        return 1
+
+    def _run_jumper(self, switch: str) -> None:
+        """Run the jump program with one of its switches on. It takes no time and is no step."""
+        context = self._context()
+        # OpenMM counts every run of a program as a step.
+        count, now = context.getStepCount(), context.getTime()
+        self._set(switch, 1)
+        self.setCurrentIntegrator(_JUMPER)
+        try:
+            super().step(1)
+        finally:
+            self.setCurrentIntegrator(_LANGEVIN)
+            self._set(switch, 0)
+            context.setStepCount(count)
+            context.setTime(now)
+
+    def _jump(self) -> None:
+        """Try a jump: propose, apply, settle, keep or take back, and count."""
+        began = time.perf_counter()
+        number = int(self._get("tried"))
+        try:
+            self._run_jumper("jumping")
         except Exception as error:
             # The exception left the parameter set; cleared, the force is silent again.
             self._context().setParameter(NUMBER, 0.0)
-            if not jump or "Particle coordinate is NaN" in str(error):
-                raise
-            raise JumpError(
-                f"jump {int(self._get('tried')) + 1}: the propagator failed: {error}"
-            ) from error
+            raise JumpError(f"jump {number}: the propagator failed: {error}") from error
         finally:
-            self.setCurrentIntegrator(0)
-        self._seconds["jump"] += time.perf_counter() - began
-        self._program_steps_timed += 1
-        self._set("md_time", self._get("md_time") + self._step_size())
-        if not jump:
-            return
-        self._finish_jump()
-
-    def _finish_jump(self) -> None:
-        """Settle, ask the energy gate, and count."""
-        status, tries = int(self._get("status")), int(self._get("tries"))
-        self._set("burst_done", 0)
+            self._seconds["model"] += time.perf_counter() - began
         self._add("tried", 1)
-        self._add("redraws", tries - 1)
+        self._add("redraws", self._get("tries") - 1)
+        status = int(self._get("status"))
         if status >= STATUS_ERROR:
             reason = ERRORS.get(status, f"status {status}")
-            raise JumpError(
-                f"jump {int(self._get('tried'))}: {reason}; positions are as they were before it"
-            )
+            raise JumpError(f"jump {number}: {reason}; positions are as they were before it")
         if self._get("ok") and self._settle():
+            self._set("fresh", 1)
             self._add("accepted", 1)
             self._add("effective_extra", self._get("lag"))
         else:
@@ -508,30 +522,16 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         limit, moves = self._get("max_rise"), int(self._get("settle_steps"))
         if moves == 0 and limit >= _NO_LIMIT:
             return True
-        assert self._settler is not None
         began = time.perf_counter()
-        context = self._context()
-        # OpenMM counts these as steps, although no time passes in them.
-        count, now = context.getStepCount(), context.getTime()
-        self._settler.setGlobalVariableByName("energy_before", self._get("energy_before"))
-        self.setCurrentIntegrator(2)
-        try:
-            for move in range(moves + 1):
-                self._settler.setGlobalVariableByName("active", float(move < moves))
-                super().step(1)
-                rise = self._settler.getGlobalVariableByName("rise")
-                if not rise > 0:  # a NaN stops here too
-                    break
-        finally:
-            self.setCurrentIntegrator(0)
-            context.setStepCount(count)
-            context.setTime(now)
-        stands = rise <= limit
+        for _ in range(moves):
+            self._run_jumper("settling")
+            if not self._get("rise") > 0:  # a NaN stops here too
+                break
+        else:
+            self._run_jumper("looking")  # the last step's energy
+        stands = self._get("rise") <= limit
         if not stands:
-            assert self._jumper is not None
-            context.setPositions(self._jumper.getPerDofVariableByName(f"{PREFIX}position_before"))
-            context.computeVirtualSites()
-            self._set("fresh", 0)
+            self._run_jumper("returning")
             self._add(f"rejected_{ENERGY}", 1)
         self._seconds["settle"] += time.perf_counter() - began
         return stands
@@ -583,12 +583,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         dict
             ``jumps_tried``, ``jumps_accepted``, ``redraws``, ``fallbacks``, ``rejections`` (by
             gate), ``md_time_ps``, ``effective_time_ps`` and ``seconds`` (wall-clock in this
-            process: ``md``, ``model``, ``settle``). A step that ends in a jump is one timing; the
-            mean MD step is taken off it to get the model's share. On a GPU, which works behind
-            the program's back, the shares are rough.
+            process: ``md``, ``model``, ``settle``; on a GPU, which works behind the program's
+            back, the shares are rough).
         """
-        md_step = self._seconds["md"] / self._steps_timed if self._steps_timed else 0.0
-        md_share = min(self._program_steps_timed * md_step, self._seconds["jump"])
         return {
             "jumps_tried": int(self._get("tried")),
             "jumps_accepted": int(self._get("accepted")),
@@ -599,11 +596,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             },
             "md_time_ps": self._get("md_time"),
             "effective_time_ps": self._get("md_time") + self._get("effective_extra"),
-            "seconds": {
-                "md": self._seconds["md"] + md_share,
-                "model": self._seconds["jump"] - md_share,
-                "settle": self._seconds["settle"],
-            },
+            "seconds": dict(self._seconds),
         }
 
     # -- settings --------------------------------------------------------------------------------
@@ -616,6 +609,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """Set the temperature of the heat bath, K. The model keeps the one it was trained at."""
         value = _positive("temperature", temperature, unit.kelvin)
         self._langevin.setTemperature(value)
+        if self._refresher is not None:
+            self._refresher.setGlobalVariableByName("kT", BOLTZMANN * value)
         self._set("temperature", value)
         self._compare_with_card()
 
@@ -726,9 +721,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         new._enabled = self._enabled
         if self._jumper is not None:
             new.solute = self.solute
-            assert self._settler is not None
-            mobile = self._settler.getPerDofVariableByName("mobile")
-            new._add_jumper(_jump_group(self._jumper), mobile)
+            mobile = self._jumper.getPerDofVariableByName("sd_mobile")
+            new._add_programs(_jump_group(self._jumper), mobile)
         return new
 
     def __deepcopy__(self, memo: dict) -> ScoreDynamicsIntegrator:
@@ -790,8 +784,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if system is not None:
             new.attach(system, topology, solute)
         else:
-            mobile = integrator.getIntegrator(2).getPerDofVariableByName("mobile")
-            new._add_jumper(_jump_group(jumper), mobile)
+            new._add_programs(_jump_group(jumper), jumper.getPerDofVariableByName("sd_mobile"))
         return new
 
     def _settings(self) -> dict[str, float]:
@@ -828,7 +821,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         return new
 
     def _programs(self) -> list[openmm.CustomIntegrator]:
-        return [p for p in (self._jumper, self._settler) if p is not None]
+        return [p for p in (self._jumper, self._refresher) if p is not None]
 
     # -- variables of the program ----------------------------------------------------------------
 
@@ -888,7 +881,7 @@ def _positive(
 
 
 def _jump_group(jumper: openmm.CustomIntegrator) -> int:
-    """Force group of the jump: the one that the program's MD step leaves out."""
+    """Force group of the jump: the one that the program's plain forces leave out."""
     groups = jumper.getIntegrationForceGroups() & 0xFFFFFFFF
     return next(g for g in range(32) if not groups >> g & 1)
 

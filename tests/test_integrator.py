@@ -372,9 +372,78 @@ def test_jump_onto_the_solvent_is_taken_back(engine, water_box, ala2):
     np.testing.assert_allclose(ends[0][1], ends[2][1], atol=2e-3 if engine.exact else 2e-2)
 
 
+@pytest.mark.parametrize("which", ["tip3p", "tip4pew with ions"])
+def test_surroundings_give_way(engine, water_box, tip4p_box, ala2, which):
+    """The solute stays where the kernel put it, the water moves aside, no time passes."""
+    box = water_box if which == "tip3p" else tip4p_box
+    n = ala2.n_atoms
+    kernel = Shift(n, (0.12, 0.05, 0.0))
+
+    def run(**settings):
+        context, integrator = start(engine, kernel, box, ala2, frictionCoeff=0.0, **settings)
+        context.setVelocitiesToTemperature(300, 3)
+        integrator.step(1)
+        return context, integrator
+
+    def rise(context):
+        state = context.getState(energy=True, groups=others(context))
+        return state.getPotentialEnergy()._value - before
+
+    plain, integrator = start(engine, kernel, box, ala2, frictionCoeff=0.0)
+    plain.setVelocitiesToTemperature(300, 3)
+    integrator.setJumping(False)
+    integrator.step(1)
+    before = plain.getState(energy=True).getPotentialEnergy()._value
+    unsettled, _ = run()
+    assert rise(unsettled) > 100
+    context, integrator = run(settleSteps=60, maxEnergyRise=50.0)
+    assert integrator.getStatistics()["jumps_accepted"] == 1
+    assert rise(context) < 50
+    assert context.getStepCount() == 1
+    assert context.getTime()._value == pytest.approx(STEP)
+    assert worst_constraint(context) < 5e-6
+    start_x, end_x = positions_of(unsettled), positions_of(context)
+    np.testing.assert_allclose(end_x[:n], start_x[:n], atol=LANDING)
+    moved = np.linalg.norm(end_x[n:] - start_x[n:], axis=1)
+    assert 0.001 < moved.max() < 0.3
+    context.computeVirtualSites()
+    np.testing.assert_allclose(positions_of(context), end_x, atol=1e-5)
+    integrator.step(20)
+    assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
+
+
+def others(context):
+    """Force groups but the jump's."""
+    used = {f.getForceGroup() for f in context.getSystem().getForces() if f.getName() != FORCE_NAME}
+    return used
+
+
+def test_nothing_settles_after_a_jump_that_raises_nothing(reference, water_box, ala2):
+    ends = []
+    for settings in ({}, {"settleSteps": 40, "maxEnergyRise": 200.0}):
+        context, integrator = start(
+            reference, Identity(ala2.n_atoms), water_box, ala2, burst=2 * STEP, **settings
+        )
+        context.setVelocitiesToTemperature(300, 3)
+        integrator.step(7)
+        assert integrator.getNumJumps() == 3
+        ends.append(positions_of(context))
+    # Constrained positions written onto themselves may round once.
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)
+
+
+def test_settle_settings(ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(Identity(ala2.n_atoms), ala2), settleSteps=3)
+    assert integrator.getSettleSteps() == 3
+    assert copy.deepcopy(integrator).getSettleSteps() == 3
+    for bad in (-1, 2.5, True):
+        with pytest.raises(ValueError, match="settleSteps must be a whole number, 0 or more"):
+            integrator.setSettleSteps(bad)
+
+
 def test_energy_limit_setting(ala2):
     integrator = ScoreDynamicsIntegrator(model_of(Identity(ala2.n_atoms), ala2))
-    assert integrator.getMaxEnergyRise() == 1000 * unit.kilojoule_per_mole
+    assert integrator.getMaxEnergyRise() == 200 * unit.kilojoule_per_mole
     integrator.setMaxEnergyRise(None)
     assert integrator.getMaxEnergyRise() is None
     assert copy.deepcopy(integrator).getMaxEnergyRise() is None
