@@ -69,6 +69,10 @@ _LANGEVIN, _JUMPER, _REFRESHER = 0, 1, 2
 # kJ/mol above its energy to 85 below; steps seven times longer heated the box.
 _SETTLE_RATE = 3e-7
 _SETTLE_LIMIT = 0.005
+# Settling ends when the energy is within this of what it was, kJ/mol: ten kT. A step of a box of
+# water takes some tens, so that the energy ends on either side of the old one, and a jump that
+# changes next to nothing moves no water at all.
+_SETTLE_TARGET = 25.0
 # Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
 _NO_LIMIT = 1e30
 
@@ -110,7 +114,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         How many proposals to draw for a jump before it is dropped.
     settleSteps : int
         After a jump everything but the solute makes up to so many small bounded steps downhill,
-        until the potential energy is back where it was before the jump. 0 for none.
+        until the potential energy is back within 25 kJ/mol of what it was. 0 for none.
     maxEnergyRise : Quantity or float or None
         A jump after which, settled, the potential energy is higher than before it by more is taken
         back, kJ/mol. None for no limit: then a jump into water molecules blows the run up.
@@ -364,7 +368,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal("sd_energy", "energy")
         jumper.addComputeGlobal("sd_rise", "sd_energy-sd_energy_before")
         bounded = f"max(-{_SETTLE_LIMIT},min({_SETTLE_LIMIT},{_SETTLE_RATE}*sd_force))"
-        jumper.addComputePerDof("x", f"x+sd_settling*step(sd_rise)*sd_mobile*{bounded}")
+        jumper.addComputePerDof(
+            "x", f"x+sd_settling*step(sd_rise-{_SETTLE_TARGET})*sd_mobile*{bounded}"
+        )
         jumper.addConstrainPositions()
 
         # The jump.
@@ -525,7 +531,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         began = time.perf_counter()
         for _ in range(moves):
             self._run_jumper("settling")
-            if not self._get("rise") > 0:  # a NaN stops here too
+            if not self._get("rise") > _SETTLE_TARGET:  # a NaN stops here too
                 break
         else:
             self._run_jumper("looking")  # the last step's energy
