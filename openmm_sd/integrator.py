@@ -246,6 +246,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         found = find_solute(self.model.molecules, topology, system, solute)
         propagator = self.model.propagator
         self._dry_run(propagator, found)
+        if self.model.card.get("constraints") == "HBonds" and not found.constraints:
+            self._differs(
+                "system does not constrain the solute's bonds to hydrogen, but the model was trained "
+                "with constraints=HBonds: after a jump those bonds lack their vibration"
+            )
 
         self.detach(system)
         group = _free_group(system)
@@ -442,6 +447,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "Context or Simulation"
             )
         steps = operator.index(steps)
+        self._follow_checkpoint()
         while steps > 0:
             # A burst that was made shorter than what is done of it ends with the next step.
             left = max(1, self._burst_steps() - int(self._get("burst_done")))
@@ -455,6 +461,17 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 if done >= left:
                     self._set("burst_done", 0)
                     self._jump()
+
+    def _follow_checkpoint(self) -> None:
+        """Take over settings that a checkpoint or State has put into the jump program.
+
+        OpenMM saves a CustomIntegrator's variables, but not the settings of its own integrators.
+        """
+        temperature, friction = self._get("temperature"), self._get("friction")
+        if self._langevin.getTemperature()._value != temperature:
+            self._langevin.setTemperature(temperature)
+        if self._langevin.getFriction()._value != friction:
+            self._langevin.setFriction(friction)
 
     def _plain(self, steps: int) -> int:
         """Do MD steps with OpenMM's own integrator; return their number."""
@@ -859,9 +876,13 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 f"temperature is {mine:g} K, but the model was trained at {card:g} K: its jumps "
                 f"keep sampling {card:g} K"
             )
-            if self.strict:
-                raise ValueError(message)
-            warnings.warn(message, UserWarning, stacklevel=3)
+            self._differs(message)
+
+    def _differs(self, message: str) -> None:
+        """Say that the simulation is not what the model was made for, as loudly as asked for."""
+        if self.strict:
+            raise ValueError(message)
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _positive(

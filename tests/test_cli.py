@@ -282,24 +282,6 @@ def test_demo_writes_its_four_files(tiny_demo):
     assert mdtraj.compute_distances(trajectory, bonds, periodic=False).max() < 0.2
 
 
-def test_settling_moves_water_out_of_the_way_of_a_held_solute(ala2):
-    from openmm_sd.demo import _Settler
-
-    box = solvate(ala2.to_topology(), ala2.positions, waters=240)
-    solute = tuple(range(22))
-    # Put a water molecule on top of a methyl group.
-    start = box.positions.copy()
-    oxygen = 22 + 3 * int(np.argmin(np.linalg.norm(start[22::3] - start[1], axis=1)))
-    start[oxygen : oxygen + 3] += start[1] + [0.0, 0.0, 0.12] - start[oxygen]
-    settler = _Settler(box, solute, 2.494, "CPU", 1)
-    settled = settler.settle(start)
-    np.testing.assert_array_equal(settled[:22], start[:22])
-    clear = np.linalg.norm(settled[oxygen] - settled[1])
-    assert clear > 0.24
-    bonds = np.linalg.norm(settled[22::3] - settled[23::3], axis=1)
-    np.testing.assert_allclose(bonds, 0.09572, rtol=1e-4)
-
-
 def test_demo_does_not_overwrite(tiny_demo, bundle, capsys):
     folder, _ = tiny_demo
     before = (folder / "summary.json").read_text()

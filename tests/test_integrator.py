@@ -639,6 +639,26 @@ def test_checkpoint_in_a_new_process_like_context(reference, peptide, ala2):
     assert other.getEffectiveTime() == integrator.getEffectiveTime()
 
 
+def test_settings_come_back_with_a_checkpoint(reference, peptide, ala2):
+    """The bath's settings too, which OpenMM does not save for its own integrator."""
+    context, integrator = start(reference, noisy(ala2), peptide, ala2, burst=8 * STEP)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.setTemperature(350.0)
+    integrator.setFriction(3.0)
+    integrator.setLag(33.0)
+    integrator.step(5)
+    saved = context.createCheckpoint()
+    integrator.step(20)
+    fresh, other = start(reference, noisy(ala2), peptide, ala2, burst=4 * STEP)
+    fresh.loadCheckpoint(saved)
+    other.step(20)
+    np.testing.assert_array_equal(positions_of(fresh), positions_of(context))
+    assert other.getTemperature() == 350 * unit.kelvin
+    assert other.getFriction() == 3 / unit.picosecond
+    assert other.getLag() == 33 * unit.picosecond
+    assert other.getBurst() == integrator.getBurst()
+
+
 def test_state_round_trip_keeps_clocks_and_jump_noise(engine, peptide, ala2):
     context, integrator = start(engine, noisy(ala2), peptide, ala2, burst=8 * STEP)
     context.setVelocitiesToTemperature(300, 1)
@@ -958,6 +978,19 @@ def test_attach_says_what_is_wrong(peptide, water_box, ala2):
         integrator.attach(full, peptide.topology)
     with pytest.raises(ValueError, match="particles|atoms"):
         integrator.attach(water_box.system(), peptide.topology)
+    integrator.attach(peptide.system(), peptide.topology)
+
+
+def test_constraints_other_than_the_card_s(peptide, ala2):
+    model = model_of(noisy(ala2), ala2, constraints="HBonds")
+    for strict, expectation in (
+        (False, pytest.warns(UserWarning, match="does not constrain the solute's bonds")),
+        (True, pytest.raises(ValueError, match="does not constrain the solute's bonds")),
+    ):
+        integrator = ScoreDynamicsIntegrator(model, bridge="pythonforce", strict=strict)
+        with expectation:
+            integrator.attach(peptide.system(constraints=None), peptide.topology)
+    integrator = ScoreDynamicsIntegrator(model, bridge="pythonforce", strict=True)
     integrator.attach(peptide.system(), peptide.topology)
 
 
