@@ -16,7 +16,7 @@ import openmm
 from openmm import unit
 
 from .bridges import BRIDGES, choose_bridge, platform_names
-from .bridges.base import ATTEMPT, FORCE_NAME, LAG, NUMBER, SEED
+from .bridges.base import ATTEMPT, FORCE_NAME, INTERRUPTED, LAG, NUMBER, SEED
 from .propagator.jump import (
     ERRORS,
     REJECTIONS,
@@ -248,8 +248,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._dry_run(propagator, found)
         if self.model.card.get("constraints") == "HBonds" and not found.constraints:
             self._differs(
-                "system does not constrain the solute's bonds to hydrogen, but the model was trained "
-                "with constraints=HBonds: after a jump those bonds lack their vibration"
+                "system does not constrain the solute's bonds to hydrogen, but the model was "
+                "trained with constraints=HBonds: after a jump those bonds lack their vibration"
             )
 
         self.detach(system)
@@ -518,6 +518,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         except Exception as error:
             # The exception left the parameter set; cleared, the force is silent again.
             self._context().setParameter(NUMBER, 0.0)
+            if INTERRUPTED in str(error):
+                raise KeyboardInterrupt from None
             raise JumpError(f"jump {number}: the propagator failed: {error}") from error
         finally:
             self._seconds["model"] += time.perf_counter() - began
@@ -527,7 +529,13 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if status >= STATUS_ERROR:
             reason = ERRORS.get(status, f"status {status}")
             raise JumpError(f"jump {number}: {reason}; positions are as they were before it")
-        if self._get("ok") and self._settle():
+        try:
+            stands = bool(self._get("ok")) and self._settle()
+        except BaseException:  # ctrl-C above all: no half-settled jump stays behind
+            self._run_jumper("returning")
+            self._add("fallbacks", 1)
+            raise
+        if stands:
             self._set("fresh", 1)
             self._add("accepted", 1)
             self._add("effective_extra", self._get("lag"))

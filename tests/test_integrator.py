@@ -532,6 +532,46 @@ def test_unscriptable_kernel(peptide, ala2):
         start(Engine("torchforce", "Reference"), Plain(), peptide, ala2)
 
 
+def test_interrupts_leave_a_sound_state(peptide, ala2, monkeypatch):
+    """Ctrl-C within the model, and while the surroundings settle."""
+
+    class Stoppable(Propagator):
+        def __init__(self):
+            super().__init__(ala2.n_atoms, 0)
+            self.stop = False
+
+        def forward(self, frame, lag, noise):
+            if self.stop:
+                eval("1")  # keeps TorchScript out
+                raise KeyboardInterrupt
+            return frame + 0.01
+
+    kernel = Stoppable()
+    context, integrator = start(
+        Engine("pythonforce", "Reference"), kernel, peptide, ala2, settleSteps=5, frictionCoeff=0.0
+    )
+    kernel.stop = True
+    with pytest.raises(KeyboardInterrupt):
+        integrator.step(1)
+    assert context.getParameter(NUMBER) == 0
+    assert context.getStepCount() == 1
+    kernel.stop = False
+
+    def stop():
+        raise KeyboardInterrupt
+
+    before = positions_of(context)
+    with monkeypatch.context() as patch:
+        patch.setattr(integrator, "_settle", stop)
+        with pytest.raises(KeyboardInterrupt):
+            integrator.step(1)
+    assert np.abs(positions_of(context) - before).max() < 0.005  # the jump was taken back
+    assert integrator.getNumJumps() == 0
+    integrator.step(3)
+    assert integrator.getNumJumps() == 3
+    assert context.getStepCount() == 5
+
+
 # -- how often the model is called -----------------------------------------------------------------
 
 

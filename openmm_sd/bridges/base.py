@@ -28,6 +28,10 @@ SEED = "openmm_sd_seed"
 #: Lag in ps.
 LAG = "openmm_sd_lag"
 
+#: What a bridge's exception says when the user pressed ctrl-C in the middle of the model: OpenMM
+#: passes on an exception's message, but not its type.
+INTERRUPTED = "openmm-sd: stopped by the user"
+
 #: In the order in which they are added to a force (openmm-torch passes them by position).
 PARAMETERS = (NUMBER, ATTEMPT, SEED, LAG)
 

@@ -11,7 +11,7 @@ import openmm
 import torch
 
 from ..propagator.jump import Jump
-from .base import ATTEMPT, FORCE_NAME, LAG, NUMBER, PARAMETERS, SEED, Bridge
+from .base import ATTEMPT, FORCE_NAME, INTERRUPTED, LAG, NUMBER, PARAMETERS, SEED, Bridge
 
 
 class JumpCallback:
@@ -49,15 +49,18 @@ class JumpCallback:
             box = torch.from_numpy(np.array(vectors._value, dtype=np.float64))
         else:
             box = torch.zeros(3, 3, dtype=torch.float64)
-        with torch.no_grad():
-            displacement, status = self.jump(
-                positions,
-                box,
-                number - 1,
-                int(parameters[ATTEMPT]),
-                int(parameters[SEED]),
-                float(parameters[LAG]),
-            )
+        try:
+            with torch.no_grad():
+                displacement, status = self.jump(
+                    positions,
+                    box,
+                    number - 1,
+                    int(parameters[ATTEMPT]),
+                    int(parameters[SEED]),
+                    float(parameters[LAG]),
+                )
+        except KeyboardInterrupt:
+            raise RuntimeError(INTERRUPTED) from None
         return float(status), displacement.numpy()
 
     def __getstate__(self) -> dict[str, Any]:
