@@ -6,8 +6,8 @@
 The contestants take turns on one machine: LangevinMiddleIntegrator, then a ScoreDynamicsIntegrator
 on each bridge doing plain MD in chunks of ten steps as ``Simulation.step`` does. Printed are
 medians over the repeats and the median and quartiles of the ratio within each turn. A jump is timed
-with a kernel that does nothing, so its cost is the machinery's: one more force evaluation, new
-velocities, the model's call without the model.
+with a kernel that does nothing, so its cost is the machinery's: force evaluations, the step that
+draws new velocities, the model's call without the model.
 """
 
 from __future__ import annotations

@@ -55,11 +55,12 @@ _STATE: dict[str, float] = {
 
 # What the user chose; variables of the program as well.
 _SETTINGS = (
-    "temperature", "friction", "burst", "lag", "seed", "max_tries", "max_rise", "settle_steps",
+    "temperature", "friction", "step", "burst", "lag", "seed", "max_tries", "max_rise",
+    "settle_steps", "enabled",
 )  # fmt: skip
 # What only lives while the program runs: its switches, and what it finds.
 _SCRATCH = (
-    "jumping", "settling", "looking", "returning",
+    "jumping", "settling", "looking", "returning", "number",
     "tries", "status", "ok", "again", "energy", "energy_before", "rise",
 )  # fmt: skip
 # Places in the CompoundIntegrator.
@@ -73,6 +74,8 @@ _SETTLE_LIMIT = 0.005
 # water takes some tens, so that the energy ends on either side of the old one, and a jump that
 # changes next to nothing moves no water at all.
 _SETTLE_TARGET = 25.0
+# No all-atom MD makes steps as long as this, ps.
+_LONG_STEP = 0.02
 # Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
 _NO_LIMIT = 1e30
 
@@ -143,6 +146,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     never seen by a reporter. Jump number k uses noise keyed by (seed, k,
     try), so it does not depend on platform or bridge.
 
+    *Velocities.* The first MD step after a jump draws all velocities anew: velocities that you set
+    between a jump and that step are lost.
+
     *Resuming.* Clocks, counters and the position within a burst are part of OpenMM's State
     (``integratorParameters=True``) and checkpoints. A checkpoint continues exactly where forces
     are deterministic (Reference platform). A State does not hold OpenMM's own random numbers, so
@@ -171,10 +177,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 f"model must be a ScoreModel, got {type(model).__name__}; "
                 "ScoreModel.load(...) gives one, ScoreModel(module, molecule) wraps a module"
             )
-        if bridge != "auto" and bridge not in BRIDGES:
+        if bridge != "auto" and bridge not in list(BRIDGES):
             raise ValueError(f"bridge must be 'auto' or one of {sorted(BRIDGES)}, got {bridge!r}")
-        if isinstance(maxTries, bool) or not isinstance(maxTries, int) or maxTries < 1:
-            raise ValueError(f"maxTries must be a whole number of at least 1, got {maxTries!r}")
         super().__init__()
         self.model = model
         self.solute: Solute | None = None
@@ -183,7 +187,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._jumper: openmm.CustomIntegrator | None = None
         self._refresher: openmm.CustomIntegrator | None = None
         self._context_ref: weakref.ref[openmm.Context] | None = None
-        self._enabled = True
         self._seconds = {"md": 0.0, "model": 0.0, "settle": 0.0}
         # Until attach() writes the jump program, its variables wait here.
         self._waiting = dict(_STATE)
@@ -192,9 +195,16 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         temperature = _positive("temperature", temperature, unit.kelvin, card_temperature)
         friction = _positive("frictionCoeff", frictionCoeff, unit.picosecond**-1, 1.0, zero=True)
         step = _positive("stepSize", stepSize, unit.picosecond, 0.002)
+        if step > _LONG_STEP:
+            warnings.warn(
+                f"stepSize is {1000 * step:g} fs; a bare number counts ps",
+                UserWarning,
+                stacklevel=2,
+            )
         self._langevin = openmm.LangevinMiddleIntegrator(temperature, friction, step)
         self.addIntegrator(self._langevin)
-        self._waiting.update(temperature=temperature, friction=friction, max_tries=float(maxTries))
+        self._waiting.update(temperature=temperature, friction=friction, step=step, enabled=1.0)
+        self.setMaxTries(maxTries)
         self.setSettleSteps(settleSteps)
         self.setMaxEnergyRise(maxEnergyRise)
         self.setBurst(model.recommended_burst if burst is None else burst)
@@ -202,7 +212,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self.setRandomNumberSeed(
             random.SystemRandom().randint(1, MAX_SEED) if seed is None else seed
         )
-        self._compare_with_card()
+        self._compare_with_card(temperature)
 
     # -- attaching -------------------------------------------------------------------------------
 
@@ -236,9 +246,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """
         if self._jumper is not None:
             raise ValueError(
-                "this integrator is attached already; make another one (copy.deepcopy keeps its "
-                "settings and clocks) for another System"
+                "this integrator is attached already: make another one for another System"
             )
+        if self._find_context() is not None:
+            raise ValueError("attach(system, topology) must come before the Context is made")
         if isinstance(platform, openmm.Platform):
             platform = platform.getName()
         if platform is not None and platform not in platform_names():
@@ -252,7 +263,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "trained with constraints=HBonds: after a jump those bonds lack their vibration"
             )
 
-        self.detach(system)
         group = _free_group(system)
         if self.bridge == "auto":
             self.bridge = choose_bridge(platform)
@@ -265,10 +275,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         force = BRIDGES[self.bridge].create_force(
             jump,
             found.particles,
-            system.getNumParticles(),
             system.usesPeriodicBoundaryConditions(),
         )
         force.setForceGroup(group)
+        # Only now that nothing can fail any more is anything changed.
+        self.detach(system)
         system.addForce(force)
         self.solute = found
         solute_particles = set(found.particles)
@@ -363,7 +374,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             jumper.addGlobalVariable(PREFIX + name, value)
         for name in _SCRATCH:
             jumper.addGlobalVariable(PREFIX + name, 0.0)
-        for name in ("mobile", "force", "displacement", "position_before"):
+        for name in ("mobile", "force", "displacement", "moved", "position"):
             jumper.addPerDofVariable(PREFIX + name, 0.0)
         jumper.setPerDofVariableByName("sd_mobile", mobile)
 
@@ -373,17 +384,20 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal("sd_energy", "energy")
         jumper.addComputeGlobal("sd_rise", "sd_energy-sd_energy_before")
         bounded = f"max(-{_SETTLE_LIMIT},min({_SETTLE_LIMIT},{_SETTLE_RATE}*sd_force))"
-        jumper.addComputePerDof(
-            "x", f"x+sd_settling*step(sd_rise-{_SETTLE_TARGET})*sd_mobile*{bounded}"
-        )
+        downhill = f"sd_settling*step(sd_rise-{_SETTLE_TARGET})*sd_mobile*{bounded}"
+        jumper.addComputePerDof("sd_position", "x")
+        jumper.addComputePerDof("x", f"x+{downhill}")
         jumper.addConstrainPositions()
+        # What has moved since before the jump. Not the positions then: between two runs of the
+        # program GPU kernels may carry a molecule to another periodic image.
+        jumper.addComputePerDof("sd_moved", "sd_moved+x-sd_position")
 
         # The jump.
         jumper.beginIfBlock("sd_jumping > 0.5")
         jumper.addComputeGlobal("sd_energy_before", "sd_energy")
         jumper.addComputeGlobal(SEED, "sd_seed")
         jumper.addComputeGlobal(LAG, "sd_lag")
-        jumper.addComputeGlobal(NUMBER, "sd_tried+1")
+        jumper.addComputeGlobal(NUMBER, "sd_number")
         jumper.addComputeGlobal("sd_tries", "0")
         jumper.addComputeGlobal("sd_again", "1")
         jumper.beginWhileBlock("sd_again > 0.5")
@@ -402,12 +416,13 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         )
         jumper.endBlock()
         jumper.addComputeGlobal(NUMBER, "0")
-        jumper.addComputePerDof("sd_position_before", "x")
-        jumper.addComputePerDof("x", "x+sd_ok*sd_displacement")
+        jumper.addComputePerDof("sd_moved", "sd_ok*sd_displacement")
+        jumper.addComputePerDof("x", "x+sd_moved")
         jumper.endBlock()
 
-        # Taking back, to the last bit.
-        jumper.addComputePerDof("x", "select(sd_returning, sd_position_before, x)")
+        # Taking back.
+        jumper.addComputePerDof("x", "x-sd_returning*sd_moved")
+        jumper.addComputePerDof("sd_moved", "(1-sd_returning)*sd_moved")
 
     def _write_refresh(self, refresher: openmm.CustomIntegrator, temperature: float) -> None:
         """Write the MD step after a jump: the Langevin scheme, velocities forgotten in its middle.
@@ -447,52 +462,80 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "Context or Simulation"
             )
         steps = operator.index(steps)
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
+        if self._context_ref is None:
+            self._check_context()
         self._follow_checkpoint()
         while steps > 0:
             # A burst that was made shorter than what is done of it ends with the next step.
             left = max(1, self._burst_steps() - int(self._get("burst_done")))
             if self._get("fresh"):
-                done = self._refresh()
+                done = self._md(_REFRESHER, 1)
             else:
-                done = self._plain(min(steps, left) if self._enabled else steps)
+                done = self._md(_LANGEVIN, min(steps, left) if self.getJumping() else steps)
             steps -= done
-            if self._enabled:
-                self._add("burst_done", done)
-                if done >= left:
-                    self._set("burst_done", 0)
-                    self._jump()
+            if self.getJumping() and done >= left:
+                self._set("burst_done", 0)
+                self._jump()
+
+    def _check_context(self) -> None:
+        """See before the first step whether the Context is one that `attach` was made for."""
+        system = self._context().getSystem()
+        forces = [f for f in system.getForces() if f.getName() == FORCE_NAME]
+        if len(forces) != 1:
+            raise RuntimeError(
+                "the Context's System holds no jump force: make the Context from the System that "
+                "was given to attach()"
+            )
+        group = forces[0].getForceGroup()
+        assert self._jumper is not None
+        if group != _jump_group(self._jumper) or any(
+            f.getForceGroup() == group for f in system.getForces() if f.getName() != FORCE_NAME
+        ):
+            raise RuntimeError(
+                f"the jump's force must stay alone in force group {_jump_group(self._jumper)}: "
+                "call attach() after all other forces have their groups"
+            )
 
     def _follow_checkpoint(self) -> None:
         """Take over settings that a checkpoint or State has put into the jump program.
 
         OpenMM saves a CustomIntegrator's variables, but not the settings of its own integrators.
         """
-        temperature, friction = self._get("temperature"), self._get("friction")
+        temperature, friction, step = (self._get(n) for n in ("temperature", "friction", "step"))
         if self._langevin.getTemperature()._value != temperature:
             self._langevin.setTemperature(temperature)
         if self._langevin.getFriction()._value != friction:
             self._langevin.setFriction(friction)
+        if self._step_size() != step:
+            self.setStepSize(step)
 
-    def _plain(self, steps: int) -> int:
-        """Do MD steps with OpenMM's own integrator; return their number."""
-        began = time.perf_counter()
-        super().step(steps)
-        self._seconds["md"] += time.perf_counter() - began
-        self._add("md_time", steps * self._step_size())
-        return steps
+    def _md(self, integrator: int, steps: int) -> int:
+        """Do MD steps, with OpenMM's own integrator or the one for the step after a jump.
 
-    def _refresh(self) -> int:
-        """Do the MD step after a jump; return the number of steps, which is 1."""
+        Returns
+        -------
+        int
+            The number of steps.
+        """
         began = time.perf_counter()
-        self.setCurrentIntegrator(_REFRESHER)
+        context = self._context()
+        before = context.getStepCount()
+        self.setCurrentIntegrator(integrator)
         try:
-            super().step(1)
+            super().step(steps)
         finally:
+            # Ctrl-C is raised here, after the steps: they count.
+            done = context.getStepCount() - before
             self.setCurrentIntegrator(_LANGEVIN)
-        self._set("fresh", 0)
-        self._seconds["md"] += time.perf_counter() - began
-        self._add("md_time", self._step_size())
-        return 1
+            self._add("md_time", done * self._step_size())
+            if self.getJumping():
+                self._add("burst_done", done)
+            if done and integrator == _REFRESHER:
+                self._set("fresh", 0)
+            self._seconds["md"] += time.perf_counter() - began
+        return steps
 
     def _run_jumper(self, switch: str) -> None:
         """Run the jump program with one of its switches on. It takes no time and is no step."""
@@ -511,36 +554,48 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def _jump(self) -> None:
         """Try a jump: propose, apply, settle, keep or take back, and count."""
-        began = time.perf_counter()
         number = int(self._get("tried"))
+        self._add("tried", 1)
+        self._set("ok", 0)
+        self._set("tries", 0)
+        stands = False
+        try:
+            stands = self._propose(number) and self._settle()
+        except BaseException:
+            # Ctrl-C, or a model that fails: no half-made jump stays, and the force is silent.
+            self._context().setParameter(NUMBER, 0.0)
+            if self._get("ok"):
+                self._run_jumper("returning")
+            raise
+        finally:
+            self._add("redraws", max(0.0, self._get("tries") - 1))
+            if stands:
+                self._set("fresh", 1)
+                self._add("accepted", 1)
+                self._add("effective_extra", self._get("lag"))
+            else:
+                self._add("fallbacks", 1)
+
+    def _propose(self, number: int) -> bool:
+        """Run the model and apply what passes the gates; return whether anything did."""
+        began = time.perf_counter()
+        # Read by the program, which counts jumps from 1 because 0 means none.
+        self._set("number", number + 1)
         try:
             self._run_jumper("jumping")
-        except Exception as error:
-            # The exception left the parameter set; cleared, the force is silent again.
-            self._context().setParameter(NUMBER, 0.0)
+        except openmm.OpenMMException as error:
             if INTERRUPTED in str(error):
                 raise KeyboardInterrupt from None
+            if "NaN" in str(error):
+                raise
             raise JumpError(f"jump {number}: the propagator failed: {error}") from error
         finally:
             self._seconds["model"] += time.perf_counter() - began
-        self._add("tried", 1)
-        self._add("redraws", self._get("tries") - 1)
-        status = int(self._get("status"))
-        if status >= STATUS_ERROR:
-            reason = ERRORS.get(status, f"status {status}")
+        status = self._get("status")
+        if status != STATUS_ACCEPTED and status not in REJECTIONS:
+            reason = ERRORS.get(int(status), f"status {status:g} is none that a jump reports")
             raise JumpError(f"jump {number}: {reason}; positions are as they were before it")
-        try:
-            stands = bool(self._get("ok")) and self._settle()
-        except BaseException:  # ctrl-C above all: no half-settled jump stays behind
-            self._run_jumper("returning")
-            self._add("fallbacks", 1)
-            raise
-        if stands:
-            self._set("fresh", 1)
-            self._add("accepted", 1)
-            self._add("effective_extra", self._get("lag"))
-        else:
-            self._add("fallbacks", 1)
+        return bool(self._get("ok"))
 
     def _settle(self) -> bool:
         """Let the surroundings of a jumped solute give way; take the jump back if they cannot.
@@ -574,23 +629,26 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """
         context = self._context_ref() if self._context_ref is not None else None
         if context is None:
-            for thing in gc.get_objects():
-                # type() rather than isinstance(), which would touch every lazy module there is.
-                if issubclass(type(thing), openmm.Context) and thing.getIntegrator() is self:
-                    context = thing
-                    self._context_ref = weakref.ref(thing)
-                    break
-            else:
-                raise RuntimeError("the Context of this integrator was not found")
+            context = self._find_context()
+            if context is None:
+                raise RuntimeError("this integrator is not bound to a Context: make one first")
+            self._context_ref = weakref.ref(context)
         return context
+
+    def _find_context(self) -> openmm.Context | None:
+        for thing in gc.get_objects():
+            # type() rather than isinstance(), which would touch every lazy module there is.
+            if issubclass(type(thing), openmm.Context) and thing.getIntegrator() is self:
+                return thing
+        return None
 
     def setJumping(self, enabled: bool) -> None:
         """Switch jumps on or off, to equilibrate with plain MD for instance. On at first."""
-        self._enabled = bool(enabled)
+        self._set("enabled", float(bool(enabled)))
 
     def getJumping(self) -> bool:
         """Whether jumps are switched on."""
-        return self._enabled
+        return bool(self._get("enabled"))
 
     # -- clocks and counters ---------------------------------------------------------------------
 
@@ -639,11 +697,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def setTemperature(self, temperature: Any) -> None:
         """Set the temperature of the heat bath, K. The model keeps the one it was trained at."""
         value = _positive("temperature", temperature, unit.kelvin)
+        self._compare_with_card(value)
         self._langevin.setTemperature(value)
         if self._refresher is not None:
             self._refresher.setGlobalVariableByName("kT", BOLTZMANN * value)
         self._set("temperature", value)
-        self._compare_with_card()
 
     def getFriction(self) -> unit.Quantity:
         """Friction coefficient of the Langevin dynamics."""
@@ -665,6 +723,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin.setStepSize(value)
         for program in self._programs():
             program.setStepSize(value)
+        self._set("step", value)
 
     def setConstraintTolerance(self, tol: float) -> None:
         """Set the relative tolerance of constraints."""
@@ -707,15 +766,17 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """How many proposals are drawn before a jump is dropped."""
         return int(self._get("max_tries"))
 
+    def setMaxTries(self, tries: int) -> None:
+        """Set how many proposals are drawn before a jump is dropped; at least 1."""
+        self._set("max_tries", _whole("maxTries", tries, 1))
+
     def getSettleSteps(self) -> int:
         """Largest number of settling steps after a jump."""
         return int(self._get("settle_steps"))
 
     def setSettleSteps(self, steps: int) -> None:
         """Set the largest number of settling steps after a jump; 0 for none."""
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"settleSteps must be a whole number, 0 or more, got {steps!r}")
-        self._set("settle_steps", steps)
+        self._set("settle_steps", _whole("settleSteps", steps, 0))
 
     def getMaxEnergyRise(self) -> unit.Quantity | None:
         """How far a settled jump may raise the potential energy; None for no limit."""
@@ -727,7 +788,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if energy is None:
             self._set("max_rise", _NO_LIMIT)
         else:
-            self._set("max_rise", _positive("energy", energy, unit.kilojoule_per_mole))
+            self._set("max_rise", _positive("maxEnergyRise", energy, unit.kilojoule_per_mole))
 
     def getRandomNumberSeed(self) -> int:
         """Seed of the jumps and of the Langevin dynamics."""
@@ -738,8 +799,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
         The jumps use it at once; OpenMM's own random numbers take it when a Context is made.
         """
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 1 <= seed <= MAX_SEED:
-            raise ValueError(f"seed must be a whole number from 1 to {MAX_SEED}, got {seed!r}")
+        seed = _whole("seed", seed, 1, MAX_SEED)
         self._langevin.setRandomNumberSeed(seed)
         for program in self._programs():
             program.setRandomNumberSeed(seed)
@@ -749,7 +809,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def __copy__(self) -> ScoreDynamicsIntegrator:
         new = self._build(self.model, self._settings(), self.bridge, self.strict)
-        new._enabled = self._enabled
         if self._jumper is not None:
             new.solute = self.solute
             mobile = self._jumper.getPerDofVariableByName("sd_mobile")
@@ -768,6 +827,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         system: openmm.System | None = None,
         topology: Any = None,
         solute: int | str | Sequence[int] | None = None,
+        platform: str | openmm.Platform | None = None,
+        *,
+        bridge: str = "auto",
+        strict: bool = False,
     ) -> ScoreDynamicsIntegrator:
         """Make a ScoreDynamicsIntegrator again from what XmlSerializer gave back.
 
@@ -782,8 +845,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             it the result expects a System that carries the force of the saved run.
         topology : openmm.app.Topology or mdtraj.Topology, optional
             Goes with `system`.
-        solute : int, str or sequence of int, optional
+        solute, platform
             As in `attach`.
+        bridge, strict
+            As for a new integrator; the XML does not hold them.
 
         Returns
         -------
@@ -809,11 +874,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             raise ValueError(
                 f"integrator is not one that this version of openmm-sd wrote: it lacks {missing}"
             )
-        settings["step"] = langevin.getStepSize().value_in_unit(unit.picosecond)
         settings["tolerance"] = langevin.getConstraintTolerance()
-        new = cls._build(model, settings, "auto", False)
+        new = cls._build(model, settings, bridge, strict)
         if system is not None:
-            new.attach(system, topology, solute)
+            new.attach(system, topology, solute, platform)
         else:
             new._add_programs(_jump_group(jumper), jumper.getPerDofVariableByName("sd_mobile"))
         return new
@@ -821,7 +885,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def _settings(self) -> dict[str, float]:
         return {
             **{name: self._get(name) for name in (*_STATE, *_SETTINGS)},
-            "step": self._step_size(),
             "tolerance": self.getConstraintTolerance(),
         }
 
@@ -847,6 +910,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 strict=strict,
             )
         new.setConstraintTolerance(settings["tolerance"])
+        new.setJumping(bool(settings["enabled"]))
         for name in _STATE:
             new._set(name, settings[name])
         return new
@@ -876,9 +940,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def _burst_steps(self) -> int:
         return max(1, round(self._get("burst") / self._step_size()))
 
-    def _compare_with_card(self) -> None:
+    def _compare_with_card(self, mine: float) -> None:
         card = self.model.temperature
-        mine = self._get("temperature")
         if card is not None and abs(card - mine) > 0.5:
             message = (
                 f"temperature is {mine:g} K, but the model was trained at {card:g} K: its jumps "
@@ -915,6 +978,18 @@ def _positive(
     return value
 
 
+def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number within bounds, numpy's included."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")
+    return number
+
+
 def _jump_group(jumper: openmm.CustomIntegrator) -> int:
     """Force group of the jump: the one that the program's plain forces leave out."""
     groups = jumper.getIntegrationForceGroups() & 0xFFFFFFFF
@@ -922,8 +997,9 @@ def _jump_group(jumper: openmm.CustomIntegrator) -> int:
 
 
 def _free_group(system: openmm.System) -> int:
-    used = {force.getForceGroup() for force in system.getForces()}
-    for force in system.getForces():
+    others = [force for force in system.getForces() if force.getName() != FORCE_NAME]
+    used = {force.getForceGroup() for force in others}
+    for force in others:
         if isinstance(force, openmm.NonbondedForce):
             used.add(force.getReciprocalSpaceForceGroup())
     for group in reversed(range(32)):

@@ -79,7 +79,7 @@ class ScoreDynamicsReporter:
         gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         row = {
             "Step": simulation.currentStep,
-            "MD Time (ps)": f"{numbers['md_time_ps']:.6g}",
+            "MD Time (ps)": f"{numbers['md_time_ps']:.10g}",
             "Jumps": numbers["jumps_accepted"],
             "Effective Time (ps)": f"{numbers['effective_time_ps']:.10g}",
             "Jumps Tried": numbers["jumps_tried"],

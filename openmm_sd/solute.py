@@ -65,7 +65,7 @@ def find_solute(
     molecules: Molecule | Sequence[Molecule],
     topology: Any,
     system: openmm.System | None = None,
-    select: int | str | Sequence[int] | None = None,
+    solute: int | str | Sequence[int] | None = None,
 ) -> Solute:
     """Find the molecule a model knows in a Topology.
 
@@ -78,7 +78,7 @@ def find_solute(
     system : openmm.System, optional
         Made from that Topology; checked for what a jump cannot handle, and asked for its
         constraints.
-    select : int, str or sequence of int, optional
+    solute : int, str or sequence of int, optional
         Needed when the Topology holds several copies: the number of the copy in Topology order
         (from 0), the id of the chain it is in, or the indices of all its atoms.
 
@@ -107,7 +107,7 @@ def find_solute(
     copies = _copies(known, table, components)
     if not copies:
         raise ValueError(_nothing_found(known, table, components))
-    chosen = _choose(copies, table, select)
+    chosen = _choose(copies, table, solute)
     _refuse_extra_particles(chosen, table)
     constraints: tuple[tuple[int, int, float], ...] = ()
     if system is not None:
@@ -143,54 +143,54 @@ def _copies(
     return copies
 
 
-def _choose(copies: Sequence[_Copy], table: TopologyTable, select: Any) -> _Copy:
-    if select is None:
+def _choose(copies: Sequence[_Copy], table: TopologyTable, solute: Any) -> _Copy:
+    if solute is None:
         if len(copies) == 1:
             return copies[0]
         raise ValueError(
             f"topology holds {len(copies)} copies of the solute: {_listing(copies, table)}; choose "
-            "one with select = its number, its chain id, or the list of its atom indices"
+            "one with solute = its number, its chain id, or the list of its atom indices"
         )
-    if isinstance(select, str):
-        fitting = [c for c in copies if select in {table.chain_ids[i] for i in c.atoms}]
+    if isinstance(solute, str):
+        fitting = [c for c in copies if solute in {table.chain_ids[i] for i in c.atoms}]
         if len(fitting) == 1:
             return fitting[0]
         found = f"holds {len(fitting)} copies of the solute" if fitting else "holds no copy of it"
-        if select not in table.chain_ids:
+        if solute not in table.chain_ids:
             found = "does not exist"
         raise ValueError(
-            f"select: chain {select!r} {found}; copies: {_listing(fitting or copies, table)}"
+            f"solute: chain {solute!r} {found}; copies: {_listing(fitting or copies, table)}"
         )
     try:
-        number = None if isinstance(select, bool) else operator.index(select)
+        number = None if isinstance(solute, bool) else operator.index(solute)
     except TypeError:
         number = None
     if number is not None:
         if 0 <= number < len(copies):
             return copies[number]
         raise ValueError(
-            f"select: there is no copy {number}, allowed are 0 to {len(copies) - 1}: "
+            f"solute: there is no copy {number}, allowed are 0 to {len(copies) - 1}: "
             f"{_listing(copies, table)}"
         )
-    if isinstance(select, bool) or not isinstance(select, Iterable):
+    if isinstance(solute, bool) or not isinstance(solute, Iterable):
         raise ValueError(
-            "select must be the number of a copy, a chain id or a list of atom indices, "
-            f"got {select!r}"
+            "solute must be the number of a copy, a chain id or a list of atom indices, "
+            f"got {solute!r}"
         )
     try:
-        wanted = {operator.index(atom) for atom in select}
+        wanted = {operator.index(atom) for atom in solute}
     except TypeError:
-        raise ValueError("select: a list must hold atom indices (integers)") from None
+        raise ValueError("solute: a list must hold atom indices (integers)") from None
     outside = sorted(atom for atom in wanted if not 0 <= atom < table.n_atoms)
     if outside:
         raise ValueError(
-            f"select: there is no atom {outside[0]}, allowed are 0 to {table.n_atoms - 1}"
+            f"solute: there is no atom {outside[0]}, allowed are 0 to {table.n_atoms - 1}"
         )
     for one in copies:
         if wanted == set(one.atoms):
             return one
     raise ValueError(
-        f"select: the {len(wanted)} atoms given are not exactly those of one copy; copies: "
+        f"solute: the {len(wanted)} atoms given are not exactly those of one copy; copies: "
         f"{_listing(copies, table)}"
     )
 

@@ -112,7 +112,7 @@ def test_every_bridge_builds_the_same_force(ala2):
             continue
         jump = Jump(Identity(ala2.n_atoms), ala2, build_gates(ala2, 1.0, []))
         for periodic in (False, True):
-            force = bridge.create_force(jump, range(ala2.n_atoms), 30, periodic)
+            force = bridge.create_force(jump, range(ala2.n_atoms), periodic)
             assert force.getName() == FORCE_NAME
             assert force.usesPeriodicBoundaryConditions() is periodic
             if name == "pythonforce":

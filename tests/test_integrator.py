@@ -442,7 +442,7 @@ def test_settle_settings(ala2):
     assert integrator.getSettleSteps() == 3
     assert copy.deepcopy(integrator).getSettleSteps() == 3
     for bad in (-1, 2.5, True):
-        with pytest.raises(ValueError, match="settleSteps must be a whole number, 0 or more"):
+        with pytest.raises(ValueError, match="settleSteps must be a whole number of at least 0"):
             integrator.setSettleSteps(bad)
 
 
@@ -452,7 +452,7 @@ def test_energy_limit_setting(ala2):
     integrator.setMaxEnergyRise(None)
     assert integrator.getMaxEnergyRise() is None
     assert copy.deepcopy(integrator).getMaxEnergyRise() is None
-    with pytest.raises(ValueError, match="energy must be a positive"):
+    with pytest.raises(ValueError, match="maxEnergyRise must be a positive"):
         integrator.setMaxEnergyRise(-1)
 
 
@@ -570,6 +570,93 @@ def test_interrupts_leave_a_sound_state(peptide, ala2, monkeypatch):
     integrator.step(3)
     assert integrator.getNumJumps() == 3
     assert context.getStepCount() == 5
+
+
+@pytest.mark.parametrize("bridge", ["pythonforce", "torchforce"])
+def test_an_interrupt_right_after_the_program(peptide, ala2, monkeypatch, bridge):
+    """A signal that came while OpenMM was busy is raised once the jump is already made."""
+    context, integrator = start(
+        Engine(bridge, "Reference"), Shift(ala2.n_atoms, SHIFT), peptide, ala2, frictionCoeff=0.0
+    )
+    real = openmm.CompoundIntegrator.step
+
+    def step_then_stop(self, steps):
+        real(self, steps)
+        if self.getCurrentIntegrator() == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.CompoundIntegrator, "step", step_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            integrator.step(1)
+    numbers = integrator.getStatistics()
+    assert (numbers["jumps_tried"], numbers["jumps_accepted"], numbers["fallbacks"]) == (1, 0, 1)
+    x = positions_of(context)
+    plain, other = start(
+        Engine(bridge, "Reference"), Shift(ala2.n_atoms, SHIFT), peptide, ala2, frictionCoeff=0.0
+    )
+    other.setJumping(False)
+    other.step(1)
+    np.testing.assert_allclose(x, positions_of(plain), atol=1e-9)
+    integrator.step(1)
+    assert integrator.getNumJumps() == 1
+
+
+def test_an_interrupt_in_a_burst_keeps_the_clocks(peptide, ala2, monkeypatch):
+    context, integrator = start(
+        Engine("pythonforce", "Reference"), Identity(ala2.n_atoms), peptide, ala2, burst=50 * STEP
+    )
+    real = openmm.CompoundIntegrator.step
+
+    def step_then_stop(self, steps):
+        real(self, steps)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.CompoundIntegrator, "step", step_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            integrator.step(20)
+    assert context.getStepCount() == 20
+    assert integrator.getMDTime()._value == pytest.approx(20 * STEP)
+    integrator.step(29)
+    assert integrator.getNumJumps() == 0
+    integrator.step(1)
+    assert integrator.getNumJumps() == 1
+
+
+def test_a_context_that_does_not_fit_is_refused_before_the_first_step(peptide, ala2):
+    engine = Engine("pythonforce", "Reference")
+    model = model_of(Identity(ala2.n_atoms), ala2)
+
+    def made(change):
+        integrator = ScoreDynamicsIntegrator(model, bridge=engine.bridge)
+        system = peptide.system()
+        integrator.attach(system, peptide.topology)
+        system = change(system) or system
+        context = openmm.Context(system, integrator, engine.platform)
+        context.setPositions(peptide.positions)
+        return context, integrator
+
+    def crowd(system):
+        force = openmm.CustomExternalForce("0*x")
+        force.setForceGroup(31)
+        system.addForce(force)
+
+    def renumber(system):
+        for k, force in enumerate(system.getForces()):
+            force.setForceGroup(k)
+
+    for change in (crowd, renumber):
+        context, integrator = made(change)
+        with pytest.raises(RuntimeError, match="must stay alone in force group 31"):
+            integrator.step(1)
+    context, integrator = made(lambda system: peptide.system())
+    with pytest.raises(RuntimeError, match="holds no jump force"):
+        integrator.step(1)
+    late = ScoreDynamicsIntegrator(model, bridge=engine.bridge)
+    context = openmm.Context(peptide.system(), late, engine.platform)
+    with pytest.raises(ValueError, match="before the Context is made"):
+        late.attach(peptide.system(), peptide.topology)
 
 
 # -- how often the model is called -----------------------------------------------------------------
@@ -970,6 +1057,12 @@ def test_defaults_come_from_the_card(ala2):
         integrator.setTemperature(350)
     with pytest.raises(ValueError, match="trained at 310 K"):
         ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2, **card), 300.0, strict=True)
+    strict = ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2, **card), strict=True)
+    with pytest.raises(ValueError, match="trained at 310 K"):
+        strict.setTemperature(350)
+    assert strict.getTemperature() == 310.0 * unit.kelvin
+    with pytest.warns(UserWarning, match="2000 fs; a bare number counts ps"):
+        ScoreDynamicsIntegrator(model_of(noisy(ala2), ala2), 300, 1, 2, burst=2)
 
 
 @pytest.mark.parametrize(
@@ -991,6 +1084,8 @@ def test_defaults_come_from_the_card(ala2):
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"maxTries": 0}, "maxTries must be a whole number"),
         ({"maxTries": True}, "maxTries must be a whole number"),
+        ({"maxEnergyRise": -5}, "maxEnergyRise must be a positive"),
+        ({"bridge": ["pythonforce"]}, "bridge must be 'auto' or one of"),
     ],
 )
 def test_bad_arguments(ala2, settings, words):

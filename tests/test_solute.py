@@ -127,11 +127,11 @@ def test_two_copies_need_a_choice(ala2, modeller):
     text = str(caught.value)
     assert "0: chain A, ACE 1 to NME 3, atoms 0 to 21" in text
     assert "1: chain B, ACE 1 to NME 3, atoms 22 to 43" in text
-    assert "select = its number, its chain id, or the list" in text
+    assert "solute = its number, its chain id, or the list" in text
     second = tuple(range(22, 44))
     for select in (1, np.int64(1), "B", list(second), np.array(second)):
-        assert find_solute(ala2, topology, select=select).particles == second
-    assert find_solute(ala2, topology, select=0).particles == tuple(range(22))
+        assert find_solute(ala2, topology, solute=select).particles == second
+    assert find_solute(ala2, topology, solute=0).particles == tuple(range(22))
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_two_copies_need_a_choice(ala2, modeller):
 )
 def test_bad_select(ala2, modeller, select, message):
     with pytest.raises(ValueError, match=message):
-        find_solute(ala2, two_copies(modeller), select=select)
+        find_solute(ala2, two_copies(modeller), solute=select)
 
 
 def test_select_is_checked_even_for_a_single_copy(ala2, modeller):
     with pytest.raises(ValueError, match="there is no copy 1"):
-        find_solute(ala2, modeller.topology, select=1)
+        find_solute(ala2, modeller.topology, solute=1)
 
 
 def test_chain_with_two_copies_is_no_choice(ala2, modeller):
@@ -162,7 +162,7 @@ def test_chain_with_two_copies_is_no_choice(ala2, modeller):
     for chain in topology.chains():
         chain.id = "A"
     with pytest.raises(ValueError, match="chain 'A' holds 2 copies"):
-        find_solute(ala2, topology, select="A")
+        find_solute(ala2, topology, solute="A")
 
 
 def test_tip4p_water_and_ions(ala2, tip4p):
@@ -225,7 +225,7 @@ def test_single_faults_of_a_system(ala2, modeller):
     system = masses(topology)
     system.addConstraint(3, 30, 0.2)
     with pytest.raises(ValueError, match=r"atom 3 .* ties the solute to something else"):
-        find_solute(ala2, topology, system, select=0)
+        find_solute(ala2, topology, system, solute=0)
 
     topology = modeller.topology
     system = masses(topology)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Bridge
-from .probe import Probe, choose_bridge, platform_names, probe
+from .base import Bridge, platform_names
+from .probe import Probe, choose_bridge, probe
 from .pythonforce import PythonForceBridge
 from .torchforce import TorchForceBridge
 

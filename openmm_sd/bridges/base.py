@@ -36,6 +36,12 @@ INTERRUPTED = "openmm-sd: stopped by the user"
 PARAMETERS = (NUMBER, ATTEMPT, SEED, LAG)
 
 
+def platform_names() -> list[str]:
+    """Names of the OpenMM platforms on this machine."""
+    count = openmm.Platform.getNumPlatforms()
+    return [openmm.Platform.getPlatform(i).getName() for i in range(count)]
+
+
 class Bridge(ABC):
     """One way for a propagator to reach OpenMM.
 
@@ -51,9 +57,7 @@ class Bridge(ABC):
     install_hint: ClassVar[str]
 
     @abstractmethod
-    def create_force(
-        self, jump: Jump, particles: Sequence[int], n_particles: int, periodic: bool
-    ) -> openmm.Force:
+    def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
         """Build the force.
 
         Parameters
@@ -62,8 +66,6 @@ class Bridge(ABC):
             What to run.
         particles : sequence of int
             System indices of the solute's atoms, in the order of the model's molecule.
-        n_particles : int
-            Number of particles in the System.
         periodic : bool
             Whether the System is periodic.
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import openmm
 
+from .base import platform_names
+
 #: Seconds after which a probe counts as failed. Importing torch and compiling kernels takes a few.
 TIMEOUT = 180.0
 
@@ -45,12 +47,6 @@ class Probe:
     ok: bool
     detail: str
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def platform_names() -> list[str]:
-    """Names of the OpenMM platforms on this machine."""
-    count = openmm.Platform.getNumPlatforms()
-    return [openmm.Platform.getPlatform(i).getName() for i in range(count)]
 
 
 def evaluate(bridge_name: str, platform_name: str) -> Probe:
@@ -87,7 +83,7 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     bonds.addBond(1, 2, 0.1064, 1000.0)
     system.addForce(bonds)
     jump = Jump(Shift(3, tuple(shift)), molecule, build_gates(molecule, 1.0, []))
-    force = bridge.create_force(jump, [1, 2, 3], 4, periodic=True)
+    force = bridge.create_force(jump, [1, 2, 3], periodic=True)
     force.setForceGroup(5)
     system.addForce(force)
     platform = openmm.Platform.getPlatformByName(platform_name)

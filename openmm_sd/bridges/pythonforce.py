@@ -90,9 +90,7 @@ class PythonForceBridge(Bridge):
     name = "pythonforce"
     install_hint = "pip install 'openmm>=8.6'"
 
-    def create_force(
-        self, jump: Jump, particles: Sequence[int], n_particles: int, periodic: bool
-    ) -> openmm.Force:
+    def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
         callback = JumpCallback(script_if_possible(jump), len(particles), periodic)
         force = openmm.PythonForce(callback, dict.fromkeys(PARAMETERS, 0.0), list(particles))
         force.setUsesPeriodicBoundaryConditions(periodic)
@@ -112,6 +110,6 @@ def script_if_possible(jump: Jump) -> torch.nn.Module:
     from .torchforce import script
 
     try:
-        return script(jump)
+        return torch.jit.freeze(script(jump))
     except Exception:  # any module that TorchScript cannot read still runs as plain Python
         return jump.eval()

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..propagator.jump import Jump
-from .base import FORCE_NAME, PARAMETERS, Bridge
+from .base import FORCE_NAME, PARAMETERS, Bridge, platform_names
 
+# Platforms on which openmm-torch moves the module to the GPU.
+_GPU_PLATFORMS = {"CUDA", "HIP"}
 # How OpenMM words a plugin that it could not load.
 _FAILURE = re.compile(r"Error loading library (.*?): ")
 _loaded: set[str] = set()
@@ -81,13 +83,16 @@ class TorchForceBridge(Bridge):
     name = "torchforce"
     install_hint = "pip install 'openmm-sd[openmm-torch]'"
 
-    def create_force(
-        self, jump: Jump, particles: Sequence[int], n_particles: int, periodic: bool
-    ) -> openmm.Force:
+    def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
         torch_force = load_plugin()
         wrapped = (PeriodicJump if periodic else OpenJump)(jump, particles)
         try:
             module = script(wrapped)
+            if not _GPU_PLATFORMS & set(platform_names()):
+                # Frozen it is faster, and survives an exception in the propagator, which otherwise
+                # crashes openmm-torch 1.5. But weights that have become constants would stay on the
+                # CPU when openmm-torch moves the module to a GPU.
+                module = torch.jit.freeze(module)
         except Exception as error:
             raise ValueError(
                 "bridge='torchforce' needs a propagator that TorchScript can compile: "
@@ -143,7 +148,7 @@ def load_plugin() -> type[openmm.Force]:
 
 
 def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
-    """Compile a module with TorchScript and freeze it.
+    """Compile a module with TorchScript.
 
     Parameters
     ----------
@@ -157,7 +162,7 @@ def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         # PyTorch deprecates TorchScript; openmm-torch takes nothing else.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.freeze(torch.jit.script(module.eval()))
+        return torch.jit.script(module.eval())
 
 
 def _first_line(error: BaseException) -> str:

@@ -46,7 +46,7 @@ ERRORS = {
     101: "the propagator returned a frame of the wrong shape",
     102: "the propagator returned a frame of the wrong dtype (float32 is required)",
     103: "the solute is a mirror image of the model's molecule at a stereocentre",
-    104: "the solute's positions are not finite",
+    104: "the solute's positions were not finite before the jump: MD blew up",
 }
 
 #: Rejections by status code: the names under which the integrator counts them.

@@ -59,7 +59,7 @@ class ScoreModel:
 
     Examples
     --------
-    >>> model = ScoreModel.load("ala2-water")            # doctest: +SKIP
+    >>> model = ScoreModel.load("ala2-implicit")            # doctest: +SKIP
     >>> model.recommended_lag                            # doctest: +SKIP
     10.0
     """
@@ -146,7 +146,11 @@ class ScoreModel:
     @property
     def recommended_lag(self) -> float:
         """Lag to use when the user names none, ps."""
-        return self._number("recommended_lag_ps") or _DEFAULT_LAG
+        recommended = self._number("recommended_lag_ps")
+        if recommended is None:
+            shortest, longest = self.lag_range or (_DEFAULT_LAG, _DEFAULT_LAG)
+            recommended = min(max(_DEFAULT_LAG, shortest), longest)
+        return recommended
 
     @property
     def recommended_burst(self) -> float:
