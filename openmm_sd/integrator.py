@@ -638,8 +638,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def _find_context(self) -> openmm.Context | None:
         for thing in gc.get_objects():
             # type() rather than isinstance(), which would touch every lazy module there is.
-            if issubclass(type(thing), openmm.Context) and thing.getIntegrator() is self:
-                return thing
+            if issubclass(type(thing), openmm.Context):
+                # One that could not be made has no integrator.
+                if getattr(thing, "_integrator", None) is self:
+                    return thing
         return None
 
     def setJumping(self, enabled: bool) -> None:
