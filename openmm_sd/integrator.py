@@ -74,6 +74,8 @@ _SETTLE_LIMIT = 0.005
 # water takes some tens, so that the energy ends on either side of the old one, and a jump that
 # changes next to nothing moves no water at all.
 _SETTLE_TARGET = 25.0
+# Hydrogen mass repartitioning goes up to about 4 Da.
+_HEAVIEST_HYDROGEN = 4.6
 # No all-atom MD makes steps as long as this, ps.
 _LONG_STEP = 0.02
 # Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
@@ -263,6 +265,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "trained with constraints=HBonds: after a jump those bonds lack their vibration"
             )
 
+        self._compare_masses(system, found)
         group = _free_group(system)
         if self.bridge == "auto":
             self.bridge = choose_bridge(platform)
@@ -950,6 +953,18 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 f"keep sampling {card:g} K"
             )
             self._differs(message)
+
+    def _compare_masses(self, system: openmm.System, found: Solute) -> None:
+        """Notice a System whose particles are not in the order of the Topology."""
+        for number, particle in zip(found.molecule.atomic_numbers, found.particles, strict=True):
+            mass = system.getParticleMass(particle).value_in_unit(unit.dalton)
+            if (number == 1) != (mass < _HEAVIEST_HYDROGEN):
+                kind = "hydrogen" if number == 1 else "a heavy atom"
+                self._differs(
+                    f"system: particle {particle} has a mass of {mass:g} Da, but is {kind} in the "
+                    "topology: do the two have the same atom order?"
+                )
+                return
 
     def _differs(self, message: str) -> None:
         """Say that the simulation is not what the model was made for, as loudly as asked for."""

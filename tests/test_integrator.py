@@ -104,14 +104,14 @@ def jump_against_identity(engine, kernel, box, molecule, **settings):
     return ends[1] - ends[0], ends[0], context
 
 
-def forceless(n, vectors):
+def forceless(topology, vectors):
     """A periodic System in which nothing acts."""
     system = openmm.System()
     nothing = openmm.NonbondedForce()
     nothing.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
     nothing.setCutoffDistance(0.7)
-    for _ in range(n):
-        system.addParticle(12.0)
+    for atom in topology.atoms():
+        system.addParticle(atom.element.mass)
         nothing.addParticle(0.0, 0.1, 0.0)
     system.addForce(nothing)
     system.setDefaultPeriodicBoxVectors(*vectors)
@@ -150,7 +150,7 @@ def test_solute_across_the_boundary(engine, peptide, ala2, shape):
             [[1, 0, 0], [1 / 3, 2 * 2**0.5 / 3, 0], [-1 / 3, 2**0.5 / 3, 6**0.5 / 3]]
         )
     # OpenMM's own bonds and constraints want whole molecules: none here.
-    system = forceless(n, vectors)
+    system = forceless(peptide.topology, vectors)
     images = np.random.default_rng(1).integers(-1, 2, size=(n, 3)) @ vectors
     whole = peptide.positions - peptide.positions.mean(0)
     kernel = Rotation(n, 95.0, (1.0, 0.0, 1.0))
@@ -176,7 +176,7 @@ def test_solute_not_first_and_two_copies(engine, water_box, ala2, peptide):
     with pytest.raises(ValueError, match="2 copies"):
         start(engine, kernel, box, ala2)
     n, total = ala2.n_atoms, box.topology.getNumAtoms()
-    system = forceless(total, 1.75 * np.eye(3))  # the copies overlap
+    system = forceless(box.topology, 1.75 * np.eye(3))  # the copies overlap
     for copy_number, first in ((0, total - 2 * n), (1, total - n)):
         moved, _, _ = jump_against_identity(
             engine, kernel, box, ala2, solute=copy_number, system=system
@@ -474,12 +474,21 @@ def test_redraws_use_new_noise(engine, peptide, ala2):
 )
 def test_broken_kernels_raise_and_leave_no_trace(engine, peptide, ala2, lag, words):
     context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, frictionCoeff=0.0)
+    context.setVelocitiesToTemperature(300, 3)
+    begin = context.getState(positions=True, velocities=True)
+    integrator.setJumping(False)
+    integrator.step(1)
+    x, v = positions_of(context), velocities_of(context)
+    context.setPositions(begin.getPositions())
+    context.setVelocities(begin.getVelocities())
+    integrator.setJumping(True)
     integrator.setLag(lag)
-    before = positions_of(context)
     with pytest.raises(JumpError, match=words):
         integrator.step(1)
-    # At most the MD step was made; the displacement would have been 0.01 nm.
-    assert np.abs(positions_of(context) - before).max() < 0.005
+    # The MD step was made, and nothing else.
+    np.testing.assert_allclose(positions_of(context), x, atol=1e-6)
+    np.testing.assert_allclose(velocities_of(context), v, atol=2e-3)
+    assert integrator.getStatistics()["fallbacks"] == 1
     assert context.getParameter(NUMBER) == 0
     group = next(
         f.getForceGroup() for f in context.getSystem().getForces() if f.getName() == FORCE_NAME
@@ -953,6 +962,29 @@ def test_pressure_coupling(engine, water_box, ala2):
     assert worst_constraint(context) < 5e-6
 
 
+def test_the_shipped_model_with_default_settings(engine, water_box):
+    """Learned jumps in water with settling and gates as users get them."""
+    integrator = ScoreDynamicsIntegrator(
+        ScoreModel.load("ala2-implicit"), burst=0.05, lag=100, bridge=engine.bridge, seed=2
+    )
+    system = water_box.system()
+    solute = integrator.attach(system, water_box.topology)
+    context = openmm.Context(system, integrator, engine.platform)
+    context.setPositions(water_box.positions)
+    context.setVelocitiesToTemperature(300, 1)
+    before = positions_of(context)
+    integrator.step(4 * 25 + 10)
+    numbers = integrator.getStatistics()
+    assert numbers["jumps_tried"] == 4
+    assert numbers["jumps_accepted"] >= 2
+    assert np.abs(positions_of(context) - before)[list(solute.particles)].max() > 0.03
+    degrees = 3 * 22 - 12 - 3 + 6 * (len(before) - 22) // 3
+    state = context.getState(energy=True)
+    kelvin = 2 * state.getKineticEnergy()._value / degrees / 0.00831446
+    assert 240 < kelvin < 370
+    assert worst_constraint(context) < 5e-6
+
+
 def test_virtual_sites_ions_and_heavy_hydrogens(engine, tip4p_box, ala2):
     system = tip4p_box.system(hydrogenMass=3 * unit.dalton)
     names = {atom.residue.name for atom in tip4p_box.topology.atoms()}
@@ -1128,6 +1160,17 @@ def test_constraints_other_than_the_card_s(peptide, ala2):
             integrator.attach(peptide.system(constraints=None), peptide.topology)
     integrator = ScoreDynamicsIntegrator(model, bridge="pythonforce", strict=True)
     integrator.attach(peptide.system(), peptide.topology)
+
+
+def test_system_in_another_order_than_the_topology(peptide, ala2):
+    system = openmm.System()
+    for atom in reversed(list(peptide.topology.atoms())):
+        system.addParticle(atom.element.mass)
+    integrator = ScoreDynamicsIntegrator(
+        model_of(noisy(ala2), ala2), bridge="pythonforce", strict=True
+    )
+    with pytest.raises(ValueError, match="do the two have the same atom order"):
+        integrator.attach(system, peptide.topology)
 
 
 def test_free_force_group_is_found(ala2, peptide):
