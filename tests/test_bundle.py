@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from importlib.metadata import EntryPoint
@@ -561,3 +562,97 @@ def test_not_scriptable():
     with pytest.raises(ValueError, match="NotScriptable cannot be scripted") as caught:
         ScoreModel(NotScriptable(), WATER).scripted()
     assert "\n" not in str(caught.value)
+
+
+# --- start frames -------------------------------------------------------------------------------
+
+
+def some_frames(count=4):
+    rng = np.random.default_rng(2)
+    return WATER.positions + rng.normal(scale=0.01, size=(count, 3, 3)) + [3.0, 0.0, -1.0]
+
+
+def test_start_frames_round_trip(path):
+    given = some_frames()
+    model = ScoreModel(Linear(3), WATER, start_frames=given)
+    frames = model.start_frames
+    assert frames.dtype == np.float32
+    centred = given - given.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(frames, centred, rtol=0, atol=0.51e-4)
+    model.start_frames[:] = 0.0
+    model.save(path)
+    again = ScoreModel.load(path)
+    assert np.array_equal(again.start_frames, frames)
+    assert "start frames:  4" in again.summary()
+    stored = load_bundle(path)[0]["openmm_sd.start_frames"]
+    assert (stored.dtype, tuple(stored.shape)) == (torch.int16, (4, 3, 3))
+    # Given its own start frames a model holds the very same: saving again changes nothing.
+    first = path.read_bytes()
+    ScoreModel(again.propagator, WATER, start_frames=again.start_frames).save(path)
+    assert path.read_bytes() == first
+
+
+def test_start_frames_are_optional(model, path):
+    assert model.start_frames is None
+    model.save(path)
+    assert "openmm_sd.start_frames" not in load_bundle(path)[0]
+    assert ScoreModel.load(path).start_frames is None
+    assert "start frames" not in model.summary()
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((2, 4, 3)), "start_frames must have shape (M, 3, 3), got (2, 4, 3)"),
+        (np.zeros((3, 3)), "start_frames must have shape"),
+        (np.zeros((0, 3, 3)), "start_frames must have shape"),
+        (np.full((2, 3, 3), np.nan), "frame 0 holds NaN"),
+        (WATER.positions[None] * 100, "in nm (not angstrom)"),
+        ("water", "start_frames must be numbers"),
+    ],
+)
+def test_bad_start_frames(frames, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ScoreModel(Linear(3), WATER, start_frames=frames)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        torch.zeros(2, 4, 3, dtype=torch.int16),
+        torch.zeros(0, 3, 3, dtype=torch.int16),
+        torch.zeros(3, 3, dtype=torch.int16),
+        torch.zeros(2, 3, 3),
+        torch.zeros(2, 3, 3, dtype=torch.int32),
+    ],
+)
+def test_bad_start_frames_in_a_bundle(model, path, stored):
+    model.save(path)
+    tensors, whole = load_bundle(path)
+    save_bundle(path, tensors | {"openmm_sd.start_frames": stored}, whole)
+    with pytest.raises(BundleError, match="start_frames must") as caught:
+        ScoreModel.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_start_frames_that_are_not_finite_in_a_bundle(model, path):
+    model.save(path)
+    tensors, whole = load_bundle(path)
+    tensors["openmm_sd.start_frames"] = torch.full((2, 3, 3), float("nan"))
+    written(path, tensors, {"openmm_sd": json.dumps(whole)})
+    with pytest.raises(BundleError, match="NaN or infinity"):
+        ScoreModel.load(path)
+
+
+def test_constraint_lengths():
+    assert ScoreModel(Linear(3), WATER).constraint_lengths == ()
+    card = {"constraint_lengths_nm": [[0, 1, 0.0957], (0, 2, 0.0957)]}
+    model = ScoreModel(Linear(3), WATER, card)
+    assert model.constraint_lengths == ((0, 1, 0.0957), (0, 2, 0.0957))
+    assert "constraints:   2 bonds to hydrogen" in model.summary()
+    for bad in ([[1, 0, 0.1]], [[0, 3, 0.1]], [[1, 2, 0.15]], [[0, 1, 0]], {"x": 1}, [[0, 1]]):
+        with pytest.raises(ValueError, match="constraint_lengths_nm must be a list"):
+            ScoreModel(Linear(3), WATER, {"constraint_lengths_nm": bad})
+    with pytest.raises(ValueError, match="names hydrogen 1 twice"):
+        ScoreModel(Linear(3), WATER, {"constraint_lengths_nm": [[0, 1, 0.1], [0, 1, 0.1]]})
