@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .propagator.molecule import Molecule
     from .propagator.registry import register_architecture
     from .reporters import ScoreDynamicsReporter
+    from .rollout import Rollout, RolloutSettings
 
 _HOMES = {
     "BundleError": "propagator.bundle",
@@ -37,6 +38,8 @@ _HOMES = {
     "JumpError": "propagator.jump",
     "Molecule": "propagator.molecule",
     "Propagator": "propagator.contract",
+    "Rollout": "rollout",
+    "RolloutSettings": "rollout",
     "ScoreDynamicsIntegrator": "integrator",
     "ScoreDynamicsReporter": "reporters",
     "ScoreModel": "propagator.model",
@@ -50,6 +53,8 @@ __all__ = [
     "JumpError",
     "Molecule",
     "Propagator",
+    "Rollout",
+    "RolloutSettings",
     "ScoreDynamicsIntegrator",
     "ScoreDynamicsReporter",
     "ScoreModel",

@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,11 @@ from .progress import Progress
 COMMANDS = {
     "doctor": "try a real jump through each bridge on each platform of this machine",
     "models": "list the models that come with openmm-sd, or show a model's card",
+    "generate": "molecular dynamics of a solute in water, to a data set",
+    "import": "a data set from trajectories that you already have",
+    "train": "train a model on data sets",
+    "rollout": "many chains of pure Score Dynamics to a trajectory",
+    "validate": "equilibrium, kinetics and geometry of a model against MD",
     "demo": "a mixed run of a small peptide in water, from nothing to a picture",
 }
 
@@ -107,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> ModuleType:
-    return import_module(f".{command}", __name__)
+    # A module cannot be named like a keyword of the language.
+    return import_module(f".{command}_" if iskeyword(command) else f".{command}", __name__)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Making transition data: molecular dynamics of a solute, saved frame by frame."""
 
+from .driver import generate
+from .frames import FrameCheck, constraint_lengths
 from .implicit import (
     ImplicitSettings,
     Run,
@@ -8,12 +10,24 @@ from .implicit import (
     molecule_record,
     read_runs,
 )
+from .imported import ImportSettings, import_trajectories
+from .seeding import parse_torsion, slow_torsions, spread_points
+from .settings import GenerateSettings
 
 __all__ = [
+    "FrameCheck",
+    "GenerateSettings",
     "ImplicitSettings",
+    "ImportSettings",
     "Run",
     "alanine_dipeptide",
+    "constraint_lengths",
+    "generate",
     "generate_implicit",
+    "import_trajectories",
     "molecule_record",
+    "parse_torsion",
     "read_runs",
+    "slow_torsions",
+    "spread_points",
 ]

@@ -9,6 +9,8 @@ A bundle is a safetensors file. Its header's ``__metadata__`` has two entries:
     The SHA-256 of the whole file with these 64 hex digits replaced by 64 times ``0``. It covers
     header and weights alike, so no byte of the file can change unnoticed.
 
+The tensors are the network's weights and, if the model has them, its start frames (`START_FRAMES`).
+
 Pickle and zip files, which is what PyTorch itself writes, are refused by their first bytes and
 never opened: unpickling a file runs whatever code its author put there.
 """
@@ -30,6 +32,12 @@ from .molecule import Molecule
 
 FORMAT_VERSION: Final = 1
 """The format this package writes and reads."""
+
+START_FRAMES: Final = "openmm_sd.start_frames"
+"""Name of the optional tensor with frames to start rollouts from; not one of the weights."""
+
+START_FRAMES_UNIT_NM: Final = 1e-4
+"""Unit of the start frames, which are stored as int16."""
 
 _CONTENT_KEYS: Final = ("architecture", "card", "format_version", "molecules")
 _ARCHITECTURE_KEYS: Final = ("hyperparameters", "name")
@@ -83,7 +91,7 @@ def save_bundle(
         _refuse(target, f"cannot be written: there is no folder {target.parent}")
     # Read back before it gets its name: a file that is refused later may be the only copy.
     _verified(target, data)
-    _write_atomically(target, data)
+    write_atomically(target, data)
 
 
 def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -339,7 +347,16 @@ def _check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
             _refuse(file, f"the weights {name} hold NaN or infinity")
 
 
-def _write_atomically(target: Path, data: bytes) -> None:
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write a file that is there whole, and on the disk, or not at all.
+
+    Parameters
+    ----------
+    target : Path
+        Where to; an existing file is replaced.
+    data : bytes
+        What to write.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         # Not tempfile: its files are readable by their owner only, and the mode would stay.

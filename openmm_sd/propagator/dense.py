@@ -9,13 +9,17 @@ and all pair distances: the fastest to train for a single small molecule, and ti
 # No postponed annotations here: TorchScript reads those of the class's tensors.
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .contract import Propagator
 from .diffusion import karras_levels, preconditioning, solver_coefficients
+from .frames import align_nearby, alignment_atoms, choose_frame_atoms, to_local
+from .molecule import Molecule
 
 # Pair distances enter as (d - mean) / width, and X-H bonds of constrained dynamics have no width at
 # all: this floor (nm) keeps their feature finite and is a few times the rounding of training data.
@@ -188,6 +192,41 @@ class DenseDiffusion(Propagator):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
 
+    @classmethod
+    def for_molecule(
+        cls,
+        molecule: Molecule,
+        frames: np.ndarray | None = None,
+        **settings: Any,
+    ) -> "DenseDiffusion":
+        """Build a network for a molecule.
+
+        Parameters
+        ----------
+        molecule : Molecule
+            The molecule.
+        frames : ndarray, optional
+            (T, N, 3), nm, from which `choose_frame_atoms` chooses; the reference frame without.
+        **settings
+            The other parameters of the class, lags at least.
+        """
+        if frames is None:
+            frames = np.asarray(molecule.positions)[None]
+        return cls(
+            n_atoms=molecule.n_atoms,
+            frame_atoms=choose_frame_atoms(molecule, frames),
+            heavy_atoms=alignment_atoms(molecule),
+            **settings,
+        )
+
+    @torch.jit.ignore
+    def with_calls(self, n_calls: int) -> "DenseDiffusion":
+        """Return a copy with the same weights that makes another number of network calls."""
+        settings: dict[str, Any] = {**self.hyperparameters, "n_calls": n_calls}
+        other = DenseDiffusion(**settings)
+        other.load_state_dict(self.state_dict())
+        return other.to(self.scale.device).eval()
+
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
         """Return the frame one lag later; see `Propagator` for shapes and units."""
         local, origin, axes = self.to_local(frame)
@@ -207,30 +246,8 @@ class DenseDiffusion(Propagator):
         return origin + torch.matmul(proposal, axes.transpose(1, 2))
 
     def to_local(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Express frames in the coordinate system of their three frame atoms.
-
-        Parameters
-        ----------
-        frame : Tensor
-            (B, N, 3), nm.
-
-        Returns
-        -------
-        local : Tensor
-            (B, N, 3), nm; ``frame = origin + local @ axes^T``.
-        origin : Tensor
-            (B, 1, 3), nm.
-        axes : Tensor
-            (B, 3, 3), a proper rotation; its columns are the axes.
-        """
-        origin = frame[:, self.origin_atom]
-        e1 = F.normalize(frame[:, self.axis_atom] - origin, dim=-1)
-        in_plane = frame[:, self.plane_atom] - origin
-        e2 = F.normalize(in_plane - (in_plane * e1).sum(-1, keepdim=True) * e1, dim=-1)
-        e3 = torch.linalg.cross(e1, e2, dim=-1)
-        axes = torch.stack([e1, e2, e3], dim=-1)
-        origin = origin.unsqueeze(1)
-        return torch.matmul(frame - origin, axes), origin, axes
+        """Return local coordinates, origin and axes; see `openmm_sd.propagator.frames.to_local`."""
+        return to_local(frame, self.axis_atom, self.origin_atom, self.plane_atom)
 
     def displacement_scale(self, lag: Tensor) -> Tensor:
         """Return the typical displacement of each atom, (B, N, 1) nm, at lags (B,) in ps."""
@@ -318,43 +335,8 @@ class DenseDiffusion(Propagator):
         return c_skip * y + c_out * (self.vector_head(h).view(-1, self.n_atoms, 3) + pulls)
 
     def align(self, moving: Tensor, reference: Tensor) -> Tensor:
-        """Turn and shift frames onto others, least squares over the heavy atoms.
-
-        Newton's method on the rotation, which finds the nearby optimum: for frames that are nearly
-        aligned already. Unlike a singular value decomposition it needs no host synchronisation.
-
-        Parameters
-        ----------
-        moving, reference : Tensor
-            (B, N, 3), nm.
-
-        Returns
-        -------
-        Tensor
-            (B, N, 3), `moving` after the best proper rotation and translation.
-        """
-        target = reference[:, self.heavy]
-        centre = target.mean(1, keepdim=True)
-        target = target - centre
-        moving = moving - moving[:, self.heavy].mean(1, keepdim=True)
-        for _ in range(self.alignment_steps):
-            x = moving[:, self.heavy]
-            torque = torch.linalg.cross(x, target, dim=-1).sum(1)
-            # The Hessian, tr(M) - (M + M^T) / 2 with M = sum x target^T, and its inverse by
-            # cofactors. Without displacements it would be the inertia tensor.
-            m = torch.matmul(x.transpose(1, 2), target)
-            m = 0.5 * (m + m.transpose(1, 2))
-            trace = m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2]
-            hessian = torch.diag_embed(trace.unsqueeze(-1).expand(-1, 3)) - m
-            row0, row1, row2 = hessian.unbind(1)
-            cofactor0 = torch.linalg.cross(row1, row2, dim=-1)
-            cofactor1 = torch.linalg.cross(row2, row0, dim=-1)
-            cofactor2 = torch.linalg.cross(row0, row1, dim=-1)
-            determinant = (row0 * cofactor0).sum(-1, keepdim=True)
-            inverse = torch.stack([cofactor0, cofactor1, cofactor2], dim=-1)
-            turn = torch.matmul(inverse, torque.unsqueeze(-1)).squeeze(-1) / determinant
-            moving = _rotate(moving, turn)
-        return moving + centre
+        """Turn and shift frames onto others that are nearly aligned, over the heavy atoms."""
+        return align_nearby(moving, reference, self.heavy, self.alignment_steps)
 
     @torch.no_grad()
     def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
@@ -394,12 +376,3 @@ class DenseDiffusion(Propagator):
         distance, directions = self._pair_vectors(local)
         standard = (distance - self.pair_mean) / self.pair_width
         return standard * torch.rsqrt(1.0 + (standard / self.squash) ** 2), directions
-
-
-def _rotate(frames: Tensor, turn: Tensor) -> Tensor:
-    """Rotate frames (B, N, 3) by rotation vectors (B, 3); exact to second order, always proper."""
-    half = 0.5 * turn.unsqueeze(1)
-    w = torch.rsqrt(1.0 + (half * half).sum(-1, keepdim=True))
-    v = (half * w).expand_as(frames)
-    cross = torch.linalg.cross(v, frames, dim=-1)
-    return frames + 2.0 * (w * cross + torch.linalg.cross(v, cross, dim=-1))

@@ -1,7 +1,8 @@
 """One jump, from the positions OpenMM holds to the displacement it should add.
 
 :class:`Jump` is the single place where a propagator meets a running simulation. Every bridge calls
-the same module, so all of them propose the same frames. It does, in this order:
+the same module, so all of them propose the same frames; rollouts call its parts for many frames at
+once. It does, in this order:
 
 1. make the solute whole across the periodic box;
 2. relabel equivalent atoms (the hydrogens of a methyl, say) so that the frame has the handedness
@@ -187,34 +188,74 @@ class Jump(torch.nn.Module):
 
         order = torch.arange(self.n_atoms, device=given.device)
         if self.n_centres > 0:
-            order, mirrored = self.relabel(start)
-            if mirrored:
+            orders, mirrored = self.relabel(start.unsqueeze(0))
+            if bool(mirrored[0]):
                 return nothing, _status(103, given)
+            order = orders[0]
         start = start[order]
         start = start - start.mean(dim=0, keepdim=True)
 
-        frame = start.to(torch.float32).unsqueeze(0)
         noise = standard_normal(seed, number, attempt, 1, self.noise_size, given.device)
         time = torch.full([1], lag, dtype=torch.float32, device=given.device)
-        proposal = self.propagator(frame, time, noise)
-        if proposal.shape != frame.shape:
-            return nothing, _status(101, given)
-        if proposal.dtype != torch.float32:
-            return nothing, _status(102, given)
-
-        # The difference is taken in the precision the propagator saw, so that a kernel that moves
-        # nothing displaces nothing.
-        moved = self.constrain(start + (proposal - frame)[0].to(torch.float64))
-        judged = moved.to(torch.float32).unsqueeze(0)
-        status = 1
-        for gate in self.gates:
-            if status == 1 and not bool(gate(frame, judged)[0]):
-                status = gate.code  # type: ignore[assignment]
+        moved, error = self.propose(start.unsqueeze(0), time, noise)
+        if error != 0:
+            return nothing, _status(error, given)
+        status = int(self.judge(start.unsqueeze(0), moved)[0])
         if status != 1:
             return nothing, _status(status, given)
         displacement = torch.zeros_like(given)
-        displacement[order] = moved - start
+        displacement[order] = moved[0] - start
         return displacement, _status(1, given)
+
+    def propose(self, start: Tensor, lag: Tensor, noise: Tensor) -> tuple[Tensor, int]:
+        """Call the propagator once for a batch and put hydrogens back to their bond lengths.
+
+        Parameters
+        ----------
+        start : Tensor
+            (B, N, 3) float64, nm, whole, in the model's handedness, centroids at the origin.
+        lag : Tensor
+            (B,) float32, ps.
+        noise : Tensor
+            (B, noise_size) float32, standard normal.
+
+        Returns
+        -------
+        moved : Tensor
+            (B, N, 3) float64, nm: the proposals, not judged yet.
+        error : int
+            0, or a code of `ERRORS` if the propagator returned something that is no frame.
+        """
+        frame = start.to(torch.float32)
+        proposal = self.propagator(frame, lag, noise)
+        if proposal.shape != frame.shape:
+            return start, 101
+        if proposal.dtype != torch.float32:
+            return start, 102
+        # The difference is taken in the precision the propagator saw, so that a kernel that moves
+        # nothing displaces nothing.
+        return self.constrain(start + (proposal - frame).to(torch.float64)), 0
+
+    def judge(self, start: Tensor, moved: Tensor) -> Tensor:
+        """Ask the gates about a batch of proposals.
+
+        Parameters
+        ----------
+        start, moved : Tensor
+            (B, N, 3) float64, nm: what went into `propose` and what came out.
+
+        Returns
+        -------
+        Tensor
+            (B,) int64: `STATUS_ACCEPTED`, or the code of the first gate that said no.
+        """
+        frame = start.to(torch.float32)
+        judged = moved.to(torch.float32)
+        status = torch.ones([start.shape[0]], dtype=torch.int64, device=start.device)
+        for gate in self.gates:
+            refused = torch.logical_and(status == 1, torch.logical_not(gate(frame, judged)))
+            status = torch.where(refused, torch.full_like(status, gate.code), status)  # type: ignore[arg-type]
+        return status
 
     def make_whole(self, positions: Tensor, box: Tensor) -> Tensor:
         """Undo breaks across the box, by minimum image along the bonds.
@@ -241,49 +282,53 @@ class Jump(torch.nn.Module):
         bond = bond - torch.round(bond[:, 0:1] / edges[0, 0]) * edges[0]
         return positions[0:1] + torch.matmul(self.bond_sums, bond)
 
-    def relabel(self, start: Tensor) -> tuple[Tensor, bool]:
+    def relabel(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Find the numbering of equivalent atoms that has the model's handedness.
 
         Parameters
         ----------
         start : Tensor
-            (N, 3) float64, whole.
+            (B, N, 3) float64, whole.
 
         Returns
         -------
         order : Tensor
-            (N,) int64; ``start[order]`` is the frame the propagator may see.
-        mirrored : bool
-            True if a stereocentre has the wrong hand, which no numbering mends.
+            (B, N) int64; ``start[b, order[b]]`` is the frame the propagator may see.
+        mirrored : Tensor
+            (B,) bool: True if a stereocentre has the wrong hand, which no numbering mends.
         """
-        order = torch.arange(self.n_atoms, device=start.device)
-        right = signed_volumes(start.unsqueeze(0), self.centres)[0] * self.signs > 0
+        plain = torch.arange(self.n_atoms, device=start.device)
+        order = plain.expand(start.shape[0], self.n_atoms)
+        right = (signed_volumes(start, self.centres) * self.signs > 0).all(dim=1)
         if bool(right.all()):
-            return order, False
+            return order, torch.logical_not(right)
         # Outer branches come first: exchanging them may change the hand seen further in.
         for k in range(self.n_centres):
             centre = self.centres[k : k + 1]
-            hand = signed_volumes(start[order].unsqueeze(0), centre)[0, 0] * self.signs[k]
-            if not bool(hand > 0):
-                order = order[self.swaps[k]]
+            hand = signed_volumes(self.reorder(start, order), centre)[:, 0] * self.signs[k]
+            order = torch.where((hand > 0).unsqueeze(1), order, order[:, self.swaps[k]])
         # What is still wrong is a stereocentre, or a relation between centres (cis and trans on a
         # ring), of the other kind.
-        right = signed_volumes(start[order].unsqueeze(0), self.centres)[0] * self.signs > 0
-        return order, not bool(right.all())
+        volumes = signed_volumes(self.reorder(start, order), self.centres)
+        return order, torch.logical_not((volumes * self.signs > 0).all(dim=1))
+
+    def reorder(self, frames: Tensor, order: Tensor) -> Tensor:
+        """Renumber the atoms of frames, (B, N, 3), by orders from `relabel`, (B, N)."""
+        return torch.gather(frames, 1, order.unsqueeze(2).expand(-1, -1, 3))
 
     def constrain(self, positions: Tensor) -> Tensor:
         """Set constrained hydrogens to their exact distance, along the bond as it points now.
 
         The hydrogen moves and the heavy atom stays: moving the heavy atom would break the bonds of
-        the skeleton.
+        the skeleton. Takes and returns (B, N, 3) float64, nm.
         """
         if self.n_constraints == 0:
             return positions
-        anchor = positions[self.heavy]
-        bond = positions[self.hydrogen] - anchor
-        bond = bond / torch.linalg.vector_norm(bond, dim=1, keepdim=True)
+        anchor = positions[:, self.heavy]
+        bond = positions[:, self.hydrogen] - anchor
+        bond = bond / torch.linalg.vector_norm(bond, dim=2, keepdim=True)
         out = positions.clone()
-        out[self.hydrogen] = anchor + self.length * bond
+        out[:, self.hydrogen] = anchor + self.length * bond
         return out
 
 

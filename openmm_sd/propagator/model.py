@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.resources
 import json
 import math
@@ -12,10 +13,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .bundle import FORMAT_VERSION, BundleError, canonical_json, load_bundle, save_bundle
+from .bundle import (
+    FORMAT_VERSION,
+    START_FRAMES,
+    START_FRAMES_UNIT_NM,
+    BundleError,
+    canonical_json,
+    load_bundle,
+    save_bundle,
+)
 from .molecule import Molecule
 from .registry import architecture, architecture_name
 
@@ -45,12 +56,21 @@ class ScoreModel:
         JSON-able facts about the model. Keys with a meaning to this package, all optional:
         ``description`` (text), ``temperature_K`` (K), ``lag_range_ps`` (two numbers, ps),
         ``recommended_lag_ps`` (ps), ``recommended_burst_ps`` (ps), ``max_displacement_nm`` (nm),
-        ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm).
+        ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm),
+        ``constraint_lengths_nm`` (list of heavy atom, hydrogen, distance in nm: the bonds that the
+        MD of the training data held fixed).
+    start_frames : array, shape (M, N, 3), optional
+        Equilibrium frames of the first molecule, nm, whole, in its atom order: where rollouts
+        begin. Each is moved so that its centroid is at the origin and rounded to 1e-4 nm.
 
     Attributes
     ----------
     propagator : torch.nn.Module
     molecules : tuple of Molecule
+    name : str or None
+        The shipped name or the path it was loaded from; None for a model made in this process.
+    sha256 : str or None
+        SHA-256 of that file.
 
     Raises
     ------
@@ -66,12 +86,15 @@ class ScoreModel:
 
     propagator: torch.nn.Module
     molecules: tuple[Molecule, ...]
+    name: str | None = None
+    sha256: str | None = None
 
     def __init__(
         self,
         propagator: torch.nn.Module,
         molecules: Molecule | Sequence[Molecule],
         card: Mapping[str, Any] | None = None,
+        start_frames: ArrayLike | None = None,
     ) -> None:
         if not isinstance(propagator, torch.nn.Module):
             raise ValueError(
@@ -99,6 +122,8 @@ class ScoreModel:
         self._scripted: dict[torch.device, torch.jit.ScriptModule] = {}
         self.propagator = propagator.eval().requires_grad_(False)
         self.molecules = known
+        # As stored in the bundle, for the same reason as the card's way through JSON.
+        self._start_frames = None if start_frames is None else _packed(start_frames, n_atoms)
         self._check_card()
 
     def __repr__(self) -> str:
@@ -120,6 +145,13 @@ class ScoreModel:
     def card(self) -> dict[str, Any]:
         """The model card, a fresh copy each time: changing it does not change the model."""
         return copy.deepcopy(self._card)
+
+    @property
+    def start_frames(self) -> NDArray[np.float32] | None:
+        """Equilibrium frames to start chains from, (M, N, 3) nm, a fresh copy; None without."""
+        if self._start_frames is None:
+            return None
+        return (self._start_frames * START_FRAMES_UNIT_NM).astype(np.float32)
 
     @property
     def temperature(self) -> float | None:
@@ -183,6 +215,36 @@ class ScoreModel:
             windows.append((window[0], window[1], float(window[2]), float(window[3])))
         return tuple(windows)
 
+    @property
+    def constraint_lengths(self) -> tuple[tuple[int, int, float], ...]:
+        """Heavy atom, hydrogen and the distance held in the training MD, nm; may be empty."""
+        value = self._card.get("constraint_lengths_nm")
+        bonds: set[frozenset[int]] = set()
+        hydrogens: set[int] = set()
+        numbers = self.molecules[0].atomic_numbers
+        for molecule in self.molecules:
+            bonds.update(frozenset(bond) for bond in molecule.bonds)
+        constraints = []
+        for item in [] if value is None else value if isinstance(value, list) else [value]:
+            if not (
+                isinstance(item, list)
+                and len(item) == 3
+                and all(_is_number(v) for v in item)
+                and all(isinstance(v, int) and 0 <= v < self.n_atoms for v in item[:2])
+                and frozenset(item[:2]) in bonds
+                and numbers[item[1]] == 1
+                and item[2] > 0
+            ):
+                raise ValueError(
+                    "card: constraint_lengths_nm must be a list of [heavy atom, hydrogen bonded to "
+                    f"it, distance in nm], got {item!r}"
+                )
+            if item[1] in hydrogens:
+                raise ValueError(f"card: constraint_lengths_nm names hydrogen {item[1]} twice")
+            hydrogens.add(item[1])
+            constraints.append((item[0], item[1], float(item[2])))
+        return tuple(constraints)
+
     @classmethod
     def shipped(cls) -> list[str]:
         """Return the names of the models that come with the package, sorted."""
@@ -222,18 +284,19 @@ class ScoreModel:
                 "models", name_or_path + _SUFFIX
             )
             with importlib.resources.as_file(resource) as file:
-                return cls._from_bundle(file)
+                return cls._from_bundle(file, name_or_path)
         path = Path(name_or_path)
         if not path.exists():
             raise BundleError(
                 f"{name_or_path}: neither a file nor a shipped model; shipped models: "
                 f"{', '.join(shipped) or 'none'}"
             )
-        return cls._from_bundle(path)
+        return cls._from_bundle(path, os.fspath(name_or_path))
 
     @classmethod
-    def _from_bundle(cls, path: Path) -> ScoreModel:
+    def _from_bundle(cls, path: Path, name: str) -> ScoreModel:
         tensors, content = load_bundle(path)
+        start = tensors.pop(START_FRAMES, None)
         try:
             propagator = _built(
                 content["architecture"]["name"], content["architecture"]["hyperparameters"]
@@ -241,9 +304,13 @@ class ScoreModel:
             _compare(propagator.state_dict(), tensors)
             propagator.load_state_dict(tensors)
             molecules = [Molecule.from_dict(molecule) for molecule in content["molecules"]]
-            return cls(propagator, molecules, content["card"])
+            model = cls(
+                propagator, molecules, content["card"], None if start is None else _unpacked(start)
+            )
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
             raise BundleError(f"{path}: {' '.join(str(error).split())}") from error
+        model.name, model.sha256 = name, hashlib.sha256(path.read_bytes()).hexdigest()
+        return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as a bundle.
@@ -274,13 +341,20 @@ class ScoreModel:
             )
         what = f"cannot save {path}: hyperparameters"
         plain = json.loads(canonical_json(dict(hyperparameters), what))
-        tensors = self.propagator.state_dict()
+        tensors = dict(self.propagator.state_dict())
         try:
             _compare(_built(name, plain).state_dict(), tensors)
         except ValueError as error:
             raise BundleError(
                 f"cannot save {path}: the hyperparameters do not rebuild the module: {error}"
             ) from error
+        if START_FRAMES in tensors:
+            raise BundleError(
+                f"cannot save {path}: the weights hold {START_FRAMES}, a name kept for "
+                "the start frames"
+            )
+        if self._start_frames is not None:
+            tensors[START_FRAMES] = torch.from_numpy(self._start_frames.copy())
         content = {
             "format_version": FORMAT_VERSION,
             "architecture": {"name": name, "hyperparameters": plain},
@@ -347,6 +421,10 @@ class ScoreModel:
         trained = "not said" if lags is None else f"{lags[0]:g} to {lags[1]:g} ps"
         lines.append(f"lag:           {trained}; recommended {self.recommended_lag:g} ps")
         lines.append(f"burst:         recommended {self.recommended_burst:g} ps")
+        if self._start_frames is not None:
+            lines.append(f"start frames:  {len(self._start_frames)}")
+        if self.constraint_lengths:
+            lines.append(f"constraints:   {len(self.constraint_lengths)} bonds to hydrogen")
         shown = {
             "description",
             "temperature_K",
@@ -355,6 +433,7 @@ class ScoreModel:
             "recommended_burst_ps",
             "max_displacement_nm",
             "bond_windows_nm",
+            "constraint_lengths_nm",
         }
         for key in sorted(self._card.keys() - shown):
             value = self._card[key]
@@ -379,7 +458,13 @@ class ScoreModel:
                 f"card: recommended_lag_ps {lag:g} ps is outside lag_range_ps {lags[0]:g} to "
                 f"{lags[1]:g} ps"
             )
-        for name in ("temperature", "recommended_burst", "max_displacement", "bond_windows"):
+        for name in (
+            "temperature",
+            "recommended_burst",
+            "max_displacement",
+            "bond_windows",
+            "constraint_lengths",
+        ):
             getattr(self, name)
 
     def _number(self, key: str) -> float | None:
@@ -394,6 +479,39 @@ class ScoreModel:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _packed(frames: ArrayLike, n_atoms: int) -> NDArray[np.int16]:
+    """Return start frames as a bundle stores them."""
+    try:
+        given = np.asarray(frames, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"start_frames must be numbers of shape (M, {n_atoms}, 3), in nm"
+        ) from None
+    if given.ndim != 3 or given.shape[0] < 1 or given.shape[1:] != (n_atoms, 3):
+        raise ValueError(f"start_frames must have shape (M, {n_atoms}, 3), got {given.shape}")
+    wrong = np.flatnonzero(~np.isfinite(given).all(axis=(1, 2)))
+    if len(wrong):
+        raise ValueError(f"start_frames: frame {wrong[0]} holds NaN or infinity")
+    units = np.round((given - given.mean(axis=1, keepdims=True)) / START_FRAMES_UNIT_NM)
+    limit = np.iinfo(np.int16).max
+    if np.abs(units).max() > limit:
+        frame = int(np.abs(units).max(axis=(1, 2)).argmax())
+        raise ValueError(
+            f"start_frames: an atom of frame {frame} is more than {limit * START_FRAMES_UNIT_NM:g} "
+            "nm away from the centroid; wanted are whole molecules, in nm (not angstrom)"
+        )
+    return units.astype(np.int16)
+
+
+def _unpacked(stored: Tensor) -> NDArray[np.float64]:
+    if stored.dtype != torch.int16 or stored.dim() != 3:
+        raise ValueError(
+            f"{START_FRAMES} must be int16 of shape (M, N, 3), got {tuple(stored.shape)} "
+            f"{stored.dtype}"
+        )
+    return stored.numpy().astype(np.float64) * START_FRAMES_UNIT_NM
 
 
 def _whole_number(module: torch.nn.Module, attribute: str, least: int) -> int:

@@ -72,20 +72,52 @@ def standard_normal(
     Tensor
         (candidates, size) float32.
     """
+    rows = torch.arange(candidates, dtype=torch.int64, device=device) + attempt * candidates
+    return _normals(rows, jump, size, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+
+
+def standard_normal_rows(seed: int, jump: int, attempt: int, rows: Tensor, size: int) -> Tensor:
+    """Standard normal numbers of chosen chains of a rollout.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run, 0 to `MAX_SEED`.
+    jump : int
+        Number of the step, from 0.
+    attempt : int
+        Number of the try within the step, from 0 to 2**31 - 1.
+    rows : Tensor
+        (n,) int64, each in [0, 2**32): the chains, on the device where the numbers are to be made.
+    size : int
+        Numbers a chain, the propagator's ``noise_size``.
+
+    Returns
+    -------
+    Tensor
+        (n, size) float32. What a chain gets does not depend on the other chains asked for.
+    """
+    # The try goes into the key's second word, which `standard_normal` leaves at zero; the top bit
+    # keeps a rollout's numbers apart from those of a mixed run with the same seed.
+    return _normals(rows, jump, size, seed & 0xFFFFFFFF, (attempt & 0x7FFFFFFF) | 0x80000000)
+
+
+def _normals(rows: Tensor, jump: int, size: int, key_0: int, key_1: int) -> Tensor:
+    count = rows.shape[0]
+    device = rows.device
     blocks = (size + 3) // 4
-    n = candidates * blocks
+    n = count * blocks
     if n == 0:
-        return torch.zeros([candidates, size], dtype=torch.float32, device=device)
-    index = torch.arange(n, dtype=torch.int64, device=device)
-    block = index % blocks
-    row = torch.div(index, blocks, rounding_mode="floor") + attempt * candidates
+        return torch.zeros([count, size], dtype=torch.float32, device=device)
+    block = torch.arange(blocks, dtype=torch.int64, device=device).repeat(count)
+    row = rows.repeat_interleave(blocks)
     words = torch.tensor(
         [jump & 0xFFFFFFFF, (jump >> 32) & 0xFFFFFFFF], dtype=torch.int64, device=device
     )
     counter = torch.stack([block, row, words[0].expand(n), words[1].expand(n)])
-    bits = philox(counter, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF).to(torch.float64)
+    bits = philox(counter, key_0, key_1).to(torch.float64)
     # Box-Muller; the half keeps the logarithm's argument off zero.
     radius = torch.sqrt(-2.0 * torch.log((bits[0::2] + 0.5) / 4294967296.0))
     angle = bits[1::2] * (2.0 * math.pi / 4294967296.0)
     normal = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
-    return normal.t().reshape(candidates, blocks * 4)[:, :size].to(torch.float32)
+    return normal.t().reshape(count, blocks * 4)[:, :size].to(torch.float32)

@@ -1,9 +1,9 @@
 """Training of diffusion propagators from molecular dynamics frames."""
 
+from .pairs import TransitionPairs, methyl_rotors
 from .trainer import (
     TrainingRecord,
     TrainSettings,
-    TransitionPairs,
     align_frames,
     denoising_loss,
     fit_statistics,
@@ -19,5 +19,6 @@ __all__ = [
     "denoising_loss",
     "fit_statistics",
     "held_out_loss",
+    "methyl_rotors",
     "train",
 ]

@@ -12,15 +12,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from openmm_sd.propagator.dense import DenseDiffusion
+
+from .pairs import TransitionPairs
 
 # The largest lags' pairs come from few independent stretches; this many pairs make the scale of a
 # displacement good to about one per cent all the same.
@@ -78,6 +79,26 @@ class TrainSettings:
     seed: int = 1
     report_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        for name in ("minutes", "learning_rate", "sigma_min"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("batch_size", "warmup_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not self.condition_noise_nm >= 0.0:
+            raise ValueError(
+                f"condition_noise_nm must not be negative, got {self.condition_noise_nm}"
+            )
+        if not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+        if not self.sigma_max > self.sigma_min:
+            raise ValueError(
+                f"sigma_max must be above sigma_min, got {self.sigma_max} and {self.sigma_min}"
+            )
+
 
 @dataclass
 class TrainingRecord:
@@ -97,78 +118,6 @@ class TrainingRecord:
     steps: int = 0
     minutes: float = 0.0
     history: list[dict] = field(default_factory=list)
-
-
-class TransitionPairs:
-    """Pairs of frames drawn from trajectories at log-uniform lags.
-
-    Parameters
-    ----------
-    trajectories : sequence of ndarray
-        Each (T, N, 3), nm, whole molecules; overall position and orientation do not matter.
-    spacing_ps : float
-        Time between frames, ps.
-    device : torch.device or str
-        Where the frames are held.
-    """
-
-    def __init__(
-        self,
-        trajectories: Sequence[np.ndarray],
-        spacing_ps: float,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if not trajectories:
-            raise ValueError("there are no trajectories")
-        lengths = [len(t) for t in trajectories]
-        self.frames = torch.from_numpy(np.concatenate(trajectories).astype(np.float32)).to(device)
-        self.lengths = torch.tensor(lengths, device=device)
-        self.starts = torch.cumsum(self.lengths, 0) - self.lengths
-        self.spacing_ps = float(spacing_ps)
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def draw(
-        self, count: int, lag_min_ps: float, lag_max_ps: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw pairs.
-
-        Parameters
-        ----------
-        count : int
-            How many.
-        lag_min_ps, lag_max_ps : float
-            Range of the lag, ps; log-uniform, rounded to whole frames. Equal for one lag.
-        generator : torch.Generator
-            Source of random numbers, on the frames' device.
-
-        Returns
-        -------
-        frame, next_frame : Tensor
-            (count, N, 3), nm.
-        lag : Tensor
-            (count,), ps.
-        """
-        device = self.frames.device
-        u = torch.rand(3, count, generator=generator, device=device)
-        # The rounding takes half a frame on either side of the ends: no lag is favoured by it.
-        low = math.log(lag_min_ps)
-        exact = torch.exp(low + u[0] * (math.log(lag_max_ps) - low))
-        stride = torch.round(exact / self.spacing_ps).clamp(min=1).long()
-        longest = int(stride.max())
-        usable = (self.lengths - longest).clamp(min=0)
-        if int(usable.sum()) == 0:
-            raise ValueError(
-                f"no trajectory is longer than the lag of {longest * self.spacing_ps} ps"
-            )
-        # A trajectory is drawn in proportion to its length, then a start with room for the lag.
-        ends = torch.cumsum(self.lengths * (usable > 0), 0)
-        which = torch.searchsorted(ends, u[1].double() * ends[-1].double(), right=True)
-        which = which.clamp(max=len(self.lengths) - 1)
-        room = (self.lengths[which] - stride).double()
-        start = self.starts[which] + (u[2].double() * room).long().clamp(max=room.long() - 1)
-        return self.frames[start], self.frames[start + stride], stride * self.spacing_ps
 
 
 def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
@@ -317,6 +266,7 @@ def train(
     held_out: TransitionPairs | None = None,
     lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
     checkpoint: Path | str | None = None,
+    report: Callable[[TrainingRecord], None] | None = None,
 ) -> TrainingRecord:
     """Train a model in place; afterwards it holds the averaged weights.
 
@@ -335,6 +285,9 @@ def train(
     checkpoint : Path or str, optional
         Written atomically at every report and at the end; when it exists, training resumes from it.
         One made with other settings (but for `minutes` and `report_seconds`) is refused.
+    report : callable, optional
+        Called with the record whenever an entry was added to its history; a line on standard error
+        by default.
 
     Returns
     -------
@@ -372,7 +325,10 @@ def train(
                 losses = held_out_loss(average, held_out, settings, lags_ps)
                 entry["held_out"] = {f"{k:g}": round(v, 5) for k, v in losses.items()}
             record.history.append(entry)
-            print(f"train: {entry}", file=sys.stderr, flush=True)
+            if report is None:
+                print(f"train: {entry}", file=sys.stderr, flush=True)
+            else:
+                report(record)
             running, counted, last_report = 0.0, 0, now
             if path is not None:
                 _save(path, settings, model, average, optimiser, generator, record)

@@ -1,0 +1,67 @@
+"""Run many chains of pure Score Dynamics: the molecule alone, no water, in batches.
+
+Writes the trajectory of all chains (one file, step by step), topology.pdb and rollout.json. The
+same command goes on where a stopped or killed one was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from .outcome import Outcome
+from .progress import Progress
+
+EXAMPLE = "openmm-sd rollout ala2-water --output chains --chains 500 --steps 1000 --lag 100"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="shipped model, or path of a bundle")
+    add("--output", "-o", required=True, metavar="DIR", help="directory to write to")
+    add("--chains", type=int, metavar="N", help="number of independent chains (512)")
+    add("--steps", type=int, metavar="N", help="jumps a chain (100)")
+    add(
+        "--lag", type=float, dest="lag_ps", metavar="PS", help="time of a jump (the model's advice)"
+    )
+    add("--seed", type=int, metavar="N", help="seed of all random numbers (1)")
+    add("--start", metavar="FILE", help="structure or trajectory to start from (the model's own)")
+    add("--topology", metavar="FILE", help="topology for a --start file without one")
+    add("--format", default="xtc", metavar="F", help="xtc (0.001 nm), or h5 (float32) (xtc)")
+    add("--every", type=int, default=1, metavar="K", help="record every K-th step (1)")
+    add("--minutes", type=float, metavar="M", help="stop after this time; run again to go on")
+    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (auto)")
+    add("--batch", type=int, metavar="N", help="chains given to the network at once (512)")
+    add("--max-tries", type=int, metavar="N", help="draws before a chain stays for a step (10)")
+
+
+def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
+    """Run the command."""
+    from ..rollout import RolloutSettings, run_rollout
+
+    given = {field.name: getattr(arguments, field.name) for field in fields(RolloutSettings)}
+    settings = RolloutSettings(**{name: v for name, v in given.items() if v is not None})
+    summary = run_rollout(
+        arguments.model,
+        arguments.output,
+        settings,
+        start=arguments.start,
+        topology=arguments.topology,
+        format=arguments.format,
+        every=arguments.every,
+        minutes=arguments.minutes,
+        report=progress,
+    )
+    rejections = ", ".join(f"{name} {count}" for name, count in summary["rejections"].items())
+    text = (
+        f"{summary['chains']} chains, {summary['steps_done']} of {summary['steps']} steps of "
+        f"{summary['lag_ps']:g} ps\n"
+        f"{summary['draws']} draws, failed: {rejections}; {summary['chirality_flips']} chirality "
+        f"flips, {summary['fallbacks']} fallbacks\n"
+        f"{summary['jumps_per_second']:.0f} jumps/s, {summary['effective_ns_per_day']:.0f} ns/day "
+        f"over all chains ({summary['device']})\n"
+        + ("" if summary["complete"] else "not finished: run the same command again to go on\n")
+        + f"files are in {arguments.output}"
+    )
+    return Outcome(summary, text)

@@ -1,0 +1,94 @@
+"""Train a model on data sets and write its bundle.
+
+Data sets are what 'generate' and 'import' write. A training that was stopped goes on when the same
+command is given again. The bundle is written at the end. Also: --learning-rate --condition-noise
+--ema-decay --no-bf16 --no-time-reversal --compose-from --markov-lag --drop --start-frames
+--description --recommended-lag --recommended-burst, see docs/training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from .outcome import Outcome
+from .progress import Progress
+
+EXAMPLE = "openmm-sd train ala2.h5 --output ala2.safetensors --minutes 30"
+
+# Help that fits a screen leaves these to the documentation.
+HIDDEN = argparse.SUPPRESS
+
+# Option, field of the settings, type, unit, help.
+_OPTIONS = (
+    ("minutes", "minutes", float, "MIN", "wall-clock time of training (10)"),
+    ("max-steps", "max_steps", int, "N", "stop after this many steps at the latest"),
+    ("batch-size", "batch_size", int, "N", "pairs a step (256)"),
+    ("learning-rate", "learning_rate", float, "R", HIDDEN),
+    ("condition-noise", "condition_noise_nm", float, "NM", HIDDEN),
+    ("ema-decay", "ema_decay", float, "D", HIDDEN),
+    ("network", "network", str, "NET", "dense (one molecule, fastest) or graph (dense)"),
+    ("width", "width", int, "N", "width of the network"),
+    ("depth", "depth", int, "N", "number of its blocks"),
+    ("calls", "n_calls", int, "N", "network calls a jump (10)"),
+    ("lag-min", "lag_min_ps", float, "PS", "shortest lag (1)"),
+    ("lag-max", "lag_max_ps", float, "PS", "longest lag (1000)"),
+    ("compose-from", "compose_from_ps", float, "PS", HIDDEN),
+    ("markov-lag", "markov_lag_ps", float, "PS", HIDDEN),
+    ("drop", "drop_ps", float, "PS", HIDDEN),
+    ("held-out", "held_out", float, "SHARE", "share of the data not trained on (0.1)"),
+    ("start-frames", "start_frames", int, "N", HIDDEN),
+    ("init", "init", str, "BUNDLE", "take the first weights from this bundle"),
+    ("name", "name", str, "TEXT", "name on the card (the molecule's)"),
+    ("description", "description", str, "TEXT", HIDDEN),
+    ("recommended-lag", "recommended_lag_ps", float, "PS", HIDDEN),
+    ("recommended-burst", "recommended_burst_ps", float, "PS", HIDDEN),
+    ("seed", "seed", int, "N", "of everything random (1)"),
+    ("device", "device", str, "D", "cpu, cuda or auto (auto)"),
+    ("threads", "threads", int, "N", "CPU threads (PyTorch's choice)"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.usage = "openmm-sd train DATA.h5 [DATA.h5 ...] -o MODEL.safetensors [options]"
+    add = parser.add_argument
+    add("datasets", nargs="+", metavar="DATA.h5", help="data sets of one molecule")
+    add("-o", "--output", required=True, metavar="FILE", help="bundle, ending in .safetensors")
+    for option, field, kind, unit, text in _OPTIONS:
+        add(f"--{option}", dest=field, type=kind, metavar=unit, help=text)
+    add("--bf16", action=argparse.BooleanOptionalAction, help=HIDDEN)
+    add("--time-reversal", action=argparse.BooleanOptionalAction, help=HIDDEN)
+
+
+def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
+    """Run the command."""
+    from ..train.stage import StageSettings, train_bundle
+    from ..train.trainer import TrainSettings
+
+    given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
+    if arguments.threads is not None:
+        import torch
+
+        if arguments.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    if given.get("compose_from_ps") == 0:
+        given["compose_from_ps"] = None
+    network = {name: given[name] for name in ("width", "depth", "n_calls") if name in given}
+    training = TrainSettings(
+        **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
+    )
+    taken = {f.name: given[f.name] for f in fields(StageSettings) if f.name in given}
+    settings = StageSettings(**{**taken, "network_settings": network, "training": training})
+    result = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
+    losses = result.get("held_out_loss_by_lag_ps", {})
+    text = (
+        f"{result['steps']} steps in {result['wall_minutes']} minutes on {result['device']}, "
+        f"{result['ns']} ns of data\n"
+        + "".join(f"held-out loss at {lag} ps: {loss}\n" for lag, loss in losses.items())
+        + f"recommended lag: {result['recommended_lag_ps']:g} ps\n"
+        f"the bundle is {result['bundle']}; 'openmm-sd validate' says how good it is"
+    )
+    return Outcome(result, text)

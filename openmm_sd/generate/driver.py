@@ -1,0 +1,559 @@
+"""Molecular dynamics of a solute, run by run, to a data set: what ``openmm-sd generate`` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..dataset import Dataset, Run, file_sha256, read_dataset, restore, write_dataset
+from ..propagator.molecule import Molecule
+from .dynamics import Machine, make_run, task_name
+from .parts import ATTEMPTS, Parts, describe
+from .seeding import Torsion, check_torsions, parse_torsion, slow_torsions
+from .settings import GenerateSettings
+from .start import Start, make_start, read_structure
+
+# OpenCL is left to those who ask for it: without a GPU it is an emulation slower than CPU.
+_GPU: Final = ("CUDA", "HIP")
+_POLL_SECONDS: Final = 0.2
+
+Report = Callable[[str, str], None]
+
+
+def generate(
+    structure: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: GenerateSettings | None = None,
+    *,
+    torsions: Sequence[str | Torsion] = (),
+    name: str | None = None,
+    platform: str | None = None,
+    processes: int | None = None,
+    minutes: float | None = None,
+    save_seconds: float = 30.0,
+    force: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Make a data set by molecular dynamics, or go on with one.
+
+    Parameters
+    ----------
+    structure : path
+        PDB or mmCIF file of the solute, alone and with hydrogens.
+    output : path
+        The data set. While it is under way, a folder with ``.parts`` added to its name holds what
+        there is; called again with the same arguments, the function goes on from there.
+    settings : GenerateSettings, optional
+        How much is made and how.
+    torsions : sequence of str or of four int, optional
+        Torsions that seeded runs are spread over; by default those of `slow_torsions`.
+    name : str, optional
+        What people call the molecule; its residues by default.
+    platform : str, optional
+        OpenMM platform: a GPU's if there is one, else CPU; Reference for implicit solvent.
+    processes : int, optional
+        How many runs are made at the same time: by default one on a GPU, else one a core.
+    minutes : float, optional
+        Stop after this wall time, and write what there is.
+    save_seconds : float
+        Each run is saved this often; a kill loses no more.
+    force : bool
+        Whether to replace an existing data set.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        ``path``, ``runs``, ``frames``, ``ns``, ``atoms``, ``seconds``, ``ns_per_day``, ``sha256``,
+        ``complete``, ``stopped`` (by Ctrl-C), ``left_out`` (runs that blew up twice),
+        ``platform``, ``processes`` and the ``provenance``.
+
+    Raises
+    ------
+    ValueError
+        If the input cannot be used, or parts were made with other settings.
+    KeyboardInterrupt
+        If stopped before there was anything to write.
+    """
+    settings = settings or GenerateSettings()
+    say = report or (lambda what, how_far: None)
+    target = Path(output)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target.parent} is not a directory: make it first")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
+    topology, positions = read_structure(Path(structure))
+    residues = name or "-".join(residue.name for residue in topology.residues())
+    molecule = Molecule.from_topology(topology, positions - positions.mean(axis=0), residues)
+    chosen = [
+        parse_torsion(t if isinstance(t, str) else ",".join(map(str, t)), molecule)
+        for t in torsions
+    ] or slow_torsions(molecule)
+    check_torsions(chosen, settings.seeded_runs)
+    platform = _platform(platform, settings)
+    processes, threads = _processes(processes, platform, settings)
+    machine = Machine(platform, threads, save_seconds)
+
+    parts = Parts(target.with_name(f"{target.name}.parts"))
+    identity = describe(settings, molecule, chosen)
+    if not parts.started and target.exists() and not force:
+        return _already(target, identity, settings)
+    parts.folder.mkdir(exist_ok=True)
+    lock = parts.lock()
+    try:
+        if parts.started:
+            parts.check(identity)
+        else:
+            parts.settle(identity)
+        with _Stop(minutes) as stop:
+            start = _start(
+                parts, topology, positions, molecule, settings, chosen, machine, stop, say
+            )
+            job = _Job(parts, start, settings, chosen, machine, processes, lock, stop, say)
+            if not stop():
+                job.work()
+        return _collect(job, target, identity, stop)
+    finally:
+        os.close(lock)
+
+
+class _Stop:
+    """Whether to stop: Ctrl-C or SIGTERM came, or time is up. A second Ctrl-C stops at once."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.signalled = False
+        self._end = None if minutes is None else time.monotonic() + 60.0 * minutes
+        self._old: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self.signalled or (self._end is not None and time.monotonic() > self._end)
+
+    def __enter__(self) -> _Stop:
+        # Python lets only its main thread listen to signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.signalled:
+            raise KeyboardInterrupt
+        self.signalled = True
+
+
+def _platform(name: str | None, settings: GenerateSettings) -> str:
+    from ..bridges import platform_names
+
+    here = platform_names()
+    if name is not None:
+        if name not in here:
+            raise ValueError(f"platform must be one of {', '.join(here)}, got {name!r}")
+        return name
+    if settings.solvent == "implicit":
+        # A few dozen atoms: what the other platforms do beside the forces costs more than those.
+        return "Reference"
+    return next((p for p in (*_GPU, "CPU") if p in here), "Reference")
+
+
+def _processes(wanted: int | None, platform: str, settings: GenerateSettings) -> tuple[int, int]:
+    """Return how many processes there are, and threads in each."""
+    cores = len(os.sched_getaffinity(0))
+    tasks = len(settings.tasks())
+    if wanted is None:
+        wanted = cores if platform in ("CPU", "Reference") else 1
+    processes = min(wanted, tasks)
+    return processes, max(1, cores // processes)
+
+
+def _start(
+    parts: Parts,
+    topology: Any,
+    positions: Any,
+    molecule: Molecule,
+    settings: GenerateSettings,
+    torsions: list[Torsion],
+    machine: Machine,
+    stop: _Stop,
+    say: Report,
+) -> Start:
+    def say_and_stop(what: str, how_far: str) -> None:
+        say(what, how_far)
+        if stop.signalled:  # nothing is lost that was kept: there is no start yet
+            raise KeyboardInterrupt
+
+    start = parts.load_start()
+    if start is not None:
+        return start
+    cores = len(os.sched_getaffinity(0))
+    try:
+        start = make_start(
+            *(topology, positions, molecule, settings, torsions, machine.platform, cores),
+            say_and_stop,
+        )
+        parts.save_start(start)
+    except BaseException:
+        # Nothing was made yet: what was refused must not stand in the way of what follows.
+        parts.remove()
+        raise
+    return start
+
+
+class _Job:
+    """All the runs, shared out among processes."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        start: Start,
+        settings: GenerateSettings,
+        torsions: list[Torsion],
+        machine: Machine,
+        processes: int,
+        lock: int,
+        stop: _Stop,
+        say: Report,
+    ) -> None:
+        self.parts, self.start, self.settings = parts, start, settings
+        self.torsions, self.machine, self.processes = torsions, machine, processes
+        self.stop, self.say, self._lock = stop, say, lock
+        copies = len(start.solutes)
+        self.total_ps = 0.0
+        self.made_ps = 0.0
+        self.open: list[tuple[str, int]] = []
+        for kind, index in settings.tasks():
+            length, spacing = settings.frames(kind), settings.spacing_ps
+            done = min(length, parts.frames(task_name(kind, index)))
+            failed = parts.attempt(task_name(kind, index)) >= ATTEMPTS
+            self.total_ps += copies * spacing * (length - 1)
+            self.made_ps += copies * spacing * (length - 1 if failed else max(0, done - 1))
+            if done < length and not failed:
+                self.open.append((kind, index))
+        self._before_ps = self.made_ps
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the runs began."""
+        return time.monotonic() - self._began
+
+    @property
+    def ns_per_day(self) -> float:
+        """What was made in that time."""
+        return (self.made_ps - self._before_ps) / 1000.0 / max(self.seconds, 1e-9) * 86400.0
+
+    def work(self) -> None:
+        """Make what is missing, until it is made or time to stop."""
+        if self.processes > 1 and len(self.open) > 1:
+            self._share_out()
+            return
+        for kind, index in self.open:
+            if self.stop():
+                return
+            make_run(
+                *(self.parts, self.start, self.settings, self.torsions, kind, index),
+                *(self.machine, self.stop, self._tell, self._warn),
+            )
+
+    def _tell(self, ps: float) -> None:
+        self.made_ps += ps
+        made = self.made_ps - self._before_ps
+        left = "" if made <= 0 else _clock((self.total_ps - self.made_ps) / made * self.seconds)
+        self.say(
+            "generating",
+            f"{self.made_ps / 1000:.3f} of {self.total_ps / 1000:g} ns, "
+            f"{self.ns_per_day:.1f} ns/day, {left} left",
+        )
+
+    def _warn(self, text: str) -> None:
+        self.say("warning", text)
+
+    def _share_out(self) -> None:
+        waiting = list(self.open)
+        answers: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        workers = [self._worker() for _ in range(min(self.processes, len(waiting)))]
+        for number, worker in enumerate(workers):
+            threading.Thread(target=_listen, args=(number, worker, answers), daemon=True).start()
+        alive = set(range(len(workers)))
+        error: dict[str, Any] | None = None
+        told = False
+        try:
+            for worker in workers:
+                _send(worker, waiting.pop(0))
+            while alive:
+                if (self.stop() or error is not None) and not told:
+                    told = True
+                    for number in alive:
+                        workers[number].send_signal(signal.SIGTERM)
+                try:
+                    number, answer = answers.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if answer is None:
+                    alive.discard(number)
+                    code = workers[number].wait()
+                    if code and error is None and not told:
+                        error = {"error": f"a worker process ended with code {code}", "kind": ""}
+                    continue
+                if "ps" in answer:
+                    self._tell(float(answer["ps"]))
+                if "warn" in answer:
+                    self._warn(answer["warn"])
+                if "error" in answer:
+                    error = error or answer
+                    waiting.clear()
+                if "done" in answer:
+                    if waiting and not told and error is None:
+                        _send(workers[number], waiting.pop(0))
+                    else:
+                        _close(workers[number])
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.terminate()
+                _close(worker)
+            for worker in workers:
+                worker.wait()
+                if worker.stdout is not None:
+                    worker.stdout.close()
+        if error is not None:
+            kind = OSError if error["kind"] == "OSError" else RuntimeError
+            raise kind(error["error"])
+
+    def _worker(self) -> subprocess.Popen[str]:
+        threads = str(self.machine.threads)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "openmm_sd.generate.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=(self._lock,),
+            # Ctrl-C reaches only this process, which tells the workers.
+            start_new_session=True,
+            env={**os.environ, "OPENMM_CPU_THREADS": threads, "OMP_NUM_THREADS": threads},
+        )
+        _send(
+            worker,
+            {
+                "parts": str(self.parts.folder.resolve()),
+                "settings": asdict(self.settings),
+                "torsions": self.torsions,
+                "machine": asdict(self.machine),
+            },
+        )
+        return worker
+
+
+def _send(worker: subprocess.Popen[str], content: Any) -> None:
+    assert worker.stdin is not None
+    try:
+        worker.stdin.write(json.dumps(content) + "\n")
+        worker.stdin.flush()
+    except OSError:
+        pass  # it is gone, and the end of its answers will say so
+
+
+def _close(worker: subprocess.Popen[str]) -> None:
+    try:
+        if worker.stdin is not None:
+            worker.stdin.close()
+    except OSError:
+        pass
+
+
+def _listen(
+    number: int,
+    worker: subprocess.Popen[str],
+    answers: queue.Queue[tuple[int, dict[str, Any] | None]],
+) -> None:
+    assert worker.stdout is not None
+    try:
+        for line in worker.stdout:
+            answers.put((number, json.loads(line)))
+    finally:
+        answers.put((number, None))
+
+
+# -- the data set --------------------------------------------------------------------------------
+
+
+def _collect(job: _Job, target: Path, identity: dict[str, Any], stop: _Stop) -> dict[str, Any]:
+    """Write the data set from the parts, complete or not."""
+    parts, settings = job.parts, job.settings
+    seconds, speed = job.seconds, job.ns_per_day
+    job.say("writing", str(target))
+    steps = np.zeros(2)
+    platforms: set[str] = set()
+    complete = True
+    for kind, index in settings.tasks():
+        task = task_name(kind, index)
+        complete &= parts.attempt(task) >= ATTEMPTS or parts.frames(task) >= settings.frames(kind)
+        for path in parts.chunks(task):
+            meta = parts.load_chunk(path).meta
+            steps += meta["steps"], meta["seconds"]
+            platforms.add(meta["platform"])
+    if not platforms:
+        if stop.signalled:
+            raise KeyboardInterrupt
+        raise RuntimeError(
+            "nothing was made: every run blew up; is the structure sound, and the time step short?"
+            if complete
+            else f"there was no time for a single run; {parts.folder} holds the start"
+        )
+    failures = parts.failures()
+    left_out = sorted(task for task, reasons in failures.items() if len(reasons) >= ATTEMPTS)
+    provenance = _provenance(job, platforms, steps, identity)
+    provenance |= {"complete": complete, "left_out": left_out, "made_again": len(failures)}
+    write_dataset(target, job.start.molecule, _runs(parts, settings), provenance)
+    if complete:
+        parts.remove()
+    return _result(read_dataset(target), target) | {
+        "seconds": seconds,
+        "ns_per_day": speed,
+        "complete": complete,
+        "stopped": stop.signalled,
+        "platform": job.machine.platform,
+        "processes": job.processes,
+    }
+
+
+def _runs(parts: Parts, settings: GenerateSettings) -> Iterator[Run]:
+    for kind, index in settings.tasks():
+        task = task_name(kind, index)
+        chunks = [parts.load_chunk(path) for path in parts.chunks(task)]
+        if not chunks:
+            continue
+        frames = np.concatenate([chunk.frames for chunk in chunks])
+        for copy in range(frames.shape[1]):
+            info: dict[str, Any] = {
+                "seed": chunks[0].meta["seed"],
+                "seeds": sorted({chunk.meta["seed"] for chunk in chunks}),
+                "complete": len(frames) >= settings.frames(kind),
+            }
+            if "start_deg" in chunks[0].meta:
+                info["start_deg"] = chunks[0].meta["start_deg"][copy]
+            several = frames.shape[1] > 1
+            if several:
+                info["copy"] = copy
+            name = f"{task}-{copy:04d}" if several else task
+            yield Run(name, kind, restore(frames[:, copy]), settings.spacing_ps, info)
+
+
+def _provenance(
+    job: _Job, platforms: set[str], steps: Any, identity: dict[str, Any]
+) -> dict[str, Any]:
+    import openmm
+
+    from .. import __version__
+
+    settings, start = job.settings, job.start
+    explicit = settings.solvent == "explicit"
+    return {
+        "engine": f"OpenMM {openmm.Platform.getOpenMMVersion()}",
+        "force_field": list(settings.force_field),
+        "water": settings.water_model if explicit else "implicit",
+        "waters": start.waters,
+        "box_nm": None if start.cell_nm is None else [round(float(e), 6) for e in start.cell_nm],
+        "copies": settings.copies,
+        "temperature_K": settings.temperature_K,
+        "friction_per_ps": settings.friction_per_ps,
+        "step_fs": settings.step_fs,
+        "hydrogen_mass_amu": settings.hydrogen_mass_amu,
+        "cutoff_nm": settings.cutoff_nm if explicit else None,
+        "electrostatics": "PME" if explicit else "none beyond implicit solvent, no cutoff",
+        "constraints": "HBonds",
+        "constraint_lengths_nm": start.constraints(),
+        "integrator": "LangevinMiddleIntegrator",
+        "seed": settings.seed,
+        "torsions": [list(torsion) for torsion in job.torsions],
+        "platform": sorted(platforms),
+        "steps_per_s": round(float(steps[0] / max(steps[1], 1e-9)), 1),
+        "versions": {
+            "openmm-sd": __version__,
+            "openmm": openmm.Platform.getOpenMMVersion(),
+            "numpy": np.__version__,
+            "python": ".".join(map(str, sys.version_info[:3])),
+        },
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "",
+        "generate": {
+            **identity["settings"],
+            **{k: getattr(settings, k) for k in _amounts()},
+        },
+    }
+
+
+def _amounts() -> tuple[str, ...]:
+    from .settings import AMOUNTS
+
+    return AMOUNTS
+
+
+def _already(target: Path, identity: dict[str, Any], settings: GenerateSettings) -> dict[str, Any]:
+    """Answer for a data set that is complete, if it is the one that was asked for."""
+    dataset = read_dataset(target)
+    wanted = {
+        **identity["settings"],
+        **{k: getattr(settings, k) for k in _amounts()},
+    }
+    found = dataset.provenance.get("generate")
+    same = (
+        found == wanted
+        and dataset.molecule.to_dict() == identity["molecule"]
+        and dataset.provenance.get("torsions") == identity["torsions"]
+    )
+    if not same:
+        raise ValueError(
+            f"{target} exists and was made with other settings: choose another name, or replace "
+            "it (--force)"
+        )
+    if not dataset.provenance.get("complete"):
+        raise ValueError(
+            f"{target} is not complete and the folder with its parts, {target.name}.parts, is "
+            "gone: choose another name, or make it again (--force)"
+        )
+    return _result(dataset, target) | {
+        "seconds": 0.0,
+        "ns_per_day": None,
+        "complete": True,
+        "stopped": False,
+        "platform": None,
+        "processes": 0,
+    }
+
+
+def _result(dataset: Dataset, target: Path) -> dict[str, Any]:
+    return {
+        "path": str(target),
+        "molecule": dataset.molecule.name,
+        "formula": dataset.molecule.formula,
+        "runs": len(dataset.runs),
+        "frames": dataset.n_frames,
+        "ns": dataset.total_ps / 1000.0,
+        "atoms": dataset.molecule.n_atoms,
+        "left_out": dataset.provenance.get("left_out", []),
+        "provenance": dataset.provenance,
+        "sha256": file_sha256(target),
+    }
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,296 @@
+"""What a data set is made of while it is under way: one folder of small files beside it.
+
+``DATA.h5.parts/`` holds ``settings.json`` (what is being made), ``start.npz`` and ``system.xml``
+(where every run starts), and for each run ``KIND-NUMBER.ATTEMPT.CHUNK.npz``, pieces of its frames.
+With the last piece goes ``KIND-NUMBER.ATTEMPT.CHUNK.state.npz``: positions, velocities and box at
+its end, from which the run goes on. Every file appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..propagator.molecule import Molecule
+from .seeding import Torsion
+from .settings import GenerateSettings
+from .start import Start
+
+#: How often a run that blows up is made.
+ATTEMPTS: Final = 2
+# Processes whose parent was killed notice that at their next frame.
+_LOCK_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a run.
+
+    Attributes
+    ----------
+    frames : ndarray of int16, shape (T, copies, N, 3)
+        As a data set stores them.
+    meta : dict
+        ``seed``, ``start_deg`` (one list a copy; seeded runs), ``steps`` and ``seconds`` of
+        production, ``platform``, ``relabelled``.
+    """
+
+    frames: NDArray[np.int16]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run goes on: positions (nm), velocities (nm/ps), box vectors (nm) or None."""
+
+    positions: NDArray[np.float64]
+    velocities: NDArray[np.float64]
+    box: NDArray[np.float64] | None
+
+
+class Parts:
+    """The folder beside an unfinished data set.
+
+    Parameters
+    ----------
+    folder : Path
+        Made by `create`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    # -- what is being made ----------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether there is something to go on with."""
+        return (self.folder / "settings.json").is_file()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `settle` wrote."""
+        path = self.folder / "settings.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is damaged")
+        return content
+
+    def settle(self, content: dict[str, Any]) -> None:
+        """Write down what is being made."""
+        text = json.dumps(content, indent=1) + "\n"
+        self._write("settings.json", text.encode())
+
+    def check(self, content: dict[str, Any]) -> None:
+        """Refuse to go on with other settings than those that the parts were made with.
+
+        Raises
+        ------
+        ValueError
+            That names the settings which differ.
+        """
+        found = self.describe()
+        differences = _differences(found, content)
+        if differences:
+            raise ValueError(
+                f"{self.folder} holds parts made with other settings: {'; '.join(differences)}; "
+                "go on with those, choose another output, or remove the folder"
+            )
+
+    def lock(self) -> int:
+        """Take hold of the folder, against a second program; return the lock's descriptor.
+
+        It is inherited by worker processes, so that it lasts until the last of them has gone.
+        """
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    os.close(descriptor)
+                    raise ValueError(f"another program is at work in {self.folder}") from None
+                time.sleep(0.2)
+            else:
+                return descriptor
+
+    # -- where runs start ------------------------------------------------------------------------
+
+    def save_start(self, start: Start) -> None:
+        """Keep what every run is made of."""
+        import openmm
+
+        self._write("system.xml", openmm.XmlSerializer.serialize(start.system).encode())
+        self._write_arrays(
+            "start.npz",
+            positions=start.positions,
+            solutes=start.solutes,
+            waters=np.int64(start.waters),
+            **({} if start.box is None else {"box": start.box}),
+            **({} if start.cell_nm is None else {"cell_nm": start.cell_nm}),
+            molecule=np.str_(json.dumps(start.molecule.to_dict())),
+        )
+
+    def load_start(self) -> Start | None:
+        """Return what `save_start` kept; None if nothing."""
+        import openmm
+
+        # Written last, so its presence says that both are there.
+        path = self.folder / "start.npz"
+        if not path.is_file():
+            return None
+        with _arrays(path) as data:
+            return Start(
+                Molecule.from_dict(json.loads(str(data["molecule"]))),
+                openmm.XmlSerializer.deserialize((self.folder / "system.xml").read_text()),
+                data["positions"],
+                data["box"] if "box" in data else None,
+                data["solutes"],
+                int(data["waters"]),
+                data["cell_nm"] if "cell_nm" in data else None,
+            )
+
+    # -- runs ------------------------------------------------------------------------------------
+
+    def attempt(self, task: str) -> int:
+        """Return how often a run has blown up so far."""
+        return sum((self.folder / f"{task}.{k}.failed").exists() for k in range(ATTEMPTS))
+
+    def fail(self, task: str, reason: str) -> None:
+        """Note that a run has blown up; its pieces do not count any more."""
+        attempt = self.attempt(task)
+        self._write(f"{task}.{attempt}.failed", reason.encode())
+        for path in self.folder.glob(f"{task}.{attempt}.*.npz"):
+            path.unlink()
+
+    def failures(self) -> dict[str, list[str]]:
+        """Return why runs have blown up, by run."""
+        result: dict[str, list[str]] = {}
+        for path in sorted(self.folder.glob("*.failed")):
+            result.setdefault(path.name.split(".")[0], []).append(path.read_text())
+        return result
+
+    def chunks(self, task: str) -> list[Path]:
+        """Return the pieces of a run, in order."""
+        attempt = self.attempt(task)
+        paths: list[Path] = []
+        while (path := self._chunk_path(task, attempt, len(paths))).is_file():
+            paths.append(path)
+        return paths
+
+    def save_chunk(self, task: str, chunk: Chunk, snapshot: Snapshot) -> None:
+        """Add a piece to a run, and where it goes on after it."""
+        attempt, number = self.attempt(task), len(self.chunks(task))
+        path = self._chunk_path(task, attempt, number)
+        # The state first: a piece without one could not be gone on from.
+        self._write_arrays(
+            path.with_suffix(".state.npz").name,
+            positions=snapshot.positions,
+            velocities=snapshot.velocities,
+            **({} if snapshot.box is None else {"box": snapshot.box}),
+        )
+        self._write_arrays(path.name, frames=chunk.frames, meta=np.str_(json.dumps(chunk.meta)))
+        if number:
+            before = self._chunk_path(task, attempt, number - 1)
+            before.with_suffix(".state.npz").unlink(missing_ok=True)
+
+    def load_chunk(self, path: Path) -> Chunk:
+        """Read a piece of a run."""
+        with _arrays(path) as data:
+            return Chunk(data["frames"], json.loads(str(data["meta"])))
+
+    def load_snapshot(self, path: Path) -> Snapshot:
+        """Read where a run goes on after a piece."""
+        with _arrays(path.with_suffix(".state.npz")) as data:
+            box = data["box"] if "box" in data else None
+            return Snapshot(data["positions"], data["velocities"], box)
+
+    def frames(self, task: str) -> int:
+        """Return how many frames of a run are kept."""
+        return sum(len(self.load_chunk(path).frames) for path in self.chunks(task))
+
+    def finish(self, task: str) -> None:
+        """Remove the states of a run that does not go on."""
+        for path in self.folder.glob(f"{task}.*.state.npz"):
+            path.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder with everything that was written into it."""
+        for pattern in ("*.npz", "*.json", "*.xml", "*.failed", "*.partial", "lock"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        with contextlib.suppress(OSError):  # somebody has put something else there
+            self.folder.rmdir()
+
+    def _chunk_path(self, task: str, attempt: int, number: int) -> Path:
+        return self.folder / f"{task}.{attempt}.{number:05d}.npz"
+
+    def _write_arrays(self, name: str, **arrays: Any) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        self._write(name, buffer.getvalue())
+
+    def _write(self, name: str, content: bytes) -> None:
+        target = self.folder / name
+        partial = self.folder / f"{name}.{os.getpid()}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise OSError(
+                f"cannot write {target}: {error.strerror}; what was made before is kept, the same "
+                "command goes on with it"
+            ) from error
+
+
+@contextlib.contextmanager
+def _arrays(path: Path) -> Any:
+    try:
+        with np.load(path) as data:
+            yield data
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise RuntimeError(f"{path} is damaged ({error}): remove it and run again") from error
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    result = []
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) == wanted.get(key):
+            continue
+        if isinstance(found.get(key), dict) and isinstance(wanted.get(key), dict):
+            result += _differences(found[key], wanted[key])
+        else:
+            one, two = (json.dumps(d.get(key)) for d in (found, wanted))
+            short = len(one) + len(two) < 120
+            result.append(f"{key} was {one} and is {two}" if short else f"another {key}")
+    return result
+
+
+def describe(
+    settings: GenerateSettings, molecule: Molecule, torsions: list[Torsion]
+) -> dict[str, Any]:
+    """Return what must be the same for parts to belong together, in JSON types."""
+    return {
+        "format": 1,
+        "settings": settings.identity(),
+        "molecule": molecule.to_dict(),
+        "torsions": [list(torsion) for torsion in torsions],
+    }

@@ -1,0 +1,238 @@
+"""Local coordinate systems: which atoms carry one, which atoms are aligned, and how.
+
+Nothing here knows atom names: the choice comes from the bonds and from how the molecule moves. The
+tensor functions are scriptable and are what a propagator calls in a jump.
+"""
+
+# No postponed annotations here: TorchScript reads those of the tensor functions.
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .molecule import ELEMENT_SYMBOLS, Molecule
+
+_MIN_SINE: Final = 0.35
+"""Three atoms are near a line when the sine of their angle is below this (about 20 degrees)."""
+
+_MIN_EXTENT_NM: Final = 0.02
+"""Atoms that stray less than this from one line do not fix a rotation about it."""
+
+_MAX_FRAMES: Final = 1000
+"""Frames that are looked at, evenly spaced; more would not change which choice is the best."""
+
+
+def choose_frame_atoms(
+    molecule: Molecule, frames: NDArray[np.floating[Any]]
+) -> tuple[int, int, int]:
+    """Choose the three atoms that define a molecule's local coordinate system.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule.
+    frames : ndarray, shape (T, N, 3)
+        Whole frames in nm that show how it moves; their position and orientation do not matter.
+        A hundred or more of the training data, spread over it, do well; the molecule's own
+        reference frame alone (T = 1) gives a frame that is sound but not picked for stiffness.
+
+    Returns
+    -------
+    (a, b, c) : tuple of int
+        Atoms bonded as a-b-c. The origin is at b, the first axis along b to a, and c lies in the
+        plane of the first two axes.
+
+    Raises
+    ------
+    ValueError
+        If the frames do not fit the molecule, or if no three bonded atoms stay off a line (two
+        atoms, or a linear molecule).
+
+    Notes
+    -----
+    Among the bonded triples that are never near a line, those with the fewest hydrogens are
+    looked at, and of these the one is taken in whose coordinate system the molecule's atoms move
+    the least (sum of variances): a floppy angle swings everything else about, and so does a stiff
+    one at the far end of a chain, so the measure finds stiff and central triples. Ties, as with a
+    single frame, go to the triple whose middle atom is nearest to the centroid. The order of a and
+    c is settled by the same measure.
+    """
+    x = np.asarray(frames, dtype=np.float64)
+    if x.ndim != 3 or x.shape[1:] != (molecule.n_atoms, 3) or len(x) == 0:
+        raise ValueError(
+            f"frames must have shape (T, {molecule.n_atoms}, 3) with T at least 1, got {x.shape}"
+        )
+    if not np.isfinite(x).all():
+        raise ValueError("frames hold NaN or infinite positions")
+    x = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), _MAX_FRAMES)).astype(int))]
+    candidates = [t for t in _bonded_triples(molecule) if _sine(x, t).min() >= _MIN_SINE]
+    if not candidates:
+        raise ValueError(
+            f"{molecule.name} has no three bonded atoms that stay off a line: its orientation "
+            "cannot be told from three atoms"
+        )
+
+    def hydrogens(triple: tuple[int, int, int]) -> int:
+        return sum(molecule.atomic_numbers[k] == 1 for k in triple)
+
+    fewest = min(map(hydrogens, candidates))
+    centroid = x.mean(axis=1)
+
+    def cost(triple: tuple[int, int, int]) -> tuple[float, float, tuple[int, int, int]]:
+        # Rounded, so that equivalent triples do not win by the last bit of a sum.
+        moves = round(float(_local(x, triple).var(axis=0).sum()), 12)
+        remoteness = float(np.linalg.norm(x[:, triple[1]] - centroid, axis=1).mean())
+        return moves, round(remoteness, 9), triple
+
+    return min((t for t in candidates if hydrogens(t) == fewest), key=cost)
+
+
+def alignment_atoms(molecule: Molecule) -> list[int]:
+    """Return the atoms on which one frame of a molecule is aligned onto another.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule; its reference frame shows whether its heavy atoms lie on a line.
+
+    Returns
+    -------
+    list of int
+        The heavy atoms; all atoms if there are fewer than three heavy ones or if these lie on a
+        line, which leaves the rotation about it undetermined.
+
+    Raises
+    ------
+    ValueError
+        If all atoms together lie on a line.
+    """
+    heavy = list(molecule.heavy)
+    if _off_a_line(molecule.positions[heavy]):
+        return heavy
+    if _off_a_line(molecule.positions):
+        return list(range(molecule.n_atoms))
+    symbols = "".join(ELEMENT_SYMBOLS[z] for z in molecule.atomic_numbers)
+    raise ValueError(
+        f"the atoms of {molecule.name} ({symbols}) lie on a line: a rotation about it is undefined"
+    )
+
+
+def to_local(frame: Tensor, a: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Express frames in the coordinate system of three of their atoms.
+
+    Parameters
+    ----------
+    frame : Tensor
+        (B, N, 3), nm.
+    a, b, c : int
+        As `choose_frame_atoms` gives them.
+
+    Returns
+    -------
+    local : Tensor
+        (B, N, 3), nm; ``frame = origin + local @ axes^T``.
+    origin : Tensor
+        (B, 1, 3), nm.
+    axes : Tensor
+        (B, 3, 3), a proper rotation; its columns are the axes.
+    """
+    origin = frame[:, b]
+    e1 = F.normalize(frame[:, a] - origin, dim=-1)
+    in_plane = frame[:, c] - origin
+    e2 = F.normalize(in_plane - (in_plane * e1).sum(-1, keepdim=True) * e1, dim=-1)
+    axes = torch.stack([e1, e2, torch.linalg.cross(e1, e2, dim=-1)], dim=-1)
+    origin = origin.unsqueeze(1)
+    return torch.matmul(frame - origin, axes), origin, axes
+
+
+def align_nearby(moving: Tensor, reference: Tensor, atoms: Tensor, steps: int) -> Tensor:
+    """Turn and shift frames onto others that are nearly aligned already, by least squares.
+
+    Newton's method on the rotation: unlike a singular value decomposition it needs no host
+    synchronisation, and it can be captured in a CUDA graph.
+
+    Parameters
+    ----------
+    moving, reference : Tensor
+        (B, N, 3), nm.
+    atoms : Tensor
+        Indices of the atoms whose distances are minimised.
+    steps : int
+        Newton steps; each squares what is left of the error.
+
+    Returns
+    -------
+    Tensor
+        (B, N, 3), `moving` after the best proper rotation and translation.
+    """
+    target = reference[:, atoms]
+    centre = target.mean(1, keepdim=True)
+    target = target - centre
+    moving = moving - moving[:, atoms].mean(1, keepdim=True)
+    for _ in range(steps):
+        x = moving[:, atoms]
+        torque = torch.linalg.cross(x, target, dim=-1).sum(1)
+        # With M = sum x target^T the Hessian is tr(M) - (M + M^T) / 2; inverted by cofactors.
+        m = torch.matmul(x.transpose(1, 2), target)
+        m = 0.5 * (m + m.transpose(1, 2))
+        trace = m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2]
+        hessian = torch.diag_embed(trace.unsqueeze(-1).expand(-1, 3)) - m
+        row0, row1, row2 = hessian.unbind(1)
+        cofactor0 = torch.linalg.cross(row1, row2, dim=-1)
+        cofactor1 = torch.linalg.cross(row2, row0, dim=-1)
+        cofactor2 = torch.linalg.cross(row0, row1, dim=-1)
+        determinant = (row0 * cofactor0).sum(-1, keepdim=True)
+        inverse = torch.stack([cofactor0, cofactor1, cofactor2], dim=-1)
+        turn = torch.matmul(inverse, torque.unsqueeze(-1)).squeeze(-1) / determinant
+        # The rotation vector as a unit quaternion, exact to second order and always proper.
+        half = 0.5 * turn.unsqueeze(1)
+        w = torch.rsqrt(1.0 + (half * half).sum(-1, keepdim=True))
+        v = (half * w).expand_as(moving)
+        cross = torch.linalg.cross(v, moving, dim=-1)
+        moving = moving + 2.0 * (w * cross + torch.linalg.cross(v, cross, dim=-1))
+    return moving + centre
+
+
+def _bonded_triples(molecule: Molecule) -> list[tuple[int, int, int]]:
+    neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
+    for i, j in molecule.bonds:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    return [
+        (a, b, c)
+        for b in range(molecule.n_atoms)
+        for a in neighbours[b]
+        for c in neighbours[b]
+        if a != c
+    ]
+
+
+def _sine(x: NDArray[np.float64], triple: tuple[int, int, int]) -> NDArray[np.float64]:
+    a, b, c = triple
+    first, second = x[:, a] - x[:, b], x[:, c] - x[:, b]
+    product = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    area = np.linalg.norm(np.cross(first, second), axis=1)
+    return np.divide(area, product, out=np.zeros_like(area), where=product > 0)
+
+
+def _local(x: NDArray[np.float64], triple: tuple[int, int, int]) -> NDArray[np.float64]:
+    a, b, c = triple
+    e1 = x[:, a] - x[:, b]
+    e1 /= np.linalg.norm(e1, axis=1, keepdims=True)
+    e2 = x[:, c] - x[:, b]
+    e2 = e2 - (e2 * e1).sum(axis=1, keepdims=True) * e1
+    e2 /= np.linalg.norm(e2, axis=1, keepdims=True)
+    axes = np.stack([e1, e2, np.cross(e1, e2)], axis=-1)
+    return (x - x[:, b : b + 1]) @ axes
+
+
+def _off_a_line(positions: NDArray[np.float64]) -> bool:
+    if len(positions) < 3:
+        return False
+    centred = positions - positions.mean(axis=0)
+    axis = np.linalg.svd(centred)[2][0]
+    across = centred - np.outer(centred @ axis, axis)
+    return bool(np.linalg.norm(across, axis=1).max() > _MIN_EXTENT_NM)

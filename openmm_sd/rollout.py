@@ -1,0 +1,1069 @@
+"""Rollouts: many chains of pure Score Dynamics, without water and without OpenMM, in batches.
+
+`Rollout` holds the chains and moves all of them by one lag at a time; `run_rollout` writes them to
+a directory, from which a run that was stopped or killed goes on exactly:
+
+``trajectory.xtc`` or ``trajectory.h5``
+    The frames of all chains in one file, step by step: first every chain after the first recorded
+    step, in the order of the chains, then every chain after the second, and so on. Frame
+    ``record * chains + chain`` is chain ``chain`` after step ``(record + 1) * every``; its time is
+    that step's number times the lag, in ps. `read_rollout` puts them into an array. XTC rounds
+    coordinates to 0.001 nm (bond lengths thus to about as much); HDF5, in mdtraj's layout, holds
+    the float32 numbers that were computed (mdtraj needs PyTables to open it, `read_rollout` does
+    not), and is written when the run ends.
+``topology.pdb``
+    The molecule, with the first chain's start.
+``rollout.json``
+    Counters, speeds and settings, see `run_rollout`.
+``checkpoint.npz``
+    Where the run stands.
+
+Frames have their centroid at the origin and do not tumble: a learned jump carries no rotation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .propagator.bundle import write_atomically
+from .propagator.gates import ChiralityGate
+from .propagator.jump import ERRORS, REJECTIONS, STATUS_ACCEPTED, Jump, JumpError, build_gates
+from .propagator.model import ScoreModel
+from .propagator.molecule import ELEMENT_SYMBOLS, Molecule, match_atoms, read_topology
+from .propagator.noise import MAX_SEED, standard_normal_rows
+
+#: File formats of a trajectory, with the file each one gives.
+FORMATS: Final = {"xtc": "trajectory.xtc", "h5": "trajectory.h5"}
+
+_CHECKPOINT: Final = "checkpoint.npz"
+_SUMMARY: Final = "rollout.json"
+_TOPOLOGY: Final = "topology.pdb"
+_RAW: Final = "trajectory.part"
+"""Frames of an unfinished HDF5 run. An HDF5 file that is open when its writer is killed is lost;
+plain float32 numbers can be cut back to the last checkpoint."""
+
+_CHUNK_FRAMES: Final = 8192
+"""Frames gathered before they are encoded and written."""
+
+_REPORT_SECONDS: Final = 0.2
+"""Steps of few chains are faster than anyone reads."""
+
+_MAX_BOND: Final = 0.4
+"""Longest bond (nm) believed in a start frame; I-I, a long one, has 0.27 nm."""
+
+_XTC_PRECISION_NM: Final = 0.001
+
+_STATUSES: Final = max(REJECTIONS) + 1
+
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """What a rollout does.
+
+    Attributes
+    ----------
+    chains : int
+        Number of independent chains.
+    steps : int
+        Jumps a chain.
+    lag_ps : float, optional
+        Time that one jump covers, ps; the model's recommendation by default.
+    seed : int
+        Of the noise and of the choice of start frames.
+    max_tries : int
+        Draws of one step before a chain stays where it is for that step.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
+    batch : int
+        Chains given to the network at once. Results depend on it by rounding only.
+    """
+
+    chains: int = 512
+    steps: int = 100
+    lag_ps: float | None = None
+    seed: int = 1
+    max_tries: int = 10
+    device: str = "cpu"
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        for name, limit in (
+            ("chains", 2**31 - 1),
+            ("steps", 2**31 - 1),
+            ("max_tries", 2**31 - 1),
+            ("batch", 2**31 - 1),
+        ):
+            _whole(name, getattr(self, name), 1, limit)
+        _whole("seed", self.seed, 0, MAX_SEED)
+        lag = self.lag_ps
+        if lag is not None and (
+            isinstance(lag, bool)
+            or not isinstance(lag, (int, float))
+            or not (0 < lag < float("inf"))
+        ):
+            raise ValueError(f"lag must be a positive number of ps, got {lag!r}")
+        if not isinstance(self.device, str):
+            raise ValueError(f"device must be a string, got {type(self.device).__name__}")
+
+
+class Rollout:
+    """Chains of pure Score Dynamics, moved all at once.
+
+    Parameters
+    ----------
+    model : ScoreModel
+        Its first molecule is what the chains hold.
+    settings : RolloutSettings, optional
+        `steps` is not used here: call `advance` as often as you like.
+    frames : array, shape (M, N, 3), optional
+        Frames to start from, nm, whole, in the order of the molecule's atoms. The model's own
+        `start_frames` by default. Every chain draws one: with up to M chains no frame is drawn
+        twice, with up to 2 M none three times, and so on.
+
+    Attributes
+    ----------
+    model : ScoreModel
+    settings : RolloutSettings
+    molecule : Molecule
+    lag_ps : float
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        If the lag is outside the model's range, or there are no frames to start from, or they are
+        not the model's molecule.
+
+    Notes
+    -----
+    One step of a chain: draw noise, call the propagator, put constrained X-H bonds to their length,
+    ask the gates; if one says no, draw again, up to `max_tries` times, only then stay; renumber
+    equivalent atoms (methyl hydrogens) that came back in another order. The code is that of the
+    jumps in a mixed run.
+
+    The noise of a chain depends on the seed, the step, the try and the number of the chain: not on
+    how many chains there are, nor on what happens to the others.
+
+    Examples
+    --------
+    >>> model = ScoreModel.load("ala2-water")                    # doctest: +SKIP
+    >>> rollout = Rollout(model, RolloutSettings(chains=100))    # doctest: +SKIP
+    >>> frames = rollout.advance()                               # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        settings: RolloutSettings | None = None,
+        frames: ArrayLike | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = settings or RolloutSettings()
+        self.molecule = model.molecules[0]
+        self.lag_ps = _checked_lag(model, self.settings.lag_ps)
+        self.device = _device(self.settings.device)
+        if frames is None:
+            frames = model.start_frames
+            if frames is None:
+                raise ValueError(
+                    "the model carries no start frames: give a structure or trajectory of "
+                    f"{self.molecule.name} to start from"
+                )
+        given = _checked_frames(frames, self.molecule.n_atoms)
+        chosen = _draw(len(given), self.settings.chains, self.settings.seed)
+
+        propagator = model.propagator
+        if any(
+            tensor.device != self.device
+            for tensor in (*propagator.parameters(), *propagator.buffers())
+        ):
+            propagator = copy.deepcopy(propagator)
+        self._jump = Jump(
+            propagator,
+            self.molecule,
+            build_gates(self.molecule, model.max_displacement, model.bond_windows),
+            model.constraint_lengths,
+        )
+        self._jump = self._jump.to(self.device).eval()
+        self._hand = [gate for gate in self._jump.gates if isinstance(gate, ChiralityGate)]
+        with torch.no_grad():
+            start = torch.from_numpy(given[chosen]).to(self.device)
+            order, mirrored = self._jump.relabel(start)
+            if bool(mirrored.any()):
+                frame = int(chosen[int(mirrored.cpu().numpy().argmax())])
+                raise ValueError(
+                    f"start frame {frame} is a mirror image of the model's {self.molecule.name} "
+                    "at a stereocentre"
+                )
+            start = self._jump.constrain(self._jump.reorder(start, order))
+            self._frames = _centred(start).to(torch.float32)
+        self._step = 0
+        self._seconds = 0.0
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def step_number(self) -> int:
+        """Number of steps made."""
+        return self._step
+
+    @property
+    def frames(self) -> NDArray[np.float32]:
+        """Where the chains are, (chains, N, 3), nm, each with its centroid at the origin."""
+        return self._frames.cpu().numpy().copy()
+
+    def advance(self) -> NDArray[np.float32]:
+        """Move every chain by one lag.
+
+        Returns
+        -------
+        ndarray, shape (chains, N, 3)
+            The new frames, nm.
+
+        Raises
+        ------
+        JumpError
+            If the propagator returns something that is no frame.
+        """
+        self.step()
+        return self.frames
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every chain by one lag and leave the frames on the device."""
+        began = time.perf_counter()
+        start = _centred(self._frames.to(torch.float64))
+        new = self._frames.clone()
+        chains = self.settings.chains
+        counts: Counter[str] = Counter()
+        pending = torch.arange(chains, dtype=torch.int64, device=self.device)
+        for attempt in range(self.settings.max_tries):
+            failed = torch.zeros(chains, dtype=torch.bool, device=self.device)
+            found = torch.zeros(2 + _STATUSES, dtype=torch.int64, device=self.device)
+            for rows in pending.split(self.settings.batch):
+                frames, status, tallies = self._draws(start[rows], rows, attempt)
+                passed = status == STATUS_ACCEPTED
+                new[rows] = torch.where(passed.reshape(-1, 1, 1), frames, new[rows])
+                failed[rows] = ~passed
+                found += tallies
+            # The only places where a GPU is waited for.
+            flips, swaps, *statuses = found.tolist()
+            counts["chirality_flips"] += flips
+            counts["equivalent_swaps"] += swaps
+            counts["draws"] += len(pending)
+            for code, name in REJECTIONS.items():
+                counts[name] += statuses[code]
+            failures = len(pending) - statuses[STATUS_ACCEPTED]
+            if attempt == 0:
+                counts["first_draw_failures"] += failures
+            else:
+                counts["redraws"] += len(pending)
+            pending = pending[:0] if failures == 0 else failed.nonzero().squeeze(1)
+            if failures == 0:
+                break
+        counts["fallbacks"] += len(pending)
+        self._frames = new
+        self._counts += counts
+        self._step += 1
+        self._seconds += time.perf_counter() - began
+
+    def _draws(self, start: Tensor, rows: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw once for some chains: frames, statuses, and the counts of what happened."""
+        noise = standard_normal_rows(
+            self.settings.seed, self._step, attempt, rows, self._jump.noise_size
+        )
+        lag = torch.full([len(rows)], self.lag_ps, dtype=torch.float32, device=self.device)
+        moved, error = self._jump.propose(start, lag, noise)
+        if error:
+            raise JumpError(ERRORS[error])
+        status = self._jump.judge(start, moved)
+        order, mirrored = self._jump.relabel(moved)
+        # A relation between centres (cis and trans on a ring) has no gate of its own.
+        status = torch.where(
+            (status == STATUS_ACCEPTED) & mirrored,
+            torch.full_like(status, ChiralityGate.code),
+            status,
+        )
+        flipped = status == ChiralityGate.code
+        for gate in self._hand:
+            flipped |= ~gate(start, moved) & torch.isfinite(moved).flatten(1).all(dim=1)
+        plain = torch.arange(order.shape[1], device=self.device)
+        swapped = (order != plain).any(dim=1) & (status == STATUS_ACCEPTED)
+        tallies = torch.cat(
+            [
+                torch.stack([flipped.sum(), swapped.sum()]),
+                torch.zeros(_STATUSES, dtype=torch.int64, device=self.device).index_add(
+                    0, status, torch.ones_like(status)
+                ),
+            ]
+        )
+        frames = _centred(self._jump.reorder(moved, order)).to(torch.float32)
+        return frames, status, tallies
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what was counted so far.
+
+        Returns
+        -------
+        dict
+            ``jumps``: proposals that were accepted; ``draws``: all proposals;
+            ``first_draw_failures``: steps of a chain whose first proposal failed; ``rejections``:
+            by gate, the proposals it turned down, the first gate that said no counting;
+            ``chirality_flips``: proposals with a stereocentre turned over, whatever gate turned
+            them down; ``equivalent_swaps``: accepted proposals in which equivalent atoms came back
+            in another order; ``redraws``; ``fallbacks``: steps at which a chain stayed where it
+            was; ``seconds``: time in `advance`.
+        """
+        counts = self._counts
+        rejections = {name: counts[name] for name in REJECTIONS.values()}
+        return {
+            "jumps": counts["draws"] - sum(rejections.values()),
+            "draws": counts["draws"],
+            "first_draw_failures": counts["first_draw_failures"],
+            "rejections": rejections,
+            "chirality_flips": counts["chirality_flips"],
+            "equivalent_swaps": counts["equivalent_swaps"],
+            "redraws": counts["redraws"],
+            "fallbacks": counts["fallbacks"],
+            "seconds": self._seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on exactly: one array, the rest JSON-able."""
+        return {
+            "frames": self.frames,
+            "step": self._step,
+            "seconds": self._seconds,
+            "counts": dict(self._counts),
+            "lag_ps": self.lag_ps,
+            "seed": self.settings.seed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a rollout with the same model and settings.
+
+        Parameters
+        ----------
+        state : mapping
+            From `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another rollout.
+        """
+        missing = [key for key in self.state_dict() if key not in state]
+        if missing:
+            raise ValueError(f"state lacks {', '.join(missing)}")
+        for key, own in (("lag_ps", self.lag_ps), ("seed", self.settings.seed)):
+            if state[key] != own:
+                raise ValueError(f"state belongs to {key} = {state[key]}, this rollout has {own}")
+        frames = np.asarray(state["frames"], dtype=np.float32)
+        if frames.shape != tuple(self._frames.shape):
+            raise ValueError(
+                f"state has frames of shape {frames.shape}, this rollout "
+                f"{tuple(self._frames.shape)}"
+            )
+        self._frames = torch.from_numpy(frames.copy()).to(self.device)
+        self._step = int(state["step"])
+        self._seconds = float(state["seconds"])
+        self._counts = Counter({str(k): int(n) for k, n in state["counts"].items()})
+
+
+def read_start_frames(
+    path: str | os.PathLike[str],
+    molecule: Molecule,
+    topology: str | os.PathLike[str] | None = None,
+) -> NDArray[np.float64]:
+    """Read frames of a molecule from a structure or a trajectory.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Anything mdtraj reads. The molecule is found by its bond graph, in any numbering, among
+        water and ions if there are any, broken across the box or not. Several copies give as many
+        frames.
+    molecule : Molecule
+        What is looked for.
+    topology : str or PathLike, optional
+        A file with the topology, for formats that have none (XTC, DCD).
+
+    Returns
+    -------
+    ndarray, shape (M, N, 3)
+        nm, whole, in the order of the molecule's atoms.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or does not hold the molecule.
+    """
+    import mdtraj
+
+    file = Path(path)
+    for given in (path, topology):
+        if given is not None and not Path(given).is_file():
+            raise ValueError(f"start: {given}: no such file")
+    extra = {} if topology is None else {"top": os.fspath(topology)}
+    try:
+        first = mdtraj.load_frame(str(file), 0, **extra)
+        # Without a molecule to select, so that a box of water is read atom by atom of interest.
+        copies = _copies(molecule, first.topology)
+        trajectory = mdtraj.load(str(file), atom_indices=np.unique(copies), **extra)
+    except _NotFound as error:
+        raise ValueError(f"start: {file}: {error}") from None
+    except Exception as error:  # readers of many formats raise whatever they stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = "" if topology is not None else "; a format without a topology needs one beside it"
+        raise ValueError(f"start: mdtraj cannot read {file}: {reason}{hint}") from error
+    place = np.searchsorted(np.unique(copies), copies)
+    frames = np.asarray(trajectory.xyz[:, place], dtype=np.float64)
+    if trajectory.unitcell_vectors is not None:
+        for frame, box in zip(frames, trajectory.unitcell_vectors, strict=True):
+            for one in frame:
+                one[:] = _whole_molecule(molecule, one, np.asarray(box, dtype=np.float64))
+    frames = frames.reshape(-1, molecule.n_atoms, 3)
+    i, j = np.array(molecule.bonds).reshape(-1, 2).T
+    longest = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1).max(axis=1, initial=0.0)
+    if not np.isfinite(frames).all():
+        raise ValueError(f"start: {file}: not all coordinates are finite")
+    if (longest > _MAX_BOND).any():
+        raise ValueError(
+            f"start: {file}: frame {int(longest.argmax())} has a bond of {longest.max():.3f} nm: "
+            "the molecule is broken, perhaps across a box that the file does not hold"
+        )
+    return frames
+
+
+class _NotFound(ValueError):
+    """The molecule is not in a topology."""
+
+
+def _copies(molecule: Molecule, topology: Any) -> NDArray[np.int64]:
+    """Atoms of every copy of a molecule in an mdtraj Topology, (copies, N), molecule's order."""
+    if topology.n_bonds == 0:
+        topology.create_standard_bonds()
+    table = read_topology(topology)
+    wanted = Counter(molecule.atomic_numbers)
+    copies = []
+    for atoms in table.components():
+        if len(atoms) == molecule.n_atoms and wanted == Counter(
+            table.atomic_numbers[i] for i in atoms
+        ):
+            mapping = match_atoms(molecule, table.graph(atoms))
+            if mapping is not None:
+                copies.append(mapping)
+    if not copies:
+        from .solute import find_solute
+
+        try:
+            find_solute(molecule, topology)  # says what is there instead
+        except ValueError as error:
+            raise _NotFound(str(error)) from None
+    return np.array(copies, dtype=np.int64).reshape(-1, molecule.n_atoms)
+
+
+def _whole_molecule(
+    molecule: Molecule, positions: NDArray[np.float64], box: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Undo breaks across the box, atom by atom along the bonds."""
+    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
+    for i, j in molecule.bonds:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    out = positions.copy()
+    done, queue = {0}, [0]
+    inverse = np.linalg.inv(box)
+    while queue:
+        atom = queue.pop()
+        for other in neighbours[atom]:
+            if other not in done:
+                bond = positions[other] - positions[atom]
+                out[other] = out[atom] + bond - np.round(bond @ inverse) @ box
+                done.add(other)
+                queue.append(other)
+    return out
+
+
+# -- to files ------------------------------------------------------------------------------------
+
+
+def run_rollout(
+    model: ScoreModel | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: RolloutSettings | None = None,
+    *,
+    start: str | os.PathLike[str] | ArrayLike | None = None,
+    topology: str | os.PathLike[str] | None = None,
+    format: str = "xtc",
+    every: int = 1,
+    minutes: float | None = None,
+    checkpoint_seconds: float = 60.0,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Run chains of pure Score Dynamics and write them to a directory.
+
+    Called again with the same arguments it goes on where a stopped or killed run was at its last
+    checkpoint, and gives, on the CPU with the same number of threads, the same trajectory to the
+    last bit.
+
+    Parameters
+    ----------
+    model : ScoreModel, str or PathLike
+        A model, a shipped model's name or a bundle's path.
+    output : str or PathLike
+        Directory, made where it does not exist; new, empty, or with an unfinished run of the same
+        settings.
+    settings : RolloutSettings, optional
+        What to do.
+    start : str, PathLike or array, optional
+        File for `read_start_frames`, or frames (M, N, 3) in nm; the model's own by default.
+    topology : str or PathLike, optional
+        Topology for a `start` without one.
+    format : str
+        ``xtc`` (compressed, rounded to 0.001 nm) or ``h5`` (HDF5, float32).
+    every : int
+        Record every so many steps.
+    minutes : float, optional
+        Stop after this time, with a checkpoint; the same call goes on from there.
+    checkpoint_seconds : float
+        Time between checkpoints, s.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        What ``rollout.json`` holds: ``chains``, ``steps``, ``steps_done``, ``complete``, ``every``,
+        ``frames`` (in the trajectory), ``order`` (of the frames, in words), ``lag_ps``, ``seed``,
+        the counters of `Rollout.statistics`, ``gate_failure_fraction`` and
+        ``chirality_flip_fraction`` (of all draws), ``jumps_per_second`` and
+        ``effective_ns_per_day`` (all chains together, without the writing of files),
+        ``wall_seconds``, ``device``, ``versions``, ``model``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong, or the directory holds something else.
+    KeyboardInterrupt
+        When the user stops it, after the checkpoint is written.
+    """
+    settings = settings or RolloutSettings()
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    _whole("every", every, 1, settings.steps)
+    for name, value in (("minutes", minutes), ("checkpoint_seconds", checkpoint_seconds)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    say = report or (lambda what, how_far: None)
+    if not isinstance(model, ScoreModel):
+        say("loading the model", os.fspath(model))
+        model = ScoreModel.load(model)
+    source = "array"
+    frames: Any = start
+    if start is None:
+        source = "model"
+    elif isinstance(start, (str, os.PathLike)):
+        source = os.fspath(start)
+        frames = read_start_frames(start, model.molecules[0], topology)
+    rollout = Rollout(model, settings, frames)
+    run = _Run(rollout, Path(output), format, every, source)
+    with run.locked():
+        return run(minutes, checkpoint_seconds, say)
+
+
+def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Read the frames of a rollout, finished or not.
+
+    Parameters
+    ----------
+    output : str or PathLike
+        Directory that `run_rollout` wrote to.
+
+    Returns
+    -------
+    ndarray, shape (records, chains, N, 3)
+        nm. Record k holds the chains after step ``(k + 1) * every``; the start is not among them.
+
+    Raises
+    ------
+    ValueError
+        If there is no rollout.
+    """
+    folder = Path(output)
+    try:
+        summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
+        count, chains = int(summary["frames"]), int(summary["chains"])
+        n_atoms, file = int(summary["atoms"]), folder / str(summary["trajectory"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no rollout: {error}") from None
+    shape = (count // chains, chains, n_atoms, 3)
+    if not count:
+        return np.zeros(shape, dtype=np.float32)
+    raw = folder / _RAW
+    if raw.exists():
+        frames = np.fromfile(raw, dtype="<f4", count=count * n_atoms * 3)
+    elif file.suffix == ".h5":
+        import h5py
+
+        with h5py.File(file, "r") as content:
+            frames = np.asarray(content["coordinates"], dtype=np.float32)
+    else:
+        import mdtraj
+
+        with mdtraj.formats.XTCTrajectoryFile(str(file)) as content:
+            frames = content.read(n_frames=count)[0]
+    if frames.size != math.prod(shape):
+        raise ValueError(f"{folder}: the trajectory is shorter than {_SUMMARY} says")
+    return frames.reshape(shape)
+
+
+class _Run:
+    """A rollout and the directory it is written to."""
+
+    def __init__(
+        self, rollout: Rollout, folder: Path, format: str, every: int, source: str
+    ) -> None:
+        self._rollout = rollout
+        self._folder = folder
+        self._every = every
+        self._source = source
+        self._trajectory = FORMATS[format]
+        self._stream = folder / (_RAW if format == "h5" else FORMATS[format])
+        self._encode = _raw_bytes if format == "h5" else self._xtc_bytes
+        settings = rollout.settings
+        self._arguments = {
+            "model": _digest(rollout.model),
+            "start": hashlib.sha256(rollout.frames.tobytes()).hexdigest(),
+            "chains": settings.chains,
+            "steps": settings.steps,
+            "lag_ps": rollout.lag_ps,
+            "seed": settings.seed,
+            "max_tries": settings.max_tries,
+            "batch": settings.batch,
+            "every": every,
+            "format": format,
+            "device": rollout.device.type,
+        }
+        self._wall = 0.0
+        self._size = 0
+        self._buffer: list[tuple[int, NDArray[np.float32]]] = []
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the directory and keep other processes out of it."""
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"output: {self._folder} is a file, wanted is a directory")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._folder, os.O_RDONLY)
+        except OSError as error:
+            raise ValueError(
+                f"output: cannot write to {self._folder}: {error.strerror or error}"
+            ) from None
+        try:
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise ValueError(f"output: cannot write to {self._folder}: no permission")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"output: another rollout is writing to {self._folder}") from None
+            except OSError:
+                pass  # some network file systems cannot lock a directory
+            yield
+        finally:
+            os.close(handle)
+
+    def __call__(self, minutes: float | None, interval: float, say: Report) -> dict[str, Any]:
+        rollout, settings = self._rollout, self._rollout.settings
+        if self._resume():
+            summary: dict[str, Any] = json.loads(
+                (self._folder / _SUMMARY).read_text(encoding="utf-8")
+            )
+            say("done before", f"{self._folder} holds this rollout already")
+            return summary
+        began = last = said = time.monotonic()
+        before = self._wall
+        with open(self._stream, "ab") as stream, _interrupts() as interrupted:
+            stream.truncate(self._size)
+            stream.seek(0, os.SEEK_END)
+            while rollout.step_number < settings.steps:
+                rollout.step()
+                self._record(stream)
+                now = time.monotonic()
+                self._wall = before + now - began
+                done = rollout.step_number
+                if now - said >= _REPORT_SECONDS or done == settings.steps:
+                    say("rollout", f"step {done} of {settings.steps}, {settings.chains} chains")
+                    said = now
+                late = minutes is not None and now - began >= 60.0 * minutes
+                if late or interrupted():
+                    break
+                if now - last >= interval:
+                    self._checkpoint(stream)
+                    last = time.monotonic()
+            self._checkpoint(stream)
+        self._publish()
+        self._wall = before + time.monotonic() - began
+        complete = rollout.step_number == settings.steps
+        summary = self._summary(complete)
+        if complete:
+            self._save(complete=True)
+            if self._stream.name == _RAW:
+                self._stream.unlink(missing_ok=True)
+        if interrupted():
+            raise KeyboardInterrupt
+        return summary
+
+    def _resume(self) -> bool:
+        """Take up an earlier run; return whether it was finished."""
+        checkpoint = self._folder / _CHECKPOINT
+        if not checkpoint.exists():
+            others = sorted(
+                file.name for file in self._folder.iterdir() if not file.name.startswith(".")
+            )
+            if others:
+                raise ValueError(
+                    f"output: {self._folder} holds files but no rollout ({', '.join(others[:4])}); "
+                    "give a new directory"
+                )
+            self._write_topology()
+            self._save(complete=False)
+            self._summary(complete=False)
+            return False
+        try:
+            with np.load(checkpoint, allow_pickle=False) as content:
+                state = json.loads(str(content["state"]))
+                frames = content["frames"]
+        except Exception as error:  # a damaged archive fails in many ways
+            reason = " ".join(str(error).split())
+            raise ValueError(f"output: {checkpoint} is damaged: {reason}") from None
+        there = state["arguments"]
+        different = [
+            f"{name} {there.get(name)!r} there, {value!r} here"
+            for name, value in self._arguments.items()
+            if there.get(name) != value
+        ]
+        if different:
+            raise ValueError(
+                f"output: {self._folder} holds a rollout with other settings "
+                f"({'; '.join(different)}); give a new directory"
+            )
+        if state["complete"]:
+            return True
+        self._rollout.load_state_dict({**state["rollout"], "frames": frames})
+        self._wall, self._size = float(state["wall_seconds"]), int(state["size"])
+        found = self._stream.stat().st_size if self._stream.exists() else 0
+        if found < self._size:
+            raise ValueError(
+                f"output: {self._stream} has {found} bytes, its checkpoint {self._size}: it was "
+                "changed after the run was stopped"
+            )
+        return False
+
+    def _record(self, stream: io.BufferedWriter) -> None:
+        step = self._rollout.step_number
+        if step % self._every:
+            return
+        self._buffer.append((step, self._rollout.frames))
+        if len(self._buffer) * self._rollout.settings.chains >= _CHUNK_FRAMES:
+            self._flush(stream)
+
+    def _flush(self, stream: io.BufferedWriter) -> None:
+        if self._buffer:
+            steps = np.repeat([step for step, _ in self._buffer], self._rollout.settings.chains)
+            stream.write(self._encode(np.concatenate([f for _, f in self._buffer]), steps))
+            self._buffer.clear()
+
+    def _xtc_bytes(self, frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
+        """Encode frames; an XTC file is its frames one after the other."""
+        import mdtraj
+
+        chunk = self._folder / ".chunk.xtc"
+        with mdtraj.formats.XTCTrajectoryFile(str(chunk), "w", force_overwrite=True) as file:
+            file.write(
+                frames,
+                time=(steps * self._rollout.lag_ps).astype(np.float32),
+                step=steps.astype(np.int32),
+            )
+        data = chunk.read_bytes()
+        chunk.unlink()
+        return data
+
+    def _checkpoint(self, stream: io.BufferedWriter) -> None:
+        self._flush(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+        self._size = stream.tell()
+        self._save(complete=False)
+        self._summary(complete=False)
+
+    def _save(self, complete: bool) -> None:
+        """Write the checkpoint; before this the frames it speaks of are on the disk."""
+        state = self._rollout.state_dict()
+        frames = state.pop("frames")
+        text = json.dumps(
+            {
+                "arguments": self._arguments,
+                "rollout": state,
+                "size": self._size,
+                "wall_seconds": self._wall,
+                "complete": complete,
+            }
+        )
+        memory = io.BytesIO()
+        np.savez(memory, frames=frames, state=np.array(text))
+        write_atomically(self._folder / _CHECKPOINT, memory.getvalue())
+
+    def _summary(self, complete: bool) -> dict[str, Any]:
+        rollout, settings = self._rollout, self._rollout.settings
+        numbers = rollout.statistics()
+        draws, seconds = max(numbers["draws"], 1), numbers["seconds"]
+        speed = numbers["jumps"] / seconds if seconds > 0 else 0.0
+        summary = {
+            "chains": settings.chains,
+            "steps": settings.steps,
+            "steps_done": rollout.step_number,
+            "complete": complete,
+            "every": self._every,
+            "frames": rollout.step_number // self._every * settings.chains,
+            "order": "step by step: frame record * chains + chain is that chain after step "
+            "(record + 1) * every, both counted from 0; the start is not among them",
+            "atoms": rollout.molecule.n_atoms,
+            "molecule": rollout.molecule.name,
+            "trajectory": self._trajectory,
+            "precision_nm": _XTC_PRECISION_NM if self._trajectory == FORMATS["xtc"] else None,
+            "lag_ps": rollout.lag_ps,
+            "seed": settings.seed,
+            "max_tries": settings.max_tries,
+            "batch": settings.batch,
+            "start": self._source,
+            **numbers,
+            "gate_failure_fraction": sum(numbers["rejections"].values()) / draws,
+            "chirality_flip_fraction": numbers["chirality_flips"] / draws,
+            "jumps_per_second": speed,
+            "effective_ns_per_day": speed * rollout.lag_ps / 1000.0 * 86400.0,
+            "wall_seconds": self._wall,
+            "device": _device_name(rollout.device),
+            "threads": torch.get_num_threads(),
+            "versions": _versions(),
+            "model": {"name": rollout.model.name, "sha256": rollout.model.sha256},
+        }
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        write_atomically(self._folder / _SUMMARY, text.encode())
+        return summary
+
+    def _write_topology(self) -> None:
+        from openmm import app, unit
+
+        positions = self._rollout.frames[0].astype(np.float64)
+        text = io.StringIO()
+        topology = self._rollout.molecule.to_topology()
+        app.PDBFile.writeFile(topology, positions * unit.nanometer, text, keepIds=True)
+        write_atomically(self._folder / _TOPOLOGY, text.getvalue().encode())
+
+    def _publish(self) -> None:
+        """Make the HDF5 file of the raw frames."""
+        if self._stream.name != _RAW or not self._stream.exists():
+            return
+        import h5py
+
+        molecule, lag = self._rollout.molecule, self._rollout.lag_ps
+        chains = self._rollout.settings.chains
+        count = self._rollout.step_number // self._every * chains
+        temporary = self._folder / f".{self._trajectory}.tmp"
+        with h5py.File(temporary, "w") as file, open(self._stream, "rb") as raw:
+            # The layout of mdtraj's HDF5TrajectoryFile.
+            for name, text in (
+                ("conventions", "Pande"),
+                ("conventionVersion", "1.1"),
+                ("program", "openmm-sd"),
+                ("programVersion", importlib.metadata.version("openmm-sd")),
+                ("application", "openmm-sd rollout"),
+                ("title", f"{chains} chains of {molecule.name}, step by step"),
+            ):
+                file.attrs[name] = np.bytes_(text)
+            per_chunk = min(max(count, 1), _CHUNK_FRAMES)
+            coordinates = file.create_dataset(
+                "coordinates",
+                shape=(count, molecule.n_atoms, 3),
+                maxshape=(None, molecule.n_atoms, 3),
+                chunks=(min(per_chunk, 256), molecule.n_atoms, 3),
+                dtype="<f4",
+            )
+            coordinates.attrs["units"] = np.bytes_("nanometers")
+            steps = np.repeat(np.arange(1, count // chains + 1) * self._every, chains)
+            times = file.create_dataset("time", data=(steps * lag).astype("<f4"))
+            times.attrs["units"] = np.bytes_("picoseconds")
+            text = json.dumps(_mdtraj_topology(molecule))
+            file.create_dataset("topology", data=np.array([text.encode("ascii")]))
+            for begin in range(0, count, per_chunk):
+                size = min(per_chunk, count - begin)
+                block = np.fromfile(raw, dtype="<f4", count=size * molecule.n_atoms * 3)
+                coordinates[begin : begin + size] = block.reshape(size, molecule.n_atoms, 3)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self._folder / self._trajectory)
+
+
+def _raw_bytes(frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
+    return frames.astype("<f4").tobytes()
+
+
+def _mdtraj_topology(molecule: Molecule) -> dict[str, Any]:
+    """The molecule as mdtraj's HDF5 files describe a topology."""
+    residues: list[dict[str, Any]] = []
+    label: tuple[str, str] | None = None
+    for i, z in enumerate(molecule.atomic_numbers):
+        if label != (molecule.residue_names[i], molecule.residue_ids[i]):
+            label = (molecule.residue_names[i], molecule.residue_ids[i])
+            digits = "".join(c for c in label[1] if c.isdigit())
+            residues.append(
+                {
+                    "index": len(residues),
+                    "name": label[0],
+                    "resSeq": int(digits) if digits else len(residues) + 1,
+                    "segmentID": "",
+                    "atoms": [],
+                }
+            )
+        residues[-1]["atoms"].append(
+            {"index": i, "name": molecule.atom_names[i], "element": ELEMENT_SYMBOLS[z]}
+        )
+    return {
+        "chains": [{"index": 0, "residues": residues}],
+        "bonds": [list(bond) for bond in molecule.bonds],
+    }
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first interrupt into an answer, so that it cannot fall between two writes."""
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen.is_set
+        return
+
+    def note(number: int, frame: Any) -> None:
+        seen.set()
+        signal.signal(signal.SIGINT, before)  # a second one stops at once
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# -- checks --------------------------------------------------------------------------------------
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+
+
+def _checked_lag(model: ScoreModel, lag: float | None) -> float:
+    if lag is None:
+        return model.recommended_lag
+    trained = model.lag_range
+    if trained is not None and not trained[0] <= lag <= trained[1]:
+        raise ValueError(
+            f"lag is {lag:g} ps, the model was trained for {trained[0]:g} to {trained[1]:g} ps"
+        )
+    return float(lag)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda, cuda:N or auto, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda, cuda:N or auto, got {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(f"device {name}: PyTorch sees {count} CUDA GPUs on this machine")
+        return torch.device("cuda", device.index or 0)
+    return torch.device("cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return "cpu"
+
+
+def _checked_frames(frames: ArrayLike, n_atoms: int) -> NDArray[np.float64]:
+    try:
+        given = np.asarray(frames, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"start frames must be numbers of shape (M, {n_atoms}, 3), nm") from None
+    if given.ndim != 3 or given.shape[0] < 1 or given.shape[1:] != (n_atoms, 3):
+        raise ValueError(f"start frames must have shape (M, {n_atoms}, 3), got {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError("start frames hold NaN or infinity")
+    return given
+
+
+def _draw(available: int, chains: int, seed: int) -> NDArray[np.int64]:
+    """Which frame each chain starts from: one shuffled pass over the frames after the other.
+
+    The first chains get the same frames however many chains follow.
+    """
+    passes = [
+        np.random.default_rng([seed, k]).permutation(available)
+        for k in range(-(-chains // available))
+    ]
+    return np.concatenate(passes)[:chains].astype(np.int64)
+
+
+def _centred(frames: Tensor) -> Tensor:
+    return frames - frames.mean(dim=1, keepdim=True)
+
+
+def _digest(model: ScoreModel) -> str:
+    """A hash of all that decides what a model's chains do."""
+    hasher = hashlib.sha256(type(model.propagator).__qualname__.encode())
+    hyperparameters = getattr(model.propagator, "hyperparameters", None)
+    hasher.update(repr(hyperparameters).encode())
+    hasher.update(json.dumps(model.card, sort_keys=True).encode())
+    hasher.update(json.dumps(model.molecules[0].to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.propagator.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("openmm-sd", "torch", "numpy", "mdtraj", "h5py"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package.replace("-", "_")] = importlib.metadata.version(package)
+    return versions

@@ -1,0 +1,516 @@
+"""From a data set to a bundle: what ``openmm-sd train`` does."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..analysis import dihedral
+from ..dataset import Dataset, Run, file_sha256, merge, read_dataset
+from ..generate.frames import constraint_lengths
+from ..generate.seeding import slow_torsions
+from ..propagator.dense import DenseDiffusion
+from ..propagator.graph import GraphDiffusion
+from ..propagator.model import ScoreModel
+from ..propagator.molecule import Molecule
+from ..version import __version__
+from .markov import MarkovModel, fit_markov
+from .pairs import TransitionPairs, methyl_rotors
+from .trainer import (
+    TrainingRecord,
+    TrainSettings,
+    align_frames,
+    fit_statistics,
+    held_out_loss,
+    train,
+)
+
+NETWORKS: Final = {"dense": DenseDiffusion, "graph": GraphDiffusion}
+"""Networks by the name that ``--network`` takes."""
+
+#: Lags of the reported losses, ps, as far as the model covers them.
+_REPORT_LAGS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+#: Lags at which the data's own implied timescales are looked at, ps.
+_TIMESCALE_LAGS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+#: A lag is recommended when the slowest timescale has come this close to its value at longer lags.
+_CONVERGED: Final = 0.93
+#: Frames of a run that are needed for half of it to be worth holding out.
+_SHORTEST_HELD_OUT: Final = 20
+#: Bond windows reach this share of the range seen in the data beyond it, on either side.
+_WINDOW_MARGIN: Final = 0.3
+#: The displacement bound is this many times the largest displacement seen.
+_DISPLACEMENT_MARGIN: Final = 1.5
+
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What is trained, on what, for how long.
+
+    Attributes
+    ----------
+    network : str
+        ``dense`` (one molecule, fastest to train) or ``graph`` (weights that know no atom numbers).
+    network_settings : dict
+        Arguments of the network's class, e.g. ``{"width": 256}``.
+    lag_min_ps, lag_max_ps : float
+        Lags the model learns, ps. The longest is cut to what the data supports.
+    time_reversal : bool
+        Read pairs in both directions, weighted as equilibrium demands.
+    compose_from_ps : float or None
+        Lags from here on are composed with the Markov model of the data; None: never. Without
+        `time_reversal` there is no Markov model.
+    markov_lag_ps : float
+        Lag of that Markov model, ps.
+    drop_ps : float
+        Left out at the beginning of every run that is not plain: what it still owes to its start.
+    held_out : float
+        Share of the data kept for the held-out loss: whole runs, or the ends of long ones.
+    start_frames : int
+        Equilibrium frames that the bundle carries for rollouts.
+    init : str or None
+        Bundle whose weights are the first ones; the same network for the same number of atoms.
+    name, description : str or None
+        For the card.
+    recommended_lag_ps, recommended_burst_ps : float or None
+        For the card; the lag is worked out from the data by default.
+    device : str
+        ``cpu``, ``cuda``, or ``auto``.
+    training : TrainSettings
+        How.
+    """
+
+    network: str = "dense"
+    network_settings: dict[str, Any] = field(default_factory=dict)
+    lag_min_ps: float = 1.0
+    lag_max_ps: float = 1000.0
+    time_reversal: bool = True
+    compose_from_ps: float | None = 100.0
+    markov_lag_ps: float = 10.0
+    drop_ps: float = 1.0
+    held_out: float = 0.1
+    start_frames: int = 300
+    init: str | None = None
+    name: str | None = None
+    description: str | None = None
+    recommended_lag_ps: float | None = None
+    recommended_burst_ps: float | None = None
+    device: str = "auto"
+    training: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {self.network!r}")
+        if not 0.0 < self.lag_min_ps < self.lag_max_ps:
+            raise ValueError(
+                f"the shortest lag must be positive and below the longest, got {self.lag_min_ps:g} "
+                f"and {self.lag_max_ps:g} ps"
+            )
+        if not 0.0 <= self.held_out <= 0.5:
+            raise ValueError(f"the held-out share must lie in 0 to 0.5, got {self.held_out:g}")
+        if self.start_frames < 1:
+            raise ValueError(f"start frames must be at least 1, got {self.start_frames}")
+
+
+def train_bundle(
+    datasets: Sequence[Path | str],
+    output: Path | str,
+    settings: StageSettings | None = None,
+    *,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train a model on data sets and write its bundle.
+
+    Parameters
+    ----------
+    datasets : sequence of Path or str
+        Files of :mod:`openmm_sd.dataset`, of one molecule.
+    output : Path or str
+        The bundle, with the ending ``.safetensors``. While training is under way its state is in
+        the file of that name with ``.checkpoint`` added; the same call goes on from it.
+    settings : StageSettings, optional
+        What and how.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        The card's training part, and where the bundle is.
+    """
+    settings = settings or StageSettings()
+    say = report or (lambda what, how_far: None)
+    output = Path(output)
+    if output.suffix != ".safetensors":
+        raise ValueError(f"the output must end in .safetensors, got {output.name}")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent} is not a directory: make it first")
+    if not datasets:
+        raise ValueError("name at least one data set")
+    say("reading", ", ".join(Path(d).name for d in datasets))
+    parts = [read_dataset(path) for path in datasets]
+    data = merge(parts) if len(parts) > 1 else parts[0]
+    device = _device(settings.device)
+    runs, spacing = _prepared(data, settings)
+    kept, held = split_runs(runs, settings.held_out, settings.training.seed)
+
+    molecule = data.molecule
+    lag_min, lag_max = _lag_range(kept, spacing, settings)
+    markov = None
+    if settings.time_reversal:
+        say("fitting the Markov model", f"{sum(r.n_frames for r in kept)} frames")
+        markov = markov_of(molecule, kept, settings.markov_lag_ps, settings.training.seed)
+    pairs = TransitionPairs(
+        [run.positions for run in kept],
+        spacing,
+        device,
+        markov=markov,
+        compose_from_ps=settings.compose_from_ps,
+        rotors=methyl_rotors(molecule),
+    )
+    # Held-out pairs are read forwards only: nothing that was estimated enters them.
+    held_out = TransitionPairs([run.positions for run in held], spacing, device) if held else None
+
+    torch.manual_seed(settings.training.seed)
+    some = np.concatenate([run.positions for run in kept])
+    network = (
+        NETWORKS[settings.network]
+        .for_molecule(  # type: ignore[attr-defined]
+            molecule,
+            some[:: max(1, len(some) // 1000)],
+            lag_min_ps=lag_min,
+            lag_max_ps=lag_max,
+            **settings.network_settings,
+        )
+        .to(device)
+    )
+    fit_statistics(network, pairs, settings.training.seed)
+    if settings.init is not None:
+        _take_weights(network, settings.init)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    began = time.monotonic()
+
+    def progress(record: TrainingRecord) -> None:
+        entry = record.history[-1]
+        held_text = ", ".join(f"{k} ps {v:.4f}" for k, v in entry.get("held_out", {}).items())
+        say(
+            "training",
+            f"{record.minutes:.1f} of {settings.training.minutes:g} min, step {record.steps}, "
+            f"loss {entry['loss']:.4f}" + (f", held out {held_text}" if held_text else ""),
+        )
+
+    lags = [lag for lag in _REPORT_LAGS if lag_min * 0.999 <= lag <= lag_max * 1.001]
+    if held_out is not None:
+        lags = [lag for lag in lags if lag <= held_out.longest_lag_ps()]
+    record = train(
+        network,
+        pairs,
+        settings.training,
+        held_out=held_out if lags else None,
+        lags_ps=lags[::2],
+        checkpoint=checkpoint,
+        report=progress,
+    )
+    say("writing", output.name)
+    network = network.to("cpu")
+    description = {
+        "frames": len(pairs),
+        "ns": round(sum(run.length_ps for run in kept) / 1000.0, 3),
+        "runs": len(kept),
+        "held_out_runs": len(held),
+        "spacing_ps": spacing,
+        "data_sets": [{"file": Path(path).name, "sha256": file_sha256(path)} for path in datasets],
+        "lags": f"log-uniform, {lag_min:g} to {lag_max:g} ps",
+        "time_reversal": settings.time_reversal,
+        "composed_from_ps": settings.compose_from_ps if markov is not None else None,
+        "markov_lag_ps": markov.lag_ps if markov is not None else None,
+        "markov_timescales_ps": (
+            [round(float(t), 1) for t in markov.timescales(3)] if markov is not None else None
+        ),
+        "init": settings.init,
+        "steps": record.steps,
+        "wall_minutes": round(record.minutes, 1),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "settings": asdict(settings.training),
+        "history": record.history,
+    }
+    if held_out is not None and lags:
+        losses = held_out_loss(network.to(device), held_out, settings.training, lags, 4096)
+        description["held_out_loss_by_lag_ps"] = {f"{k:g}": round(v, 5) for k, v in losses.items()}
+        network = network.to("cpu")
+    card = make_card(data, runs, spacing, (lag_min, lag_max), settings, description)
+    frames = equilibrium_frames(runs, molecule, settings)
+    model = ScoreModel(network, molecule, card, start_frames=frames)
+    model.save(output)
+    checkpoint.unlink(missing_ok=True)
+    return {
+        "bundle": str(output),
+        "sha256": file_sha256(output),
+        "seconds": round(time.monotonic() - began, 1),
+        "recommended_lag_ps": model.recommended_lag,
+        **{k: v for k, v in description.items() if k != "history"},
+    }
+
+
+def split_runs(runs: Sequence[Run], share: float, seed: int) -> tuple[list[Run], list[Run]]:
+    """Split runs into those that are trained on and those that are held out.
+
+    Of every kind of which there are enough, whole runs are held out, chosen by the seed; of a kind
+    with few runs the ends of all of them.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        All.
+    share : float
+        Share of the time to hold out.
+    seed : int
+        Seed of the choice.
+
+    Returns
+    -------
+    kept, held : list of Run
+        No frame is in both.
+    """
+    if share == 0.0:
+        return list(runs), []
+    kept: list[Run] = []
+    held: list[Run] = []
+    rng = np.random.default_rng(seed)
+    for kind in sorted({run.kind for run in runs}):
+        ours = [run for run in runs if run.kind == kind]
+        if len(ours) * share >= 1.0:
+            chosen = set(rng.choice(len(ours), round(len(ours) * share), replace=False).tolist())
+            for k, run in enumerate(ours):
+                (held if k in chosen else kept).append(run)
+            continue
+        for run in ours:
+            cut = round(run.n_frames * (1.0 - share))
+            if run.n_frames - cut < _SHORTEST_HELD_OUT:
+                kept.append(run)
+                continue
+            kept.append(_part(run, slice(0, cut)))
+            held.append(_part(run, slice(cut, None)))
+    return kept, held
+
+
+def markov_of(molecule: Molecule, runs: Sequence[Run], lag_ps: float, seed: int = 1) -> MarkovModel:
+    """Fit the Markov model of some runs over the molecule's slow torsions."""
+    return fit_markov(angles_of(molecule, runs), runs[0].spacing_ps, lag_ps, seed=seed)
+
+
+def angles_of(molecule: Molecule, runs: Sequence[Run]) -> list[NDArray[np.float64]]:
+    """Return the slow torsions of each run, (T, D) radians; one zero where there are none."""
+    torsions = slow_torsions(molecule)
+    if not torsions:
+        return [np.zeros((run.n_frames, 1)) for run in runs]
+    return [
+        np.stack([dihedral(run.positions, torsion) for torsion in torsions], axis=1) for run in runs
+    ]
+
+
+def equilibrium_frames(
+    runs: Sequence[Run], molecule: Molecule, settings: StageSettings
+) -> NDArray[np.float32]:
+    """Draw frames with their equilibrium weights, each at most once where there are enough."""
+    frames = np.concatenate([run.positions for run in runs])
+    rng = np.random.default_rng(settings.training.seed)
+    if settings.time_reversal:
+        model = markov_of(molecule, runs, settings.markov_lag_ps, settings.training.seed)
+        weights = model.frame_weights()
+    else:
+        plain = np.concatenate([np.full(r.n_frames, r.kind != "seeded") for r in runs])
+        weights = (plain if plain.any() else np.ones(len(plain))).astype(float)
+        weights /= weights.sum()
+    # Systematic resampling: a frame of weight w comes up w * count times, give or take one.
+    count = min(settings.start_frames, len(frames))
+    places = (np.arange(count) + rng.random()) / count
+    shuffled = rng.permutation(len(frames))
+    chosen = shuffled[
+        np.searchsorted(np.cumsum(weights[shuffled]), places).clip(max=len(frames) - 1)
+    ]
+    return frames[np.sort(chosen)]
+
+
+def make_card(
+    data: Dataset,
+    runs: Sequence[Run],
+    spacing: float,
+    lags: tuple[float, float],
+    settings: StageSettings,
+    training: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the card of a model trained on a data set, the measured fidelity excepted."""
+    molecule = data.molecule
+    frames = np.concatenate([run.positions for run in runs])
+    known = data.provenance
+    timescales = _data_timescales(molecule, runs) if settings.time_reversal else {}
+    recommended = settings.recommended_lag_ps or _recommended(timescales, lags)
+    card: dict[str, Any] = {
+        "name": settings.name or molecule.name,
+        "description": settings.description
+        or f"{molecule.name} ({molecule.formula}), trained with openmm-sd train.",
+        "kind": {
+            "dense": "dense network on a local frame: this one molecule only",
+            "graph": "equivariant graph network",
+        }[settings.network],
+        "lag_range_ps": [round(lags[0], 6), round(lags[1], 6)],
+        "recommended_lag_ps": recommended,
+        "max_displacement_nm": round(_displacement_bound(runs, spacing, lags, settings), 4),
+        "bond_windows_nm": bond_windows(molecule, frames),
+        "constraint_lengths_nm": constraint_lengths(molecule, frames),
+        "data": known,
+        "training": training,
+        "data_timescales_ps": timescales,
+        "versions": {
+            "openmm_sd": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "limits": [
+            "There is no Metropolis test: the sampled law is the model's. Validate before use.",
+            "One temperature and one friction: those of the training data.",
+        ],
+    }
+    if settings.recommended_burst_ps is not None:
+        card["recommended_burst_ps"] = settings.recommended_burst_ps
+    for key in ("temperature_K", "force_field", "constraints", "water"):
+        if known.get(key) is not None:
+            card["solvent" if key == "water" else key] = known[key]
+    return card
+
+
+def bond_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
+    """Return (atom, atom, shortest, longest nm) of the bonds between heavy atoms, from data."""
+    z = molecule.atomic_numbers
+    windows: list[list[float]] = []
+    for i, j in molecule.bonds:
+        if z[i] == 1 or z[j] == 1:
+            continue
+        length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
+        low, high = float(length.min()), float(length.max())
+        margin = _WINDOW_MARGIN * (high - low) + 0.002
+        windows.append([i, j, round(low - margin, 5), round(high + margin, 5)])
+    return windows
+
+
+def _displacement_bound(
+    runs: Sequence[Run], spacing: float, lags: tuple[float, float], settings: StageSettings
+) -> float:
+    pairs = TransitionPairs([run.positions for run in runs], spacing)
+    generator = torch.Generator().manual_seed(settings.training.seed)
+    longest = min(lags[1], pairs.longest_lag_ps())
+    frame, later, _ = pairs.draw(20_000, min(lags[0], longest), longest, generator)
+    # Frames from anywhere may follow at long lags: pairs of unrelated frames as well.
+    other = frame[torch.randperm(len(frame), generator=generator)]
+    atoms = torch.arange(frame.shape[1])
+    most = 0.0
+    for end in (later, other):
+        moved = align_frames(end, frame, atoms) - frame
+        most = max(most, float(torch.linalg.vector_norm(moved, dim=-1).max()))
+    return _DISPLACEMENT_MARGIN * most
+
+
+def _data_timescales(molecule: Molecule, runs: Sequence[Run]) -> dict[str, list[float]]:
+    angles = angles_of(molecule, runs)
+    spacing = runs[0].spacing_ps
+    result = {}
+    for lag in _TIMESCALE_LAGS:
+        if lag < spacing or sum(len(a) > 2 * lag / spacing for a in angles) == 0:
+            continue
+        times = fit_markov(angles, spacing, lag).timescales(3)
+        if len(times):
+            result[f"{lag:g}"] = [round(float(t), 2) for t in times]
+    return result
+
+
+def _recommended(timescales: dict[str, list[float]], lags: tuple[float, float]) -> float:
+    """Shortest lag at which the second slowest timescale of the data has converged."""
+    found = [(float(lag), t[min(1, len(t) - 1)]) for lag, t in timescales.items()]
+    for k, (lag, slowest) in enumerate(found):
+        later = [t for _, t in found[k:]]
+        if lags[0] <= lag <= lags[1] and slowest >= _CONVERGED * max(later):
+            return lag
+    return float(np.clip(10.0, *lags))
+
+
+def _lag_range(runs: Sequence[Run], spacing: float, settings: StageSettings) -> tuple[float, float]:
+    low = max(settings.lag_min_ps, spacing)
+    high = settings.lag_max_ps
+    longest = max(run.n_frames - 1 for run in runs) * spacing
+    composing = settings.time_reversal and settings.compose_from_ps is not None
+    if composing and settings.compose_from_ps is not None and longest >= settings.compose_from_ps:
+        return low, high
+    # Half of the longest run, so that the longest lag has pairs from more than one start.
+    high = min(high, 0.5 * longest)
+    if high <= low:
+        raise ValueError(
+            f"the longest run covers {longest:g} ps: too short for lags from {low:g} ps on"
+        )
+    return low, high
+
+
+def _prepared(data: Dataset, settings: StageSettings) -> tuple[list[Run], float]:
+    """Bring runs to one spacing, drop what seeded ones owe to their start."""
+    spacing = max(run.spacing_ps for run in data.runs)
+    runs = []
+    for run in data.runs:
+        stride = spacing / run.spacing_ps
+        if abs(stride - round(stride)) > 1e-6:
+            raise ValueError(
+                f"run {run.name} has a frame each {run.spacing_ps:g} ps, which does not divide the "
+                f"{spacing:g} ps of another run"
+            )
+        first = round(settings.drop_ps / run.spacing_ps) if run.kind == "seeded" else 0
+        thinned = run.positions[first :: round(stride)]
+        if len(thinned) > 1:
+            runs.append(Run(run.name, run.kind, thinned, spacing, run.info))
+    if not runs:
+        raise ValueError("no run has two frames left after its beginning is dropped")
+    return runs, spacing
+
+
+def _part(run: Run, part: slice) -> Run:
+    return Run(run.name, run.kind, run.positions[part], run.spacing_ps, run.info)
+
+
+def _take_weights(network: torch.nn.Module, path: str) -> None:
+    """Copy the weights (not the statistics) of another bundle's network."""
+    other = ScoreModel.load(path).propagator
+    if type(other) is not type(network):
+        raise ValueError(
+            f"{path} holds a {type(other).__name__}, wanted is a {type(network).__name__}"
+        )
+    mine = dict(network.named_parameters())
+    theirs = dict(other.named_parameters())
+    different = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape]
+    if different:
+        raise ValueError(
+            f"the network of {path} has another size or another number of atoms ({different[0]})"
+        )
+    with torch.no_grad():
+        for key, parameter in mine.items():
+            parameter.copy_(theirs[key])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, and this PyTorch finds no GPU")
+    return device

@@ -1,0 +1,27 @@
+"""Validation: a model's equilibrium, kinetics and geometry against MD, with errors.
+
+:func:`validate` does all of it and writes the report; ``docs/validation.md`` defines every figure.
+"""
+
+from .reference import (
+    Reference,
+    ReferenceRun,
+    read_reference,
+    reference_from_arrays,
+    reference_from_dataset,
+    reference_from_trajectory,
+)
+from .settings import ValidateSettings
+from .stage import FILES, validate
+
+__all__ = [
+    "FILES",
+    "Reference",
+    "ReferenceRun",
+    "ValidateSettings",
+    "read_reference",
+    "reference_from_arrays",
+    "reference_from_dataset",
+    "reference_from_trajectory",
+    "validate",
+]

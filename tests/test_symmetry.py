@@ -1,0 +1,181 @@
+"""Symmetries of the learned kernels: rotations yes, reflections no, equivalent atoms yes.
+
+Both network designs with random weights, so that nothing holds by training, and the shipped model.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from openmm_sd import ScoreModel
+from openmm_sd.propagator.dense import DenseDiffusion
+from openmm_sd.propagator.frames import alignment_atoms, choose_frame_atoms
+from openmm_sd.propagator.gates import FiniteGate
+from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.propagator.jump import STATUS_ACCEPTED, Jump
+
+LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
+#: Rounding of float32 through ten calls of a network, nm.
+ROUNDING = 2e-5
+#: What counts as another answer, nm: far above rounding, far below a typical displacement.
+DIFFERENT = 2e-3
+KERNELS = ["dense", "graph", "ala2-implicit"]
+
+
+def frames_of(molecule, count=8, seed=0):
+    """Shaken copies of the reference frame, in all orientations, (count, N, 3) float32 nm."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.tensor(molecule.positions, dtype=torch.float32)
+    x = x + 0.003 * torch.randn(count, *x.shape, generator=generator)
+    x = torch.stack([frame @ rotation(seed + k).T for k, frame in enumerate(x)])
+    return x - x.mean(1, keepdim=True)
+
+
+def rotation(seed):
+    generator = torch.Generator().manual_seed(1000 + seed)
+    q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+    q[:, 0] *= torch.linalg.det(q)
+    return q.float()
+
+
+@functools.cache
+def shipped():
+    return ScoreModel.load("ala2-implicit")
+
+
+def molecule():
+    return shipped().molecules[0]
+
+
+@functools.cache
+def kernel(name):
+    """A kernel whose answers are neither zero nor wild."""
+    if name == "ala2-implicit":
+        return shipped().propagator
+    torch.manual_seed(3)
+    frames = frames_of(molecule(), 64, 1)
+    if name == "dense":
+        model = DenseDiffusion(
+            n_atoms=molecule().n_atoms,
+            frame_atoms=choose_frame_atoms(molecule(), frames.numpy()),
+            heavy_atoms=alignment_atoms(molecule()),
+            width=48,
+            depth=2,
+            **LAGS,
+        )
+    else:
+        model = GraphDiffusion.for_molecule(
+            molecule(), frames.numpy(), width=32, vectors=8, edge_width=8, depth=2, **LAGS
+        )
+    with torch.no_grad():
+        # Their last layers begin at zero, which has every symmetry.
+        for head in (model.vector_head, model.pair_head):
+            head.weight.normal_(std=0.02 if name == "dense" else 0.06)
+    model.fit_statistics(frames, torch.full((12, molecule().n_atoms), 0.03))
+    return model.eval().requires_grad_(False)
+
+
+def inputs(model, count=8, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, model.noise_size, generator=generator)
+    return frames_of(molecule(), count), torch.full((count,), 10.0), noise
+
+
+def largest(difference):
+    return float(difference.abs().max())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_rotated_and_shifted_frame_gives_the_rotated_and_shifted_answer(name):
+    model = kernel(name)
+    x, lag, noise = inputs(model)
+    answer = model(x, lag, noise)
+    assert largest(answer - x) > 10 * DIFFERENT, "the kernel must move something to test this"
+    for seed in range(3):
+        turn, shift = rotation(seed), torch.tensor([0.3, -0.8, 0.5])
+        moved = model(x @ turn.T + shift, lag, noise)
+        assert largest(moved - (answer @ turn.T + shift)) < 5 * ROUNDING
+    # The comparison notices a wrong rotation.
+    assert largest(moved - (answer @ rotation(7).T + shift)) > DIFFERENT
+
+
+def mirrored_answer_differs(model):
+    """By how much (nm) the mirror image's answer differs from the answer's mirror image.
+
+    The noise is mirrored too. It is given in the molecule's own axes, of which the mirror turns
+    round the third, so a kernel blind to handedness would answer with the exact mirror image.
+    """
+    x, lag, noise = inputs(model)
+    mirror = torch.tensor([-1.0, 1.0, 1.0])
+    third = torch.tensor([1.0, 1.0, -1.0])
+    answer = model(x, lag, noise)
+    reflected = model(x * mirror, lag, (noise.view(x.shape) * third).flatten(1))
+    return (reflected - answer * mirror).abs().amax(dim=(1, 2))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_mirror_image_of_the_molecule_is_not_the_molecule(name):
+    assert float(mirrored_answer_differs(kernel(name)).min()) > DIFFERENT
+
+
+def test_the_mirror_test_notices_a_network_blind_to_handedness():
+    # Cross products are all that tells left from right in the graph network: without their parts it
+    # commutes with reflections, and the measure above says so.
+    blind = GraphDiffusion(**kernel("graph").hyperparameters).eval().requires_grad_(False)
+    blind.load_state_dict(kernel("graph").state_dict())
+    vectors, width = blind.vectors, blind.width
+    for exchange in [*blind.encoder, *blind.exchanges]:
+        exchange.project.weight[:, width + vectors : width + 2 * vectors] = 0.0
+        exchange.hidden.weight[:, -vectors:] = 0.0
+        exchange.combine.weight[:, vectors : 2 * vectors] = 0.0
+    assert float(mirrored_answer_differs(blind).max()) < 5 * ROUNDING
+
+
+def hydrogen_swaps():
+    """Permutations that exchange two hydrogens of one carbon, one a methyl group."""
+    graph = molecule().graph()
+    swaps = []
+    for atom in graph:
+        hydrogens = sorted(k for k in graph[atom] if molecule().atomic_numbers[k] == 1)
+        if len(hydrogens) == 3:
+            order = np.arange(molecule().n_atoms)
+            order[hydrogens[:2]] = hydrogens[1::-1]
+            swaps.append(order)
+    assert len(swaps) == 3
+    return swaps
+
+
+def test_methyl_hydrogens_are_exchangeable_in_the_graph_network():
+    model = kernel("graph")
+    x, lag, noise = inputs(model)
+    answer = model(x, lag, noise)
+    for order in hydrogen_swaps():
+        swapped = model(x[:, order], lag, noise.view(x.shape)[:, order].flatten(1))
+        assert largest(swapped - answer[:, order]) < ROUNDING
+        # It is not that hydrogens are ignored: the answer differs if only the noise is exchanged.
+        other = model(x, lag, noise.view(x.shape)[:, order].flatten(1))
+        assert largest(other - answer) > DIFFERENT
+
+
+def jump_of(model, x, attempt=0):
+    jump = Jump(model, molecule(), [FiniteGate()])
+    displacement, status = jump(x.double(), torch.zeros(3, 3), 0, attempt, 1, 10.0)
+    assert int(status) == STATUS_ACCEPTED
+    return displacement
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_methyl_hydrogens_are_exchangeable_in_a_jump(name):
+    # A dense network knows one numbering of each methyl group; Jump gives it that one.
+    model = kernel(name)
+    x, lag, noise = inputs(model, 1)
+    start = jump_of(model, x[0])
+    assert largest(start) > DIFFERENT
+    for order in hydrogen_swaps():
+        assert largest(jump_of(model, x[0, order]) - start[order]) < 10 * ROUNDING
+    if name != "graph":
+        order = hydrogen_swaps()[0]
+        swapped = model(x[:, order], lag, noise.view(x.shape)[:, order].flatten(1))
+        assert largest(swapped - model(x, lag, noise)[:, order]) > DIFFERENT

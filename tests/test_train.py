@@ -1,0 +1,320 @@
+"""Pairs, the Markov model behind them, and the training stage."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from openmm_sd import Molecule, ScoreModel
+from openmm_sd.cli import main
+from openmm_sd.dataset import Run, write_dataset
+from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.train import TransitionPairs, methyl_rotors
+from openmm_sd.train.markov import fit_markov, reversible_transitions
+from openmm_sd.train.stage import bond_windows, split_runs
+
+
+def diffuse(start, frames, rng):
+    """An overdamped angle in the potential -1.5 cos 2x - cos x (kT)."""
+    x = np.array(start, dtype=float)
+    result = np.empty((frames, len(x)))
+    result[0] = x
+    for k in range(1, frames):
+        for _ in range(5):
+            force = -(3.0 * np.sin(2.0 * x) + np.sin(x))
+            x = x + 0.02 * force + np.sqrt(0.04) * rng.normal(size=len(x))
+        result[k] = x
+    return result
+
+
+@pytest.fixture(scope="module")
+def two_wells():
+    """Short runs from everywhere, three long ones from one side, and a long equilibrium sample."""
+    rng = np.random.default_rng(1)
+    seeded = diffuse(rng.uniform(-np.pi, np.pi, 600), 60, rng)[2:]
+    plain = diffuse(np.zeros(3), 3000, rng)
+    truth = diffuse(np.where(rng.random(1000) < 0.85, 0.0, np.pi), 600, rng)[150:]
+    return [*seeded.T, *plain.T], truth
+
+
+def exact_population():
+    x = np.linspace(-np.pi, np.pi, 20001)[:-1]
+    weight = np.exp(1.5 * np.cos(2.0 * x) + np.cos(x))
+    return weight[np.cos(x) > 0].sum() / weight.sum()
+
+
+def on_circle(angles):
+    """Three atoms of which the second shows the angle."""
+    zero = np.zeros_like(angles)
+    return np.stack(
+        [
+            np.stack([zero, zero, zero], -1),
+            np.stack([np.cos(angles), np.sin(angles), zero], -1),
+            np.stack([zero, zero, zero + 1.0], -1),
+        ],
+        axis=-2,
+    ).astype(np.float32)
+
+
+def hops(pairs, lag, seed=1):
+    """Chance to leave each side within a lag."""
+    generator = torch.Generator().manual_seed(seed)
+    frame, later, _ = pairs.draw(100_000, lag, lag, generator)
+    before, after = frame[:, 1, 0] > 0, later[:, 1, 0] > 0
+    return float((~after[before]).double().mean()), float(after[~before].double().mean())
+
+
+def test_markov_weights_of_seeded_runs(two_wells):
+    """The runs' own share of frames is far off, the Markov model's weights are not."""
+    runs, _ = two_wells
+    model = fit_markov([run[:, None] for run in runs], 1.0, lag_ps=10.0, weights_lag_ps=2.0)
+    side = np.cos(np.concatenate(runs)) > 0
+    found = float((model.frame_weights() * side).sum())
+    assert abs(side.mean() - exact_population()) > 0.05
+    # The spread over seeds is 0.012.
+    assert found == pytest.approx(exact_population(), abs=0.04)
+    # Between the wells, from long chains: 45 (4) frames over seeds.
+    assert 30.0 < model.timescales(1)[0] < 60.0
+
+
+def test_pairs_read_both_ways_keep_the_law(two_wells):
+    runs, truth = two_wells
+    markov = fit_markov([run[:, None] for run in runs], 1.0, lag_ps=10.0, weights_lag_ps=2.0)
+    frames = [on_circle(run) for run in runs]
+    both = TransitionPairs(frames, 1.0, markov=markov, compose_from_ps=100.0)
+    forwards = TransitionPairs(frames, 1.0)
+    right = np.cos(truth) > 0
+
+    def expected(lag):
+        before, after = right[:-lag], right[lag:]
+        return (~after[before]).mean(), after[~before].mean()
+
+    for lag in (20, 50, 200):
+        out, back = expected(lag)
+        found = hops(both, lag)
+        assert found[0] == pytest.approx(out, rel=0.3)
+        assert found[1] == pytest.approx(back, rel=0.12)
+        # Detailed balance between the sides, which pairs read forwards do not have.
+        p = exact_population()
+        assert p * found[0] == pytest.approx((1 - p) * found[1], rel=0.35)
+    out, back = expected(200)
+    assert abs(hops(forwards, 200)[0] / out - 1) > abs(hops(both, 200)[0] / out - 1)
+
+
+def test_composed_lags_need_no_long_run(two_wells):
+    runs, _ = two_wells
+    short = [run for run in runs if len(run) < 100]
+    markov = fit_markov([run[:, None] for run in short], 1.0, lag_ps=10.0)
+    pairs = TransitionPairs([on_circle(r) for r in short], 1.0, markov=markov, compose_from_ps=40.0)
+    generator = torch.Generator().manual_seed(3)
+    _, later, lag = pairs.draw(20_000, 1000.0, 1000.0, generator)
+    assert float(lag.min()) == 1000.0
+    share = float((later[:, 1, 0] > 0).double().mean())
+    assert share == pytest.approx(exact_population(), abs=0.05)
+    with pytest.raises(ValueError, match="no trajectory is longer than the lag of 1000 ps"):
+        TransitionPairs([on_circle(r) for r in short], 1.0).draw(8, 1000.0, 1000.0, generator)
+
+
+def test_reversible_transitions():
+    """One-way counts are enough once the weights are known."""
+    weights = np.array([0.7, 0.25, 0.05])
+    exact = np.array([[0.95, 0.05, 0.0], [0.14, 0.80, 0.06], [0.0, 0.30, 0.70]])
+    np.testing.assert_allclose(weights * exact[:, 1], exact[1] * 0.25, atol=1e-12)
+    counts = 1e6 * np.array([500.0, 300.0, 200.0])[:, None] * exact
+    found = reversible_transitions(counts, weights)
+    np.testing.assert_allclose(found, exact, atol=2e-4)
+    # Nothing was ever seen to go from 1 to 2.
+    counts[1, 2] = 0.0
+    found = reversible_transitions(counts, weights)
+    np.testing.assert_allclose(found.sum(1), 1.0)
+    flow = weights[:, None] * found
+    np.testing.assert_allclose(flow, flow.T, atol=1e-12)
+    assert 0.03 < found[1, 2] < 0.09
+
+
+def test_methyl_rotors(ala2):
+    rotors = methyl_rotors(ala2)
+    names = [{ala2.atom_names[a] for a in rotor} for rotor in rotors]
+    assert len(rotors) == 3
+    assert {"HB1", "HB2", "HB3"} in names
+    frame = np.asarray(ala2.positions, dtype=np.float32)
+    pairs = TransitionPairs([np.stack([frame] * 3)], 1.0, rotors=rotors)
+    turned, _, _ = pairs.draw(200, 1.0, 1.0, torch.Generator().manual_seed(1))
+    kinds = {
+        tuple(np.argmin(np.linalg.norm(t[:, None] - frame, axis=-1), 1)) for t in turned.numpy()
+    }
+    assert len(kinds) == 27
+    for t in turned.numpy():
+        assert (ala2.handedness.measure(t) == ala2.handedness.signs).all()
+
+
+def test_split_runs_share_no_frame():
+    rng = np.random.default_rng(0)
+    runs = [Run(f"plain{k}", "plain", rng.normal(size=(400, 2, 3)), 1.0) for k in range(2)]
+    runs += [Run(f"s{k}", "seeded", rng.normal(size=(30, 2, 3)), 1.0) for k in range(40)]
+    kept, held = split_runs(runs, 0.1, 1)
+    assert sum(r.n_frames for r in kept) + sum(r.n_frames for r in held) == 2000
+    assert sum(r.n_frames for r in held) == 200
+    inside = {r.positions[k].tobytes() for r in kept for k in range(r.n_frames)}
+    assert not inside & {r.positions[k].tobytes() for r in held for k in range(r.n_frames)}
+    assert split_runs(runs, 0.0, 1) == (runs, [])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small data set: chains of the shipped implicit-solvent model."""
+    model = ScoreModel.load("ala2-implicit")
+    molecule = model.molecules[0]
+    chains = Rollout(
+        model,
+        RolloutSettings(chains=4, lag_ps=1.0),
+        np.asarray(molecule.positions, dtype=np.float32)[None],
+    )
+    frames = np.stack([chains.advance() for _ in range(60)])
+    path = tmp_path_factory.mktemp("data") / "chains.h5"
+    runs = [Run(f"plain-{k}", "plain", frames[:, k], 1.0) for k in range(3)]
+    runs.append(Run("seeded-0", "seeded", frames[:, 3], 1.0))
+    provenance = {"temperature_K": 300.0, "force_field": ["amber99sbildn.xml"], "water": "none"}
+    write_dataset(path, molecule, runs, provenance)
+    return path
+
+
+SMALL = ["--width", "32", "--depth", "1", "--max-steps", "12", "--batch-size", "32"]
+SMALL += [
+    "--no-bf16",
+    "--lag-max",
+    "20",
+    "--start-frames",
+    "20",
+    "--threads",
+    "1",
+    "--minutes",
+    "5",
+]
+
+
+@pytest.mark.parametrize("network", ["dense", "graph"])
+def test_train_command(data, tmp_path, capfd, network):
+    output = tmp_path / "small.safetensors"
+    arguments = [*SMALL, "--network", network, "--held-out", "0.4"]
+    code = main(["train", str(data), "-o", str(output), "--json", *arguments])
+    captured = capfd.readouterr()
+    assert code == 0, captured.err
+    result = json.loads(captured.out)
+    assert result["steps"] == 12
+    assert set(result["held_out_loss_by_lag_ps"]) == {"1", "2", "5", "10", "20"}
+    assert all(0.0 < v < 3.0 for v in result["held_out_loss_by_lag_ps"].values())
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+    model = ScoreModel.load(output)
+    assert model.temperature == 300.0
+    assert model.lag_range == (1.0, 20.0)
+    assert model.start_frames.shape == (20, 22, 3)
+    assert len(model.bond_windows) == 9
+    assert len(model.constraint_lengths) == 12
+    assert model.card["training"]["data_sets"][0]["file"] == "chains.h5"
+    # Its own training frames pass its gates.
+    chains = Rollout(model, RolloutSettings(chains=8, lag_ps=1.0))
+    chains.advance()
+    assert chains.statistics()["draws"] >= 8
+
+
+def test_training_resumes(data, tmp_path, capfd):
+    """A training that was cut off and goes on ends where the uninterrupted one does."""
+    from openmm_sd.train.stage import StageSettings, train_bundle
+    from openmm_sd.train.trainer import TrainSettings
+
+    def settings(**changes):
+        training = {"max_steps": 8, "batch_size": 16, "bf16": False, "report_seconds": 0.0}
+        return StageSettings(
+            network_settings={"width": 16, "depth": 1},
+            lag_max_ps=20.0,
+            device="cpu",
+            training=TrainSettings(**(training | changes)),
+        )
+
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    train_bundle([data], whole, settings())
+
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    def interrupt(what, how_far):
+        calls.append(what)
+        if calls.count("training") == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_bundle([data], parts, settings(), report=interrupt)
+    assert not parts.exists()
+    with pytest.raises(ValueError, match="other settings: batch_size"):
+        train_bundle([data], parts, settings(batch_size=8))
+    train_bundle([data], parts, settings())
+    one, other = (ScoreModel.load(path).propagator.state_dict() for path in (whole, parts))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value)
+
+
+def test_init_takes_weights(data, tmp_path):
+    from openmm_sd.train.stage import StageSettings, train_bundle
+    from openmm_sd.train.trainer import TrainSettings
+
+    def run(name, **changes):
+        training = TrainSettings(max_steps=1, batch_size=8, bf16=False, learning_rate=1e-9)
+        taken = {"network_settings": {"width": 16, "depth": 1}, "lag_max_ps": 20.0} | changes
+        path = tmp_path / f"{name}.safetensors"
+        train_bundle([data], path, StageSettings(device="cpu", training=training, **taken))
+        return path
+
+    first = run("first")
+    other = run("other", init=str(first))
+    one, two = (ScoreModel.load(p).propagator for p in (first, other))
+    for (name, a), (_, b) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+    with pytest.raises(ValueError, match="another size"):
+        run("wider", init=str(first), network_settings={"width": 32, "depth": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--network", "sparse"], "network must be one of dense, graph"),
+        (["--lag-min", "50", "--lag-max", "20"], "shortest lag must be positive"),
+        (["--device", "tpu9"], "unknown device"),
+        (["-o", "model.bin"], "must end in .safetensors"),
+        (["--minutes", "0"], "minutes must be positive"),
+        (["--batch-size", "0"], "batch_size must be"),
+        (["--held-out", "0.9"], "held-out share"),
+    ],
+)
+def test_wrong_settings(data, tmp_path, capfd, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", str(data), "-o", "model.safetensors", *SMALL, *change]
+    assert main(arguments) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_bond_windows_hold_the_data(ala2):
+    rng = np.random.default_rng(2)
+    frames = np.asarray(ala2.positions) + rng.normal(scale=0.002, size=(50, 22, 3))
+    windows = bond_windows(ala2, frames)
+    assert len(windows) == 9
+    for i, j, low, high in windows:
+        length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
+        assert low < length.min() < length.max() < high
+
+
+def test_molecules_without_rotors():
+    water = Molecule(
+        "water",
+        (8, 1, 1),
+        ((0, 1), (0, 2)),
+        ("O", "H1", "H2"),
+        ("HOH",) * 3,
+        ("1",) * 3,
+        np.array([[0.0, 0.0, 0.0], [0.096, 0.0, 0.0], [-0.024, 0.093, 0.0]]),
+    )
+    assert methyl_rotors(water) == []
