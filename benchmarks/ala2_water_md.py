@@ -11,10 +11,10 @@ it on CPUs. The topology is OpenMM's own System, written out by ParmEd (``pip in
 `prepare` compares the energies of one frame term by term and stops if they differ.
 
 Force field and settings are those of the published reference data (amber99sbildn, tip3p, PME, 0.9
-nm, constrained X-H bonds, 300 K, friction 1/ps) but for the time step, 4 fs with solute hydrogens of
-3 amu, and for the box: with ``--waters 380`` a rhombic dodecahedron at the same density of water as
-the reference's cube with 651. Runs may be killed and started again: finished ones are skipped, plain
-ones go on from their checkpoint.
+nm, constrained X-H bonds, 300 K, friction 1/ps) but for the time step, 4 fs with solute hydrogens
+of 3 amu, and for the box: with ``--waters 380`` a rhombic dodecahedron at the same density of water
+as the reference's cube with 651. Runs may be killed and started again: finished ones are skipped,
+plain ones go on from their checkpoint.
 
 Kinds of runs: ``plain``, without end; ``grid``, 30 ps from starts spread over all of (phi, psi);
 ``barrier``, 6 ps from starts along the barriers of phi; ``right``, 1 ns from phi > 0. Starts are
