@@ -303,7 +303,7 @@ def aligned_steps(positions):
 def test_time_is_kept(pdb, tmp_path):
     settings = implicit(plain_runs=1, plain_ps=1e6)
     began = time.monotonic()
-    result = generate(pdb, tmp_path / "data.h5", settings, processes=1, minutes=1 / 60)
+    result = generate(pdb, tmp_path / "data.h5", settings, processes=1, minutes=0.12)
     assert time.monotonic() - began < 20
     assert not result["complete"]
     assert not result["stopped"]
@@ -350,7 +350,7 @@ def test_runs_that_blow_up(pdb, tmp_path, monkeypatch):
 def test_a_full_disk_is_said_and_nothing_is_lost(pdb, tmp_path):
     output, parts = tmp_path / "data.h5", tmp_path / "data.h5.parts"
     command = long_run(pdb, output, "--processes", 1)
-    assert main([*command[len(PROGRAM) - 1 :], "--minutes", "0.02"]) == 0
+    assert main([*command[len(PROGRAM) - 1 :], "--minutes", "0.12"]) == 0
     pieces = {path: path.read_bytes() for path in parts.glob("plain-*[0-9].npz")}
     before = output.read_bytes()
     full = subprocess.run(

@@ -175,7 +175,19 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "chains.h5"
     runs = [Run(f"plain-{k}", "plain", frames[:, k], 1.0) for k in range(3)]
     runs.append(Run("seeded-0", "seeded", frames[:, 3], 1.0))
-    provenance = {"temperature_K": 300.0, "force_field": ["amber99sbildn.xml"], "water": "none"}
+    lengths = []
+    for i, j in molecule.bonds:
+        heavy, hydrogen = (j, i) if molecule.atomic_numbers[i] == 1 else (i, j)
+        if molecule.atomic_numbers[hydrogen] == 1:
+            gap = np.linalg.norm(frames[..., heavy, :] - frames[..., hydrogen, :], axis=-1)
+            lengths.append([heavy, hydrogen, float(gap.mean())])
+    provenance = {
+        "temperature_K": 300.0,
+        "force_field": ["amber99sbildn.xml"],
+        "water": "none",
+        # The model's chains hold these bonds only roughly.
+        "constraint_lengths_nm": lengths,
+    }
     write_dataset(path, molecule, runs, provenance)
     return path
 

@@ -368,7 +368,8 @@ def make_card(
         "recommended_lag_ps": recommended,
         "max_displacement_nm": round(_displacement_bound(runs, spacing, lags, settings), 4),
         "bond_windows_nm": bond_windows(molecule, frames),
-        "constraint_lengths_nm": constraint_lengths(molecule, frames),
+        "constraint_lengths_nm": known.get("constraint_lengths_nm")
+        or constraint_lengths(molecule, frames),
         "data": known,
         "training": training,
         "data_timescales_ps": timescales,
