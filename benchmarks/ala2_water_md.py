@@ -18,7 +18,9 @@ plain ones go on from their checkpoint.
 
 Kinds of runs: ``plain``, without end; ``grid``, 30 ps from starts spread over all of (phi, psi);
 ``barrier``, 6 ps from starts along the barriers of phi; ``right``, 1 ns from phi > 0. Starts are
-pulled to their torsions with a restraint, relaxed, and released with fresh velocities.
+pulled to their torsions with a restraint, relaxed, and released with fresh velocities. ``awh`` is
+one run without end under an adaptive bias that makes (phi, psi) nearly flat: its dynamics mean
+nothing, its free energy says how likely phi > 0 is, which 50 ns of plain MD would not tell.
 """
 
 from __future__ import annotations
@@ -32,10 +34,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import openmm
-from openmm import app, unit
 
 from openmm_sd import ScoreModel
+from openmm_sd.analysis import dihedral
+
+import mdtraj  # isort: skip
+import openmm  # isort: skip
+from openmm import app, unit  # isort: skip
 
 #: Edge of the reference's cube (nm) with 651 waters, and the solute's volume in it (nm^3).
 REFERENCE_EDGE, REFERENCE_WATERS, SOLUTE_VOLUME = 2.7222, 651, 0.21
@@ -68,6 +73,40 @@ SETTINGS = {
     "gen-vel": "yes",
     "gen-temp": 300,
 }
+#: Accelerated weight histogram method: an adaptive bias along phi and psi.
+BIAS = {
+    "nstenergy": 50000,
+    "pull": "yes",
+    "pull-ngroups": 5,
+    **{f"pull-group{k + 1}-name": f"Torsion{k + 1}" for k in range(5)},
+    "pull-ncoords": 2,
+    "pull-nstxout": 0,
+    "pull-nstfout": 0,
+    "pull-coord1-groups": "1 2 2 3 3 4",
+    "pull-coord2-groups": "2 3 3 4 4 5",
+    "awh": "yes",
+    "awh-potential": "convolved",
+    "awh-nstout": 50000,
+    "awh-nbias": 1,
+    "awh1-ndim": 2,
+    "awh1-error-init": 8,
+    "awh1-growth": "exp-linear",
+    "awh1-target": "cutoff",
+    "awh1-target-cutoff": 45,
+}
+for _k in (1, 2):
+    BIAS |= {
+        f"pull-coord{_k}-geometry": "dihedral",
+        f"pull-coord{_k}-type": "external-potential",
+        f"pull-coord{_k}-potential-provider": "AWH",
+        f"awh1-dim{_k}-coord-index": _k,
+        f"awh1-dim{_k}-start": -180,
+        f"awh1-dim{_k}-end": 180,
+        f"awh1-dim{_k}-force-constant": 400,
+        f"awh1-dim{_k}-diffusion": 80,
+    }
+#: Beginning of the biased run, ps, in which the bias is found; left out.
+BIAS_BURN_IN = 500.0
 SINGLE_POINT = {
     "integrator": "md",
     "dt": 0.001,
@@ -93,7 +132,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--gmx", default="gmx", help="GROMACS 2022 or newer")
     parser.add_argument("--waters", type=int, default=380, help="651 makes the reference's cube")
-    parser.add_argument("--kind", choices=("plain", "grid", "barrier", "right"), default="plain")
+    parser.add_argument(
+        "--kind", choices=("plain", "awh", "grid", "barrier", "right"), default="plain"
+    )
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int, default=1, help="one past the last")
     parser.add_argument("--dataset", type=Path)
@@ -260,8 +301,8 @@ def start_of(kind: str, index: int) -> tuple[float, float]:
 def run(options: argparse.Namespace) -> None:
     for index in range(options.first, options.last):
         began = time.monotonic()
-        if options.kind == "plain":
-            plain(options, index)
+        if options.kind in ("plain", "awh"):
+            endless(options, options.kind, index)
         else:
             seeded(options, options.kind, index)
         print(f"{options.kind} {index}: {time.monotonic() - began:.0f} s", flush=True)
@@ -271,12 +312,13 @@ def single(name: str) -> tuple[str, ...]:
     return ("mdrun", "-s", f"{name}.tpr", "-deffnm", name, "-ntmpi", "1", "-ntomp", "1")
 
 
-def plain(options: argparse.Namespace, index: int) -> None:
-    name, out = f"plain{index:03d}", options.out
+def endless(options: argparse.Namespace, kind: str, index: int) -> None:
+    name, out = f"{kind}{index:03d}", options.out
     log = out / f"{name}.out"
     if not (out / f"{name}.tpr").exists():
         seeds = {"ld-seed": 9000 + index, "gen-seed": 9000 + index}
-        preprocess(options, name, "start.gro", "heavy.top", SETTINGS | seeds)
+        bias = BIAS | {"awh-seed": 9000 + index} if kind == "awh" else {}
+        preprocess(options, name, "start.gro", "heavy.top", SETTINGS | seeds | bias)
     going_on = ("-cpi", f"{name}.cpt") if (out / f"{name}.cpt").exists() else ()
     gmx(options, log, *single(name), "-pin", "off", "-cpt", "3", *going_on)
 
@@ -356,11 +398,60 @@ def collect(options: argparse.Namespace) -> None:
     common = [f"--{key}={value}" for key, value in facts.items()]
     common += [f"--force-field={name}" for name in FORCE_FIELD]
     common += [f"--topology={options.out / 'solute.pdb'}", f"--output={options.dataset}"]
+    options.dataset.unlink(missing_ok=True)
     long = sorted(options.out.glob("plain*.xtc"))
     short = sorted(path.with_suffix(".xtc") for path in options.out.glob("*.done"))
-    for files, extra in ((long, ["--kind=plain"]), (short, ["--kind=seeded", "--append"])):
+    batches = [(long, ["--kind=plain"]), (short, ["--kind=seeded"])]
+    for path in sorted(options.out.glob("awh*.xtc")):
+        weights = path.with_suffix(".weights.npy")
+        cut = options.out / f"cut-{path.name}"
+        np.save(weights, log_weights(options, path, cut))
+        batches.append(([cut], [f"--log-weights={weights}"]))
+    for files, extra in batches:
         if files:
-            subprocess.run([*command, *map(str, files), *common, *extra], check=True)
+            more = ["--append"] if options.dataset.exists() else []
+            subprocess.run([*command, *map(str, files), *common, *extra, *more], check=True)
+
+
+def log_weights(options: argparse.Namespace, trajectory: Path, cut: Path) -> np.ndarray:
+    """Return the logarithmic weight of each frame of a biased run after its burn-in.
+
+    Frames are weighted so that each cell of the grid has the weight of its free energy: what counts
+    is the free energy at the end of the run, not the bias as it was when a frame was made.
+    """
+    name = trajectory.stem
+    for old in options.out.glob(f"{name}-pmf*.xvg"):
+        old.unlink()
+    arguments = ("-f", f"{name}.edr", "-s", f"{name}.tpr", "-o", f"{name}-pmf.xvg", "-kt")
+    gmx(options, options.out / f"{name}.pmf.out", "awh", *arguments)
+    found = options.out.glob(f"{name}-pmf*.xvg")
+    last = max(found, key=lambda path: float(re.findall(r"_t([\d.]+)\.xvg", path.name)[0]))
+    table = [line.split()[:3] for line in last.read_text().splitlines() if line[:1] not in "#@"]
+    grid = np.array([row for row in table if len(row) == 3], dtype=float)
+    edges = np.unique(grid[:, 0])
+    size = edges[1] - edges[0]
+    # Where the free energy is not known there is nothing to speak of.
+    energy = np.full((len(edges), len(edges)), 100.0)
+
+    def cell(degrees: np.ndarray) -> np.ndarray:
+        return np.rint((degrees + 180.0) / size).astype(int) % len(edges)
+
+    energy[cell(grid[:, 0]), cell(grid[:, 1])] = np.minimum(grid[:, 2], 100.0)
+    frames = mdtraj.load(str(trajectory), top=str(options.out / "solute.pdb"))
+    frames = frames[frames.time > BIAS_BURN_IN]
+    frames.save_xtc(str(cut))
+    # Twice as coarse: every cell that matters then holds frames.
+    merged = np.exp(-energy)
+    for axis in (0, 1):
+        merged = np.add.reduceat(merged, np.arange(0, len(edges), 2), axis=axis)
+    energy = -np.log(merged)
+    place = [
+        cell(np.rad2deg(dihedral(frames.xyz, [atom - 1 for atom in atoms]))) // 2
+        for atoms in (PHI, PSI)
+    ]
+    counts = np.zeros_like(energy)
+    np.add.at(counts, tuple(place), 1)
+    return -energy[tuple(place)] - np.log(counts[tuple(place)])
 
 
 if __name__ == "__main__":

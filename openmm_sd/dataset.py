@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,9 @@ VERSION: Final = 1
 
 UNIT_NM: Final = 1e-4
 """One integer step of the stored positions, nm; the thermal width of a bond is about 30 of them."""
+
+BIASED: Final = "biased"
+"""Kind of runs that were made with a bias and carry weights."""
 
 REACH_NM: Final = 32767 * UNIT_NM
 """Farthest coordinate from the centroid that 16 bits hold, nm."""
@@ -53,6 +56,10 @@ class Run:
         Time from one frame to the next, ps.
     info : dict
         What else is known of the run, in JSON types: seed, start, source file.
+    log_weights : ndarray or None
+        (T,) logarithm of each frame's weight at equilibrium, up to a constant: of runs with a bias
+        (umbrella sampling, metadynamics), whose kind is ``biased``. Their dynamics mean nothing;
+        they tell how likely regions are.
     """
 
     name: str
@@ -60,6 +67,7 @@ class Run:
     positions: NDArray[np.float32]
     spacing_ps: float
     info: dict[str, Any] = field(default_factory=dict)
+    log_weights: NDArray[np.float64] | None = None
 
     @property
     def n_frames(self) -> int:
@@ -233,10 +241,19 @@ def _write_run(group: h5py.Group, run: Run, molecule: Molecule) -> None:
         stored = quantise(run.positions)
     except ValueError as error:
         raise ValueError(f"run {run.name}: {error}") from None
+    if (run.kind == BIASED) != (run.log_weights is not None):
+        raise ValueError(f"run {run.name}: log weights belong to runs of kind {BIASED}, only")
     one = group.create_group(run.name)
     one.attrs["kind"] = run.kind
     one.attrs["spacing_ps"] = float(run.spacing_ps)
     one.attrs["info"] = _to_json(f"info of run {run.name}", run.info)
+    if run.log_weights is not None:
+        weights = np.asarray(run.log_weights, dtype=np.float64)
+        if weights.shape != (shape[0],) or not np.isfinite(weights).all():
+            raise ValueError(
+                f"log weights of run {run.name} must be {shape[0]} finite numbers, one a frame"
+            )
+        one.create_dataset("log_weights", data=weights, compression="gzip", fletcher32=True)
     one.create_dataset(
         "positions",
         data=stored,
@@ -326,7 +343,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
             name = run.name
             while name in runs:
                 name = f"{name}-{number}"
-            runs[name] = Run(name, run.kind, run.positions, run.spacing_ps, run.info)
+            runs[name] = replace(run, name=name)
     sources = [s for d in datasets for s in d.provenance.get("merged", [d.provenance])]
     provenance = sources[0] if all(s == sources[0] for s in sources) else {"merged": sources}
     # What no source contradicts stays where readers look for it.
@@ -421,7 +438,13 @@ def _read_run(group: h5py.Group, name: str, molecule: Molecule, source: Path) ->
         raise ValueError(f"{where}: {error}") from error
     if not 0 < spacing < float("inf") or not isinstance(info, dict):
         raise ValueError(f"{where} has no positive spacing or no info")
-    return Run(name, str(one.attrs["kind"]), restore(positions[()]), spacing, info)
+    kind, log_weights = str(one.attrs["kind"]), None
+    if kind == BIASED:
+        stored = one.get("log_weights")
+        if not isinstance(stored, h5py.Dataset) or stored.shape != shape[:1]:
+            raise ValueError(f"{where} is {BIASED} and has no weight for each frame")
+        log_weights = np.asarray(stored[()], dtype=np.float64)
+    return Run(name, kind, restore(positions[()]), spacing, info, log_weights)
 
 
 def _to_json(what: str, value: Any) -> str:

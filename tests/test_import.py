@@ -264,3 +264,26 @@ def test_the_command_and_append(system, tmp_path, capfd):
     assert [(r.name, r.kind) for r in data.runs] == [("run", "imported"), ("run-2", "plain")]
     assert np.array_equal(data.runs[0].positions, data.runs[1].positions)
     assert data.provenance["temperature_K"] == 300.0
+
+
+def test_biased_trajectories_bring_their_weights(system, tmp_path, capfd):
+    trajectory, weights = save(system, "run.xtc"), tmp_path / "weights.txt"
+    given = np.linspace(-3.0, 2.0, FRAMES)
+    np.savetxt(weights, given)
+    output = tmp_path / "data.h5"
+    command = ["import", str(trajectory), "--topology", str(system[1]), "-o", str(output)]
+    assert main([*command, "--log-weights", str(weights), "--stride", "2"]) == 0
+    (run,) = read_dataset(output).runs
+    assert run.kind == "biased"
+    np.testing.assert_allclose(run.log_weights, given[::2])
+    # Unbiased runs beside it have none.
+    assert main([*command, "--append"]) == 0
+    assert [r.log_weights is None for r in read_dataset(output).runs] == [False, True]
+    capfd.readouterr()
+
+    for text, message in (("1.0\n2.0\n", "a finite number for each frame"), ("x\n", "weights.txt")):
+        weights.write_text(text)
+        assert main([*command, "--force", "--log-weights", str(weights)]) == 2
+        assert message in capfd.readouterr().err
+    assert main([*command, "--force", "--kind", "biased"]) == 2
+    assert "need log weights" in capfd.readouterr().err

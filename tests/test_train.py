@@ -330,3 +330,23 @@ def test_molecules_without_rotors():
         np.array([[0.0, 0.0, 0.0], [0.096, 0.0, 0.0], [-0.024, 0.093, 0.0]]),
     )
     assert methyl_rotors(water) == []
+
+
+def test_biased_runs_connect_what_transitions_do_not(two_wells):
+    """Runs that never cross, and a biased sample that knows how likely the sides are."""
+    runs, _ = two_wells
+    apart = [run for run in runs if (np.cos(run) > 0.25).all() or (np.cos(run) < -0.25).all()]
+    angles = [run[:, None] for run in apart]
+    side = np.cos(np.concatenate(apart)) > 0
+    alone = fit_markov(angles, 1.0, lag_ps=10.0)
+    assert len({bool(s) for s in side[alone.frame_weights() > 0]}) == 1
+
+    rng = np.random.default_rng(5)
+    flat = rng.uniform(-np.pi, np.pi, (20_000, 1))
+    log_weights = 1.5 * np.cos(2.0 * flat[:, 0]) + np.cos(flat[:, 0])
+    both = fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(flat, log_weights)])
+    found = float((both.frame_weights() * side).sum())
+    x = np.linspace(-np.pi, np.pi, 20001)[:-1]
+    x = x[np.abs(np.cos(x)) > 0.25]
+    weight = np.exp(1.5 * np.cos(2.0 * x) + np.cos(x))
+    assert found == pytest.approx(weight[np.cos(x) > 0].sum() / weight.sum(), abs=0.02)

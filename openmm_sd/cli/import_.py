@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=int, metavar="N", help="keep every Nth frame (1)")
     add("--name", metavar="TEXT", help="name of the molecule (its residues)")
     add("--kind", metavar="WORD", help="kind of the runs, e.g. plain or seeded (imported)")
+    add("--log-weights", metavar="FILE", help="weights of a biased trajectory's frames")
     add("--append", action="store_true", help="add to an existing data set")
     add("--force", action="store_true", help="replace an existing file")
     group = parser.add_argument_group("what the file says about the simulations")
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         "stride": arguments.stride,
         "name": arguments.name,
         "kind": arguments.kind,
+        "log_weights": arguments.log_weights,
     }
     settings = ImportSettings(
         provenance=provenance, **{k: v for k, v in given.items() if v is not None}

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset import (
+    BIASED,
     Dataset,
     Run,
     file_sha256,
@@ -91,6 +92,9 @@ class ImportSettings:
         What people call the molecule; its residues by default.
     kind : str
         Kind of the runs.
+    log_weights : path, optional
+        Text or .npy file with the logarithm of the equilibrium weight of every frame of the one
+        trajectory, which had a bias; the kind is then ``biased``.
     provenance : dict
         What is known of how the trajectories were made, see ``docs/dataset-format.md``.
     """
@@ -100,6 +104,7 @@ class ImportSettings:
     stride: int = 1
     name: str | None = None
     kind: str = "imported"
+    log_weights: str | os.PathLike[str] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -151,6 +156,12 @@ def import_trajectories(
         One line, for whatever of topology, times or frames cannot be used.
     """
     settings = settings or ImportSettings()
+    if settings.log_weights is not None:
+        if len(trajectories) != 1:
+            raise ValueError("log weights belong to one trajectory: import biased ones one by one")
+        settings = replace(settings, kind=BIASED)
+    elif settings.kind == BIASED:
+        raise ValueError(f"runs of kind {BIASED} need log weights")
     say = report or (lambda what, how_far: None)
     began = time.monotonic()
     target = Path(output)
@@ -342,7 +353,8 @@ class _Reader:
     def runs(self) -> Iterator[Run]:
         """Yield what was read."""
         for name, stored, spacing, info in self._stored:
-            yield Run(name, self._settings.kind, restore(stored), spacing, info)
+            weights = _log_weights(self._settings, len(stored))
+            yield Run(name, self._settings.kind, restore(stored), spacing, info, weights)
 
     def provenance(self) -> dict[str, Any]:
         """Return what the user knows and what the files tell."""
@@ -540,6 +552,26 @@ class _Reader:
             )
         # Rounding noise of the file's times must not make 0.999997 ps out of 1.
         return float(f"{spacing:.5g}"), "times"
+
+
+def _log_weights(settings: ImportSettings, frames: int) -> NDArray[np.float64] | None:
+    """Read the weights of a biased run, one a kept frame."""
+    if settings.log_weights is None:
+        return None
+    path = Path(settings.log_weights)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        given = np.load(path) if path.suffix == ".npy" else np.loadtxt(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {_line(error)}") from None
+    kept = np.asarray(given, dtype=np.float64).reshape(-1)[:: settings.stride]
+    if len(kept) != frames or not np.isfinite(kept).all():
+        raise ValueError(
+            f"{path} must hold a finite number for each frame: {frames} are kept of the "
+            f"trajectory, {len(kept)} of the weights"
+        )
+    return kept
 
 
 def _free_name(stem: str, taken: Sequence[str]) -> str:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from deeptime.clustering import RegularSpace
-from deeptime.markov import TransitionCountEstimator, TransitionCountModel
-from deeptime.markov.msm import MaximumLikelihoodMSM
+from deeptime.clustering import ClusterModel, RegularSpace
+from deeptime.markov.tools.analysis import stationary_distribution
 from deeptime.markov.tools.estimation import connected_sets, transition_matrix
 from numpy.typing import NDArray
 
 #: Least distance of two cells' centres, in units of the torsions' cosines and sines: 9 degrees.
 _CELL_SIZE: Final = 0.15
+#: Cells that are connected both ways and fewer than this are left out next to biased runs.
+_SMALLEST_PART: Final = 5
 #: A count that decides nothing.
 _TRACE: Final = 1e-6
 #: Frames from which the cells are chosen at most.
@@ -80,6 +81,7 @@ def fit_markov(
     lag_ps: float = 10.0,
     *,
     weights_lag_ps: float = 1.0,
+    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]] = (),
     max_cells: int = 600,
     seed: int = 1,
 ) -> MarkovModel:
@@ -96,6 +98,9 @@ def fit_markov(
     weights_lag_ps : float
         Lag at which the equilibrium weights are estimated. Weights follow from detailed balance at
         any lag, and a short one sees the small steps across a barrier that nothing crosses in one.
+    weighted : sequence of (ndarray, ndarray)
+        Torsions (T, D) and logarithmic equilibrium weights (T,) of biased runs. Parts of the data
+        between which the transitions do not decide get their weights from these.
     max_cells : int
         Number of cells at most. They are evenly spread over what was visited, so that barriers are
         resolved as well as basins.
@@ -105,7 +110,8 @@ def fit_markov(
     Returns
     -------
     MarkovModel
-        Over the largest set of cells that are connected both ways.
+        Without biased runs, over the largest set of cells that are connected both ways; with them,
+        over all cells whose weight is known.
     """
     angles = [np.asarray(a, dtype=np.float64) for a in angles]
     stride = max(1, round(lag_ps / spacing_ps))
@@ -113,26 +119,61 @@ def fit_markov(
     if not any(len(a) > stride for a in angles):
         raise ValueError(f"no run is longer than the Markov model's lag of {lag_ps:g} ps")
     features = [np.concatenate([np.cos(a), np.sin(a)], axis=1) for a in angles]
-    cells = _spread_cells(features, max_cells, seed)
-    n_cells = 1 + max(int(c.max()) for c in cells)
+    clustering = _spread_cells(features, max_cells, seed)
+    cells = [clustering.transform(f).astype(np.int64) for f in features]
+    n_cells = len(clustering.cluster_centers)
     if n_cells == 1:
         return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps)
-    counts = _counts(cells, short, n_cells).submodel_largest(connectivity_threshold=0.0)
-    reversible = MaximumLikelihoodMSM(reversible=True, maxiter=1_000_000, maxerr=1e-8)
-    fine = reversible.fit_fetch(counts)
-    kept = np.asarray(fine.count_model.state_symbols)
-    weights = np.asarray(fine.stationary_distribution, dtype=np.float64)
-    weights = weights / weights.sum()
+    counts = _counts(cells, short, n_cells)
+    weights = _weights(counts, _populations(clustering, weighted))
+    kept = np.flatnonzero(weights > 0.0)
     place = np.full(n_cells, -1, dtype=np.int64)
     place[kept] = np.arange(len(kept))
     cells = [place[c] for c in cells]
-    pieces = _pieces(cells)
-    longer = np.zeros((len(kept), len(kept)))
-    if any(len(piece) > stride for piece in pieces):
-        longer = _counts(pieces, stride, len(kept)).count_matrix
-    return MarkovModel(
-        tuple(cells), weights, reversible_transitions(longer, weights), stride * spacing_ps
-    )
+    weights = weights[kept] / weights.sum()
+    transitions = reversible_transitions(_counts(cells, stride, len(kept)), weights)
+    return MarkovModel(tuple(cells), weights, transitions, stride * spacing_ps)
+
+
+def _weights(
+    counts: NDArray[np.float64], populations: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """Return the weight of each cell; zero where nothing tells."""
+    weights = np.zeros(len(counts))
+    parts = connected_sets(counts)
+    if populations is None:
+        parts = parts[:1]
+    else:
+        # A cell that runs only leave or only enter has too few counts to be a part of its own, and
+        # a biased run's weight of a single cell is too rough.
+        parts = [part for part in parts if len(part) >= _SMALLEST_PART] or parts[:1]
+    for part in parts:
+        share = 1.0 if populations is None else populations[part].sum()
+        if len(part) == 1:
+            weights[part] = share
+            continue
+        block = transition_matrix(
+            counts[np.ix_(part, part)], reversible=True, maxiter=1_000_000, maxerr=1e-8
+        )
+        weights[part] = share * stationary_distribution(block)
+    return weights
+
+
+def _populations(
+    clustering: ClusterModel,
+    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
+) -> NDArray[np.float64] | None:
+    """Return the weight that biased runs give each cell."""
+    if not weighted:
+        return None
+    populations = np.zeros(len(clustering.cluster_centers))
+    most = max(float(np.max(log_weights)) for _, log_weights in weighted)
+    for torsions, log_weights in weighted:
+        cell = clustering.transform(np.concatenate([np.cos(torsions), np.sin(torsions)], axis=1))
+        populations += np.bincount(
+            cell, weights=np.exp(log_weights - most), minlength=len(populations)
+        )
+    return populations / populations.sum()
 
 
 def reversible_transitions(
@@ -168,8 +209,8 @@ def reversible_transitions(
 
 def _spread_cells(
     features: Sequence[NDArray[np.float64]], max_cells: int, seed: int
-) -> list[NDArray[np.int64]]:
-    """Assign frames to the nearest of centres that keep a distance from each other."""
+) -> ClusterModel:
+    """Choose centres that keep a distance from each other."""
     everything = np.concatenate(features)
     order = np.random.default_rng(seed).permutation(len(everything))[:_FIT_FRAMES]
     distance = _CELL_SIZE
@@ -179,20 +220,16 @@ def _spread_cells(
             warnings.simplefilter("ignore", UserWarning)  # too many centres: handled here
             model = clustering.fit_fetch(everything[order])
         if len(model.cluster_centers) <= max_cells:
-            return [model.transform(f).astype(np.int64) for f in features]
+            return model
         distance *= 1.15
 
 
-def _counts(cells: Sequence[NDArray[np.int64]], stride: int, n_cells: int) -> TransitionCountModel:
-    estimator = TransitionCountEstimator(stride, "sliding", n_states=n_cells)
-    return estimator.fit_fetch([c.astype(np.int32) for c in cells if len(c) > stride])
-
-
-def _pieces(cells: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Cut runs where they leave the connected set."""
-    pieces = []
+def _counts(cells: Sequence[NDArray[np.int64]], stride: int, n_cells: int) -> NDArray[np.float64]:
+    """Count the pairs of frames in known cells, whatever lies between them."""
+    counts = np.zeros(n_cells * n_cells)
     for run in cells:
-        for piece in np.split(run, np.flatnonzero(np.diff(run < 0)) + 1):
-            if len(piece) and piece[0] >= 0:
-                pieces.append(piece)
-    return pieces
+        before, after = run[:-stride], run[stride:]
+        known = (before >= 0) & (after >= 0)
+        pairs = before[known] * n_cells + after[known]
+        counts += np.bincount(pairs, minlength=n_cells * n_cells)
+    return counts.reshape(n_cells, n_cells)

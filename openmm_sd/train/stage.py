@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..analysis import dihedral
-from ..dataset import Dataset, Run, file_sha256, merge, read_dataset
+from ..dataset import BIASED, Dataset, Run, file_sha256, merge, read_dataset
 from ..generate.frames import constraint_lengths
 from ..generate.seeding import slow_torsions
 from ..propagator.dense import DenseDiffusion
@@ -161,6 +161,7 @@ def train_bundle(
     data = merge(parts) if len(parts) > 1 else parts[0]
     device = _device(settings.device)
     runs, spacing = _prepared(data, settings)
+    biased = [run for run in data.runs if run.kind == BIASED]
     kept, held = split_runs(runs, settings.held_out, settings.training.seed)
 
     molecule = data.molecule
@@ -168,7 +169,7 @@ def train_bundle(
     markov = None
     if settings.time_reversal:
         say("fitting the Markov model", f"{sum(r.n_frames for r in kept)} frames")
-        markov = markov_of(molecule, kept, settings.markov_lag_ps, settings.training.seed)
+        markov = markov_of(molecule, kept, biased, settings.markov_lag_ps, settings.training.seed)
     pairs = TransitionPairs(
         [run.positions for run in kept],
         spacing,
@@ -249,7 +250,7 @@ def train_bundle(
         description["held_out_loss_by_lag_ps"] = {f"{k:g}": round(v, 5) for k, v in losses.items()}
         network = network.to("cpu")
     card = make_card(data, runs, spacing, (lag_min, lag_max), settings, description)
-    frames = equilibrium_frames(runs, molecule, settings)
+    frames = equilibrium_frames(runs, biased, molecule, settings)
     model = ScoreModel(network, molecule, card, start_frames=frames)
     model.save(output)
     checkpoint.unlink(missing_ok=True)
@@ -304,9 +305,18 @@ def split_runs(runs: Sequence[Run], share: float, seed: int) -> tuple[list[Run],
     return kept, held
 
 
-def markov_of(molecule: Molecule, runs: Sequence[Run], lag_ps: float, seed: int = 1) -> MarkovModel:
+def markov_of(
+    molecule: Molecule,
+    runs: Sequence[Run],
+    biased: Sequence[Run],
+    lag_ps: float,
+    seed: int = 1,
+) -> MarkovModel:
     """Fit the Markov model of some runs over the molecule's slow torsions."""
-    return fit_markov(angles_of(molecule, runs), runs[0].spacing_ps, lag_ps, seed=seed)
+    weights = [run.log_weights for run in biased if run.log_weights is not None]
+    weighted = list(zip(angles_of(molecule, biased), weights, strict=True))
+    spacing = runs[0].spacing_ps
+    return fit_markov(angles_of(molecule, runs), spacing, lag_ps, weighted=weighted, seed=seed)
 
 
 def angles_of(molecule: Molecule, runs: Sequence[Run]) -> list[NDArray[np.float64]]:
@@ -320,13 +330,13 @@ def angles_of(molecule: Molecule, runs: Sequence[Run]) -> list[NDArray[np.float6
 
 
 def equilibrium_frames(
-    runs: Sequence[Run], molecule: Molecule, settings: StageSettings
+    runs: Sequence[Run], biased: Sequence[Run], molecule: Molecule, settings: StageSettings
 ) -> NDArray[np.float32]:
     """Draw frames with their equilibrium weights, each at most once where there are enough."""
     frames = np.concatenate([run.positions for run in runs])
     rng = np.random.default_rng(settings.training.seed)
     if settings.time_reversal:
-        model = markov_of(molecule, runs, settings.markov_lag_ps, settings.training.seed)
+        model = markov_of(molecule, runs, biased, settings.markov_lag_ps, settings.training.seed)
         weights = model.frame_weights()
     else:
         plain = np.concatenate([np.full(r.n_frames, r.kind != "seeded") for r in runs])
@@ -354,7 +364,8 @@ def make_card(
     molecule = data.molecule
     frames = np.concatenate([run.positions for run in runs])
     known = data.provenance
-    timescales = _data_timescales(molecule, runs) if settings.time_reversal else {}
+    biased = [run for run in data.runs if run.kind == BIASED]
+    timescales = _data_timescales(molecule, runs, biased) if settings.time_reversal else {}
     recommended = settings.recommended_lag_ps or _recommended(timescales, lags)
     card: dict[str, Any] = {
         "name": settings.name or molecule.name,
@@ -423,14 +434,15 @@ def _displacement_bound(
     return _DISPLACEMENT_MARGIN * most
 
 
-def _data_timescales(molecule: Molecule, runs: Sequence[Run]) -> dict[str, list[float]]:
-    angles = angles_of(molecule, runs)
+def _data_timescales(
+    molecule: Molecule, runs: Sequence[Run], biased: Sequence[Run]
+) -> dict[str, list[float]]:
     spacing = runs[0].spacing_ps
     result = {}
     for lag in _TIMESCALE_LAGS:
-        if lag < spacing or sum(len(a) > 2 * lag / spacing for a in angles) == 0:
+        if lag < spacing or not any(run.n_frames > 2 * lag / spacing for run in runs):
             continue
-        times = fit_markov(angles, spacing, lag).timescales(3)
+        times = markov_of(molecule, runs, biased, lag).timescales(3)
         if len(times):
             result[f"{lag:g}"] = [round(float(t), 2) for t in times]
     return result
@@ -464,9 +476,12 @@ def _lag_range(runs: Sequence[Run], spacing: float, settings: StageSettings) -> 
 
 def _prepared(data: Dataset, settings: StageSettings) -> tuple[list[Run], float]:
     """Bring runs to one spacing, drop what seeded ones owe to their start."""
-    spacing = max(run.spacing_ps for run in data.runs)
+    unbiased = [run for run in data.runs if run.kind != BIASED]
+    if not unbiased:
+        raise ValueError("all runs are biased: their dynamics cannot be learned")
+    spacing = max(run.spacing_ps for run in unbiased)
     runs = []
-    for run in data.runs:
+    for run in unbiased:
         stride = spacing / run.spacing_ps
         if abs(stride - round(stride)) > 1e-6:
             raise ValueError(

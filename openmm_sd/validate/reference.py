@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..analysis import dihedral
 from ..analysis.geometry import Torsion
 from ..analysis.sample import Sample
-from ..dataset import Dataset, read_dataset
+from ..dataset import BIASED, Dataset, read_dataset
 from ..propagator.molecule import Molecule, match_atoms
 
 _EQUILIBRIUM_KINDS = ("plain", "imported")
@@ -244,7 +244,7 @@ def reference_from_dataset(
     Returns
     -------
     Reference
-        Runs of the kinds ``plain`` and ``imported`` count as equilibrium.
+        Runs of the kinds ``plain`` and ``imported`` count as equilibrium; biased ones are left out.
 
     Raises
     ------
@@ -270,6 +270,7 @@ def reference_from_dataset(
                 positions=_relabelled(run.positions[:, order], molecule, f"{name}: {run.name}"),
             )
             for run in dataset.runs
+            if run.kind != BIASED
         )
     )
 
