@@ -1,9 +1,15 @@
 """What the README shows is what works."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from openmm import app, unit
+
+from openmm_sd.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +72,29 @@ def test_commands_named_in_the_readme_exist():
 
     for command in re.findall(r"openmm-sd ([a-z]+)\b", text):
         assert command in COMMANDS, command
+
+
+def test_the_way_to_a_model_of_your_own(tmp_path, monkeypatch, peptide, capfd):
+    """The four commands of the README, with the least of everything."""
+    (commands,) = blocks(ROOT / "README.md", "sh")
+    small = {
+        "generate": "--solvent implicit --plain 2 --plain-ps 60 --seeded 4 --seeded-ps 20",
+        "train": "--minutes 1 --max-steps 20 --width 32 --depth 1 --lag-max 20 --threads 1",
+        "validate": "--lags 10 --chains 8 --steps 10",
+        "rollout": "--chains 4 --steps 3 --lag 10",
+    }
+    monkeypatch.chdir(tmp_path)
+    with open("ala2.pdb", "w") as file:
+        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file)
+    done = []
+    for line in commands.strip().splitlines():
+        words = line.split()[1:]
+        # A later option replaces an earlier one.
+        assert main([*words, *small[words[0]].split()]) == 0, capfd.readouterr().err
+        done.append(words[0])
+        if words[0] == "generate":
+            shutil.copy("ala2.h5", "more-md.h5")
+    assert done == ["generate", "train", "validate", "rollout"]
+    assert Path("report/validation.html").is_file()
+    summary = json.loads(Path("chains/rollout.json").read_text())
+    assert (summary["chains"], summary["steps"]) == (4, 3)
