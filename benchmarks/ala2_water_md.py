@@ -438,7 +438,7 @@ def log_weights(options: argparse.Namespace, trajectory: Path, cut: Path) -> np.
 
     energy[cell(grid[:, 0]), cell(grid[:, 1])] = np.minimum(grid[:, 2], 100.0)
     frames = mdtraj.load(str(trajectory), top=str(options.out / "solute.pdb"))
-    frames = frames[frames.time > BIAS_BURN_IN]
+    frames = frames[frames.time > BIAS_BURN_IN].make_molecules_whole()
     frames.save_xtc(str(cut))
     # Twice as coarse: every cell that matters then holds frames.
     merged = np.exp(-energy)

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 _CELL_SIZE: Final = 0.15
 #: Cells that are connected both ways and fewer than this are left out next to biased runs.
 _SMALLEST_PART: Final = 5
+#: Transitions between two cells, both ways together, that tie their weights to each other.
+_FIRM_COUNTS: Final = 10
 #: A count that decides nothing.
 _TRACE: Final = 1e-6
 #: Frames from which the cells are chosen at most.
@@ -144,16 +146,18 @@ def _weights(
     if populations is None:
         parts = parts[:1]
     else:
-        # A cell that runs only leave or only enter has too few counts to be a part of its own, and
-        # a biased run's weight of a single cell is too rough.
-        parts = [part for part in parts if len(part) >= _SMALLEST_PART] or parts[:1]
+        # Transitions seen a few times do not decide how likely two parts are. Cells that are hardly
+        # left or entered are no parts of their own: a biased run's weight of them is too rough.
+        firm = np.where(counts + counts.T >= _FIRM_COUNTS, counts, 0.0)
+        firm_parts = [part for part in connected_sets(firm) if len(part) >= _SMALLEST_PART]
+        parts = firm_parts or parts[:1]
     for part in parts:
         share = 1.0 if populations is None else populations[part].sum()
         if len(part) == 1:
             weights[part] = share
             continue
         block = transition_matrix(
-            counts[np.ix_(part, part)], reversible=True, maxiter=1_000_000, maxerr=1e-8
+            counts[np.ix_(part, part)], reversible=True, maxiter=100_000, maxerr=1e-7
         )
         weights[part] = share * stationary_distribution(block)
     return weights
