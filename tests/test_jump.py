@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from openmm_sd import Propagator
-from openmm_sd.bridges.torchforce import script
 from openmm_sd.propagator.gates import GATES, BondGate, ChiralityGate, DisplacementGate, FiniteGate
 from openmm_sd.propagator.jump import ERRORS, REJECTIONS, STATUS_ERROR, Jump, build_gates
 from openmm_sd.propagator.kernels import Identity, Rotation, Shift
+from openmm_sd.propagator.script import script
 
 NO_BOX = torch.zeros(3, 3, dtype=torch.float64)
 CUBE = torch.eye(3, dtype=torch.float64) * 2.0

@@ -11,6 +11,7 @@ import openmm
 import torch
 
 from ..propagator.jump import Jump
+from ..propagator.script import script_frozen
 from .base import ATTEMPT, FORCE_NAME, INTERRUPTED, LAG, NUMBER, PARAMETERS, SEED, Bridge
 
 
@@ -107,9 +108,7 @@ class PythonForceBridge(Bridge):
 
 def script_if_possible(jump: Jump) -> torch.nn.Module:
     """Compile a jump with TorchScript, which makes it fast; leave it alone if that fails."""
-    from .torchforce import script
-
     try:
-        return torch.jit.freeze(script(jump))
+        return script_frozen(jump)
     except Exception:  # any module that TorchScript cannot read still runs as plain Python
         return jump.eval()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..propagator.jump import Jump
+from ..propagator.script import script, script_frozen
 from .base import FORCE_NAME, PARAMETERS, Bridge, platform_names
 
 # Platforms on which openmm-torch moves the module to the GPU.
@@ -87,12 +88,11 @@ class TorchForceBridge(Bridge):
         torch_force = load_plugin()
         wrapped = (PeriodicJump if periodic else OpenJump)(jump, particles)
         try:
-            module = script(wrapped)
-            if not _GPU_PLATFORMS & set(platform_names()):
-                # Frozen it is faster, and survives an exception in the propagator, which otherwise
-                # crashes openmm-torch 1.5. But weights that have become constants would stay on the
-                # CPU when openmm-torch moves the module to a GPU.
-                module = torch.jit.freeze(module)
+            # Frozen it is faster, and survives an exception in the propagator, which otherwise
+            # crashes openmm-torch 1.5. But weights that have become constants would stay on the
+            # CPU when openmm-torch moves the module to a GPU.
+            gpu = bool(_GPU_PLATFORMS & set(platform_names()))
+            module = script(wrapped) if gpu else script_frozen(wrapped)
         except Exception as error:
             raise ValueError(
                 "bridge='torchforce' needs a propagator that TorchScript can compile: "
@@ -145,24 +145,6 @@ def load_plugin() -> type[openmm.Force]:
                 continue
             _loaded.add(library[1])
     return openmmtorch.TorchForce
-
-
-def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
-    """Compile a module with TorchScript.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        What to compile; it is left as it is.
-
-    Returns
-    -------
-    torch.jit.ScriptModule
-    """
-    with warnings.catch_warnings():
-        # PyTorch deprecates TorchScript; openmm-torch takes nothing else.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(module.eval())
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import importlib.resources
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +28,7 @@ from .bundle import (
 )
 from .molecule import Molecule
 from .registry import architecture, architecture_name
+from .script import script_frozen
 
 _SUFFIX: Final = ".safetensors"
 
@@ -388,13 +388,7 @@ class ScoreModel:
         if place not in self._scripted:
             module = copy.deepcopy(self.propagator).to(place).eval()
             try:
-                with warnings.catch_warnings():
-                    # openmm-torch needs TorchScript, deprecated or not. PyTorch has said so with
-                    # either category, depending on the version.
-                    for category in (DeprecationWarning, FutureWarning):
-                        warnings.filterwarnings("ignore", "`?torch.jit", category)
-                    script = torch.jit.script(module)
-                    self._scripted[place] = torch.jit.freeze(script)
+                self._scripted[place] = script_frozen(module)
             except Exception as error:  # the compiler raises whatever it stumbles over
                 raise ValueError(
                     f"{type(self.propagator).__name__} cannot be scripted for TorchForce: "
