@@ -51,10 +51,10 @@ from openmm_sd.generate import (
 )
 from openmm_sd.generate.implicit import PHI, PSI
 from openmm_sd.propagator.dense import DenseDiffusion
+from openmm_sd.propagator.frames import align_frames
 from openmm_sd.train import (
     TrainSettings,
     TransitionPairs,
-    align_frames,
     fit_statistics,
     held_out_loss,
     train,

@@ -334,7 +334,7 @@ def test_demo_stopped_by_the_user(bundle, tmp_path):
         if line.startswith("equilibrating"):
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, "".join(said) + err
     assert out == ""
     assert "stopped" in err

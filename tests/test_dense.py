@@ -10,10 +10,10 @@ import torch
 from openmm_sd.propagator.contract import check_propagator
 from openmm_sd.propagator.dense import DenseDiffusion
 from openmm_sd.propagator.diffusion import karras_levels, preconditioning, solver_coefficients
+from openmm_sd.propagator.frames import align_frames
 from openmm_sd.train import (
     TrainSettings,
     TransitionPairs,
-    align_frames,
     fit_statistics,
     held_out_loss,
     train,

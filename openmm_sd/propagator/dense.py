@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Propagator
+from .cartesian import CartesianDiffusion
 from .diffusion import karras_levels, preconditioning, solver_coefficients
-from .frames import align_nearby, alignment_atoms, choose_frame_atoms, to_local
+from .frames import alignment_atoms, choose_frame_atoms
 from .molecule import Molecule
 
 # Pair distances enter as (d - mean) / width, and X-H bonds of constrained dynamics have no width at
@@ -39,7 +39,7 @@ _NOISE_WIDTH = 64
 _BOTTLENECK = 128
 
 
-class DenseDiffusion(Propagator):
+class DenseDiffusion(CartesianDiffusion):
     """Lag-conditional diffusion of one molecule's next frame with a dense residual network.
 
     Parameters
@@ -219,45 +219,6 @@ class DenseDiffusion(Propagator):
             **settings,
         )
 
-    @torch.jit.ignore
-    def with_calls(self, n_calls: int) -> "DenseDiffusion":
-        """Return a copy with the same weights that makes another number of network calls."""
-        settings: dict[str, Any] = {**self.hyperparameters, "n_calls": n_calls}
-        other = DenseDiffusion(**settings)
-        other.load_state_dict(self.state_dict())
-        return other.to(self.scale.device).eval()
-
-    def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
-        """Return the frame one lag later; see `Propagator` for shapes and units."""
-        local, origin, axes = self.to_local(frame)
-        scale = self.displacement_scale(lag)
-        context, modulation = self.encode(local, lag)
-        noise_modulation = self.encode_noise(self.levels)
-        y = noise.view(-1, self.n_atoms, 3) * self.levels[0]
-        before = torch.zeros_like(y)
-        for k in range(self.n_calls):
-            denoised = self.denoise(
-                y, self.levels[k : k + 1], local, scale, context, modulation + noise_modulation[k]
-            )
-            a, b, c = self.solver[k]
-            y = a * y + b * denoised + c * before
-            before = denoised
-        proposal = self.align(local + scale * y, local)
-        return origin + torch.matmul(proposal, axes.transpose(1, 2))
-
-    def to_local(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return local coordinates, origin and axes; see `openmm_sd.propagator.frames.to_local`."""
-        return to_local(frame, self.axis_atom, self.origin_atom, self.plane_atom)
-
-    def displacement_scale(self, lag: Tensor) -> Tensor:
-        """Return the typical displacement of each atom, (B, N, 1) nm, at lags (B,) in ps."""
-        place = (torch.log(lag) - self.log_lag_min) / self.log_lag_span * (self.n_lag_nodes - 1)
-        place = place.clamp(0.0, float(self.n_lag_nodes - 1))
-        below = place.floor().clamp(max=float(self.n_lag_nodes - 2)).to(torch.long)
-        share = (place - below.to(place.dtype)).unsqueeze(-1)
-        scale = self.scale[below] * (1.0 - share) + self.scale[below + 1] * share
-        return scale.unsqueeze(-1)
-
     def encode(self, local: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the denoiser needs to know of frame and lag; made once a jump.
 
@@ -281,12 +242,6 @@ class DenseDiffusion(Propagator):
             features.append(torch.cos(angle))
         context = self.condition_out(F.silu(self.condition_in(torch.cat(features, dim=-1))))
         return context, self.condition_modulation(F.silu(self.condition_neck(F.silu(context))))
-
-    def encode_noise(self, sigma: Tensor) -> Tensor:
-        """Return the modulation (L, 2 * depth * width) that belongs to noise levels (L,)."""
-        angle = torch.log(sigma).unsqueeze(-1) * self.noise_frequencies
-        features = torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
-        return self.noise_modulation(F.silu(self.noise_in(features)))
 
     def denoise(
         self,
@@ -334,10 +289,6 @@ class DenseDiffusion(Propagator):
         pulls = pulls * (scale / scale.mean(dim=1, keepdim=True))
         return c_skip * y + c_out * (self.vector_head(h).view(-1, self.n_atoms, 3) + pulls)
 
-    def align(self, moving: Tensor, reference: Tensor) -> Tensor:
-        """Turn and shift frames onto others that are nearly aligned, over the heavy atoms."""
-        return align_nearby(moving, reference, self.heavy, self.alignment_steps)
-
     @torch.no_grad()
     def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
         """Set the normalisation from data, before training.
@@ -357,11 +308,6 @@ class DenseDiffusion(Propagator):
         self.pair_mean.copy_(distance.mean(0))
         self.pair_width.copy_(distance.std(0).clamp(min=_PAIR_WIDTH_FLOOR_NM))
         self.scale.copy_(scale.clamp(min=_SCALE_FLOOR_NM))
-
-    def lag_nodes(self) -> list[float]:
-        """Return the lags, in ps, at which the displacement's scale is stored."""
-        span = self.log_lag_span / (self.n_lag_nodes - 1)
-        return [math.exp(self.log_lag_min + k * span) for k in range(self.n_lag_nodes)]
 
     def _coordinates(self, local: Tensor) -> Tensor:
         return ((local - self.frame_mean) / self.frame_width).flatten(1)

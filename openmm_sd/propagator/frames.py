@@ -148,6 +148,77 @@ def to_local(frame: Tensor, a: int, b: int, c: int) -> tuple[Tensor, Tensor, Ten
     return torch.matmul(frame - origin, axes), origin, axes
 
 
+def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
+    """Turn and shift frames onto others: Kabsch, proper rotations, unweighted over some atoms.
+
+    Parameters
+    ----------
+    moving, reference : Tensor
+        (B, N, 3), nm.
+    atoms : Tensor
+        Indices of the atoms whose distances are minimised.
+
+    Returns
+    -------
+    Tensor
+        (B, N, 3).
+    """
+    x, target = moving[:, atoms], reference[:, atoms]
+    x_centre, target_centre = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    u, _, v = torch.linalg.svd((x - x_centre).transpose(1, 2) @ (target - target_centre))
+    flip = torch.ones_like(u[:, 0])
+    flip[:, 2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(v))
+    rotation = (u * flip.unsqueeze(1)) @ v
+    return (moving - x_centre) @ rotation + target_centre
+
+
+def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
+    """Turn and shift frames onto others, however far apart, by least squares.
+
+    The best rotation is the top eigenvector of a 4x4 matrix (Horn 1987), found by squaring the
+    matrix again and again and polished by `align_nearby`: no host synchronisation, no branches.
+
+    Parameters
+    ----------
+    moving, reference : Tensor
+        (B, N, 3), nm.
+    atoms : Tensor
+        Indices of the atoms whose distances are minimised.
+
+    Returns
+    -------
+    Tensor
+        (B, N, 3), `moving` after the best proper rotation and translation.
+    """
+    x, target = moving[:, atoms], reference[:, atoms]
+    x = x - x.mean(1, keepdim=True)
+    target = target - target.mean(1, keepdim=True)
+    m = torch.matmul(x.transpose(1, 2), target)
+    turn = torch.stack(
+        [m[:, 1, 2] - m[:, 2, 1], m[:, 2, 0] - m[:, 0, 2], m[:, 0, 1] - m[:, 1, 0]], dim=-1
+    ).unsqueeze(1)
+    trace = (m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2]).view(-1, 1, 1)
+    lower = m + m.transpose(1, 2) - torch.diag_embed(trace.squeeze(-1).expand(-1, 3))
+    k = torch.cat(
+        [torch.cat([trace, turn], dim=2), torch.cat([turn.transpose(1, 2), lower], dim=2)], dim=1
+    )
+    # Shifted so that the largest eigenvalue is the largest in size as well.
+    size = torch.sqrt((k * k).sum(dim=(1, 2), keepdim=True)) + 1e-30
+    k = k / size + torch.eye(4, dtype=k.dtype, device=k.device)
+    # Eigenvalues 1 % apart end up separated by a factor of 30000.
+    for _ in range(10):
+        k = torch.matmul(k, k)
+        k = k / torch.sqrt((k * k).sum(dim=(1, 2), keepdim=True))
+    # A multiple of q q^T now: its longest column is q up to a factor.
+    longest = (k * k).sum(1).argmax(1).view(-1, 1, 1).expand(-1, 4, 1)
+    q = F.normalize(k.gather(2, longest).squeeze(2), dim=-1).unsqueeze(1)
+    turned = moving - moving[:, atoms].mean(1, keepdim=True)
+    v = q[:, :, 1:].expand_as(turned)
+    cross = torch.linalg.cross(v, turned, dim=-1)
+    turned = turned + 2.0 * (q[:, :, 0:1] * cross + torch.linalg.cross(v, cross, dim=-1))
+    return align_nearby(turned, reference, atoms, 2)
+
+
 def align_nearby(moving: Tensor, reference: Tensor, atoms: Tensor, steps: int) -> Tensor:
     """Turn and shift frames onto others that are nearly aligned already, by least squares.
 

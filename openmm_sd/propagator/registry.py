@@ -22,6 +22,7 @@ ENTRY_POINT_GROUP: Final = "openmm_sd.architectures"
 _BUILT_IN: Final[dict[str, str]] = {
     "dense-diffusion": "openmm_sd.propagator.dense:DenseDiffusion",
     "graph-diffusion": "openmm_sd.propagator.graph:GraphDiffusion",
+    "internal-diffusion": "openmm_sd.propagator.internal:InternalDiffusion",
     "identity": "openmm_sd.propagator.kernels:Identity",
     "shift": "openmm_sd.propagator.kernels:Shift",
     "rotation": "openmm_sd.propagator.kernels:Rotation",

@@ -4,7 +4,6 @@ from .pairs import TransitionPairs, methyl_rotors
 from .trainer import (
     TrainingRecord,
     TrainSettings,
-    align_frames,
     denoising_loss,
     fit_statistics,
     held_out_loss,
@@ -15,7 +14,6 @@ __all__ = [
     "TrainSettings",
     "TrainingRecord",
     "TransitionPairs",
-    "align_frames",
     "denoising_loss",
     "fit_statistics",
     "held_out_loss",

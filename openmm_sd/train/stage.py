@@ -18,7 +18,9 @@ from ..dataset import BIASED, Dataset, Run, file_sha256, merge, read_dataset
 from ..generate.frames import constraint_lengths
 from ..generate.seeding import slow_torsions
 from ..propagator.dense import DenseDiffusion
+from ..propagator.frames import align_frames
 from ..propagator.graph import GraphDiffusion
+from ..propagator.internal import InternalDiffusion
 from ..propagator.model import ScoreModel
 from ..propagator.molecule import Molecule
 from ..version import __version__
@@ -27,13 +29,16 @@ from .pairs import TransitionPairs, methyl_rotors
 from .trainer import (
     TrainingRecord,
     TrainSettings,
-    align_frames,
     fit_statistics,
     held_out_loss,
     train,
 )
 
-NETWORKS: Final = {"dense": DenseDiffusion, "graph": GraphDiffusion}
+NETWORKS: Final = {
+    "internal": InternalDiffusion,
+    "dense": DenseDiffusion,
+    "graph": GraphDiffusion,
+}
 """Networks by the name that ``--network`` takes."""
 
 #: Lags of the reported losses, ps, as far as the model covers them.
@@ -372,6 +377,7 @@ def make_card(
         "description": settings.description
         or f"{molecule.name} ({molecule.formula}), trained with openmm-sd train.",
         "kind": {
+            "internal": "dense network in internal coordinates: this one molecule only",
             "dense": "dense network on a local frame: this one molecule only",
             "graph": "equivariant graph network",
         }[settings.network],

@@ -19,9 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openmm_sd.propagator.dense import DenseDiffusion
-
+from ..propagator.cartesian import CartesianDiffusion
+from ..propagator.internal import InternalDiffusion
 from .pairs import TransitionPairs
+
+#: What can be trained.
+Network = CartesianDiffusion | InternalDiffusion
 
 # The largest lags' pairs come from few independent stretches; this many pairs make the scale of a
 # displacement good to about one per cent all the same.
@@ -120,36 +123,12 @@ class TrainingRecord:
     history: list[dict] = field(default_factory=list)
 
 
-def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
-    """Turn and shift frames onto others: Kabsch, proper rotations, unweighted over some atoms.
-
-    Parameters
-    ----------
-    moving, reference : Tensor
-        (B, N, 3), nm.
-    atoms : Tensor
-        Indices of the atoms whose distances are minimised.
-
-    Returns
-    -------
-    Tensor
-        (B, N, 3).
-    """
-    x, target = moving[:, atoms], reference[:, atoms]
-    x_centre, target_centre = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
-    u, _, v = torch.linalg.svd((x - x_centre).transpose(1, 2) @ (target - target_centre))
-    flip = torch.ones_like(u[:, 0])
-    flip[:, 2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(v))
-    rotation = (u * flip.unsqueeze(1)) @ v
-    return (moving - x_centre) @ rotation + target_centre
-
-
-def fit_statistics(model: DenseDiffusion, pairs: TransitionPairs, seed: int = 0) -> None:
+def fit_statistics(model: Network, pairs: TransitionPairs, seed: int = 0) -> None:
     """Set a model's normalisation and displacement scales from data.
 
     Parameters
     ----------
-    model : DenseDiffusion
+    model : Network
         Changed in place.
     pairs : TransitionPairs
         The training data.
@@ -161,14 +140,13 @@ def fit_statistics(model: DenseDiffusion, pairs: TransitionPairs, seed: int = 0)
     scales = []
     for lag in model.lag_nodes():
         frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
-        moved = align_frames(later, frame, model.heavy) - frame
-        scales.append(torch.sqrt((moved * moved).mean(dim=(0, 2))))
+        scales.append(model.measure_scale(frame, later))
     chosen = torch.randint(len(pairs), (4 * _STATISTICS_PAIRS,), generator=generator, device=device)
     model.fit_statistics(pairs.frames[chosen], torch.stack(scales))
 
 
 def denoising_loss(
-    model: DenseDiffusion,
+    model: Network,
     frame: Tensor,
     later: Tensor,
     lag: Tensor,
@@ -180,7 +158,7 @@ def denoising_loss(
 
     Parameters
     ----------
-    model : DenseDiffusion
+    model : Network
         The network.
     frame, later : Tensor
         (B, N, 3), nm.
@@ -204,22 +182,17 @@ def denoising_loss(
     with torch.autocast(device.type, enabled=False):
         jitter = torch.randn(frame.shape, generator=generator, device=device)
         frame = frame + condition_noise_nm * jitter
-        later = align_frames(later, frame, model.heavy)
-        local, origin, axes = model.to_local(frame)
-        scale = model.displacement_scale(lag)
-        clean = (torch.matmul(later - origin, axes) - local) / scale
-        level = sigma.view(-1, 1, 1)
+        clean, known = model.target(frame, later, lag)
+        level = sigma.view(-1, *(1 for _ in clean.shape[1:]))
         noised = clean + level * torch.randn(clean.shape, generator=generator, device=device)
-    context, modulation = model.encode(local, lag)
-    modulation = modulation + model.encode_noise(sigma)
-    error = model.denoise(noised, sigma, local, scale, context, modulation).float() - clean
-    loss = (error * error).mean(dim=(1, 2))
+    error = model.answer(noised, sigma, known).float() - clean
+    loss = (error * error).flatten(1).mean(dim=1)
     return loss * (1.0 + sigma * sigma) / (sigma * sigma)
 
 
 @torch.no_grad()
 def held_out_loss(
-    model: DenseDiffusion,
+    model: Network,
     pairs: TransitionPairs,
     settings: TrainSettings,
     lags_ps: Sequence[float],
@@ -229,7 +202,7 @@ def held_out_loss(
 
     Parameters
     ----------
-    model : DenseDiffusion
+    model : Network
         The network.
     pairs : TransitionPairs
         Data not used in training.
@@ -259,7 +232,7 @@ def held_out_loss(
 
 
 def train(
-    model: DenseDiffusion,
+    model: Network,
     pairs: TransitionPairs,
     settings: TrainSettings,
     *,
@@ -272,7 +245,7 @@ def train(
 
     Parameters
     ----------
-    model : DenseDiffusion
+    model : Network
         On the same device as the pairs. Its statistics must have been set (`fit_statistics`).
     pairs : TransitionPairs
         Training data.

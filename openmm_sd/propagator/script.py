@@ -1,0 +1,46 @@
+"""Compiling modules with TorchScript."""
+
+import io
+import warnings
+
+import torch
+
+
+def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
+    """Compile a module with TorchScript.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        What to compile; it is set to evaluation and otherwise left as it is.
+
+    Returns
+    -------
+    torch.jit.ScriptModule
+    """
+    with warnings.catch_warnings():
+        # PyTorch deprecates TorchScript; openmm-torch takes nothing else. Versions differ in the
+        # category they say it with.
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", "`?torch.jit", category)
+        return torch.jit.script(module.eval())
+
+
+def script_frozen(module: torch.nn.Module) -> torch.jit.ScriptModule:
+    """Compile a module with TorchScript and turn its weights into constants, which is faster.
+
+    Takes and returns what `script` does.
+
+    Notes
+    -----
+    A frozen module goes on pointing to functions of the module it was made from, and reads them
+    when it reports an exception: with that module gone, the process crashes (torch 2.9 to 2.13).
+    Written and read once, it stands on its own.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", "`?torch.jit", category)
+        torch.jit.save(torch.jit.freeze(script(module)), buffer)
+        buffer.seek(0)
+        return torch.jit.load(buffer)
