@@ -210,7 +210,10 @@ def prepare(options: argparse.Namespace) -> None:
     (out / "heavy.top").write_text(heavy_hydrogens((out / "system.top").read_text()))
     rows = [" ".join(map(str, range(k, min(k + 15, len(x) + 1)))) for k in range(1, len(x) + 1, 15)]
     solute = " ".join(map(str, range(1, n + 1)))
-    (out / "index.ndx").write_text("[ System ]\n" + "\n".join(rows) + f"\n[ Solute ]\n{solute}\n")
+    index = "[ System ]\n" + "\n".join(rows) + f"\n[ Solute ]\n{solute}\n"
+    for k, atom in enumerate((*PHI, PSI[-1])):
+        index += f"[ Torsion{k + 1} ]\n{atom}\n"
+    (out / "index.ndx").write_text(index)
     with open(out / "solute.pdb", "w") as file:
         app.PDBFile.writeFile(topology, x[:n] * unit.nanometer, file)
     compare(options, flexible, x)

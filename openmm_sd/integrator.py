@@ -272,7 +272,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jump = Jump(
             propagator,
             found.molecule,
-            build_gates(found.molecule, self.model.max_displacement, self.model.bond_windows),
+            build_gates(
+                found.molecule,
+                self.model.max_displacement,
+                self.model.bond_windows,
+                self.model.contact_distances,
+            ),
             found.constraints,
         )
         force = BRIDGES[self.bridge].create_force(

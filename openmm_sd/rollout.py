@@ -205,7 +205,9 @@ class Rollout:
         self._jump = Jump(
             propagator,
             self.molecule,
-            build_gates(self.molecule, model.max_displacement, model.bond_windows),
+            build_gates(
+                self.molecule, model.max_displacement, model.bond_windows, model.contact_distances
+            ),
             model.constraint_lengths,
         )
         self._jump = self._jump.to(self.device).eval()

@@ -317,6 +317,11 @@ def test_torsions_of_the_dipeptide_are_found_by_bonds(ala2):
     assert len(heavy_angles(ala2)) == 11
     assert neighbouring_pairs(found[:2]) == [(0, 1)]
     assert all(len({a, b} & set(bond)) < 2 for a, b in distant_pairs(ala2) for bond in ala2.bonds)
+    every = {tuple(pair) for pair in distant_pairs(ala2, hydrogens=True).tolist()}
+    neighbours = np.bincount(np.ravel(ala2.bonds))
+    near = len(ala2.bonds) + (neighbours * (neighbours - 1) // 2).sum()  # it has no ring
+    assert len(every) == 22 * 21 // 2 - near
+    assert {tuple(pair) for pair in distant_pairs(ala2).tolist()} < every
 
 
 def test_lengths_and_angles_of_a_right_angle():

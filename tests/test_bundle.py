@@ -429,18 +429,22 @@ def test_card_accessors(model):
     assert (bare.recommended_lag, bare.recommended_burst) == (10.0, 2.0)
     assert bare.max_displacement == 2.0
     assert bare.bond_windows == ()
+    assert bare.contact_distances == ()
     card = {
         "temperature_K": 300,
         "lag_range_ps": (1, 1000),
         "max_displacement_nm": 0.5,
         "bond_windows_nm": [(0, 1, 0.09, 0.11)],
+        "contact_distances_nm": [(1, 2, 0.14)],
         "training_data": {"ns": 5},
     }
     full = ScoreModel(Linear(3), WATER, card)
     assert full.temperature == 300.0
     assert full.lag_range == (1.0, 1000.0)
     assert full.bond_windows == ((0, 1, 0.09, 0.11),)
+    assert full.contact_distances == ((1, 2, 0.14),)
     text = full.summary()
+    assert "contact_distances" not in text
     for part in ("water (H2O, 3 atoms)", "test-linear", "300 K", "1 to 1000 ps", '{"ns": 5}'):
         assert part in text
     assert "A test." in model.summary()
@@ -459,6 +463,11 @@ def test_card_accessors(model):
         ),
         ({"bond_windows_nm": [[0, 3, 0.1, 0.2]]}, "bond_windows_nm must be"),
         ({"bond_windows_nm": {"0-1": 3}}, "bond_windows_nm must be"),
+        ({"contact_distances_nm": [[0, 3, 0.1]]}, "contact_distances_nm must be"),
+        ({"contact_distances_nm": [[1, 1, 0.1]]}, "contact_distances_nm must be"),
+        ({"contact_distances_nm": [[0, 1, -0.1]]}, "contact_distances_nm must be"),
+        ({"contact_distances_nm": [[0, 1, 0.1, 0.2]]}, "contact_distances_nm must be"),
+        ({"contact_distances_nm": {"0-1": 3}}, "contact_distances_nm must be"),
         ({"x": object()}, "cannot be written as JSON"),
         ({"x": float("inf")}, "cannot be written as JSON"),
         ([1], "card must be a mapping"),

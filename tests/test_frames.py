@@ -5,8 +5,16 @@ import pytest
 import torch
 from four_beads import molecule as four_beads
 from four_beads import start_positions
+from small_molecules import (
+    butyne,
+    carbon_dioxide,
+    ethane,
+    make,
+    methanol,
+    shaken,
+    water,
+)
 
-from openmm_sd import Molecule
 from openmm_sd.propagator.frames import (
     align_nearby,
     alignment_atoms,
@@ -14,61 +22,9 @@ from openmm_sd.propagator.frames import (
     to_local,
 )
 
-TETRAHEDRON = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3.0)
-
-
-def make(name, numbers, bonds, positions):
-    n = len(numbers)
-    return Molecule(name, tuple(numbers), tuple(bonds), ("X",) * n, ("MOL",) * n, ("1",) * n,
-                    np.asarray(positions, dtype=float))  # fmt: skip
-
-
-def ethane():
-    arms = 0.109 * TETRAHEDRON[1:]
-    carbon = 0.153 * TETRAHEDRON[0]
-    positions = np.concatenate([[[0, 0, 0]], [carbon], arms, carbon - arms])
-    bonds = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 5), (1, 6), (1, 7)]
-    return make("ethane", [6, 6, 1, 1, 1, 1, 1, 1], bonds, positions)
-
-
-def methanol():
-    hydrogens = 0.109 * TETRAHEDRON[1:]
-    oxygen = 0.142 * TETRAHEDRON[0]
-    last = oxygen - 0.096 * TETRAHEDRON[1]
-    positions = np.concatenate([[[0, 0, 0]], [oxygen], hydrogens, [last]])
-    bonds = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 5)]
-    return make("methanol", [6, 8, 1, 1, 1, 1], bonds, positions)
-
-
-def water():
-    return make(
-        "water", [1, 8, 1], [(0, 1), (1, 2)], [[0.096, 0, 0], [0, 0, 0], [-0.024, 0.093, 0]]
-    )
-
-
-def butyne():
-    """CH3-C#C-CH3: all its carbons lie on a line."""
-    axis, arms = TETRAHEDRON[0], 0.109 * TETRAHEDRON[1:]
-    ends = np.array([0.0, 0.146, 0.266, 0.412])
-    carbons = ends[:, None] * axis
-    positions = np.concatenate([carbons, arms, carbons[3] - arms])
-    bonds = [(0, 1), (1, 2), (2, 3), *((0, k) for k in (4, 5, 6)), *((3, k) for k in (7, 8, 9))]
-    return make("2-butyne", [6] * 4 + [1] * 6, bonds, positions)
-
-
-def carbon_dioxide():
-    return make(
-        "carbon dioxide", [8, 6, 8], [(0, 1), (1, 2)], [[-0.116, 0, 0], [0, 0, 0], [0.116, 0, 0]]
-    )
-
 
 def beads():
     return four_beads()
-
-
-def shaken(molecule, count=200, width=0.003, seed=0):
-    generator = np.random.default_rng(seed)
-    return molecule.positions + width * generator.normal(size=(count, molecule.n_atoms, 3))
 
 
 @pytest.mark.parametrize("build", [ethane, methanol, water, butyne, beads])

@@ -37,6 +37,8 @@ class Sometimes(Propagator):
             return frame.double()
         if bool(lag[0] == 6.0):
             return frame + torch.ones(frame.shape[1] + 1, 3)
+        if bool(lag[0] == 8.0):
+            return frame * 0.8
         # Passes at every other draw or so: the first number of the noise decides.
         if bool(lag[0] == 7.0) and bool(noise[0, 0] > 0.0):
             return frame * float("nan")
@@ -318,10 +320,14 @@ def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
 
 
 @pytest.mark.parametrize(
-    ("lag", "gate"), [(1.0, "nonfinite"), (2.0, "nonfinite"), (3.0, "displacement")]
+    ("lag", "gate"),
+    [(1.0, "nonfinite"), (2.0, "nonfinite"), (3.0, "displacement"), (8.0, "contacts")],
 )
 def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate):
-    context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, frictionCoeff=0.0)
+    far = np.linalg.norm(peptide.positions[0] - peptide.positions[ala2.n_atoms - 1])
+    contacts = [[0, ala2.n_atoms - 1, 0.9 * float(far)]]
+    model = model_of(Sometimes(ala2.n_atoms), ala2, contact_distances_nm=contacts)
+    context, integrator = start(engine, model, peptide, ala2, frictionCoeff=0.0)
     context.setVelocitiesToTemperature(300, 3)
     begin = context.getState(positions=True, velocities=True)
     integrator.setLag(lag)

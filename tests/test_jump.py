@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from openmm_sd import Propagator
-from openmm_sd.propagator.gates import GATES, BondGate, ChiralityGate, DisplacementGate, FiniteGate
+from openmm_sd.analysis.geometry import distances, distant_pairs
+from openmm_sd.propagator.gates import (
+    GATES,
+    BondGate,
+    ChiralityGate,
+    ContactGate,
+    DisplacementGate,
+    FiniteGate,
+)
 from openmm_sd.propagator.jump import ERRORS, REJECTIONS, STATUS_ERROR, Jump, build_gates
 from openmm_sd.propagator.kernels import Identity, Rotation, Shift
 from openmm_sd.propagator.script import script
@@ -56,6 +64,8 @@ class Faulty(Propagator):
             return frame * torch.tensor([1.0, 1.0, -1.0])
         if bool(lag[0] == 7.0):
             return frame * 1.5
+        if bool(lag[0] == 8.0):
+            return frame * 0.9
         return frame
 
 
@@ -65,8 +75,8 @@ def run(jump, positions, box=NO_BOX, number=0, attempt=0, seed=1, lag=10.0):
     return displacement.numpy(), int(status)
 
 
-def jump_of(kernel, molecule, windows=(), constraints=(), limit=2.0):
-    return Jump(kernel, molecule, build_gates(molecule, limit, windows), constraints)
+def jump_of(kernel, molecule, windows=(), constraints=(), limit=2.0, contacts=()):
+    return Jump(kernel, molecule, build_gates(molecule, limit, windows, contacts), constraints)
 
 
 @pytest.mark.parametrize("box", [CUBE, OCTAHEDRON], ids=["cube", "octahedron"])
@@ -140,12 +150,17 @@ def test_hydrogens_land_on_their_constraints(ala2):
 
 @pytest.mark.parametrize(
     ("lag", "status"),
-    [(1.0, 2), (2.0, 2), (3.0, 3), (4.0, 101), (5.0, 102), (6.0, 5), (7.0, 4), (10.0, 1)],
+    [(1, 2), (2, 2), (3, 3), (4, 101), (5, 102), (6, 5), (7, 4), (8, 6), (10, 1)],
 )
 @pytest.mark.parametrize("scripted", [False, True])
 def test_every_outcome_has_its_status(ala2, lag, status, scripted):
     windows = [(i, j, 0.07, 0.2) for i, j in ala2.bonds]
-    jump = jump_of(Faulty(ala2.n_atoms), ala2, windows)
+    pairs = distant_pairs(ala2, hydrogens=True)
+    contacts = [
+        (*p, 0.95 * d)
+        for p, d in zip(pairs, distances(ala2.positions[None], pairs)[0], strict=True)
+    ]
+    jump = jump_of(Faulty(ala2.n_atoms), ala2, windows, contacts=contacts)
     jump = script(jump) if scripted else jump
     displacement, got = run(jump, ala2.positions, lag=lag)
     assert got == status
@@ -186,6 +201,30 @@ def test_gates_judge_each_of_a_batch(ala2):
     assert gate(frame, proposal).tolist() == [True, False, True]
 
 
-def test_displacement_gate_turns_down_nan(ala2):
+@pytest.mark.parametrize("scripted", [False, True])
+def test_contact_gate(scripted):
+    gate = ContactGate([(0, 1, 0.2), (3, 1, 0.15)])
+    gate = script(gate) if scripted else gate
+    far = torch.eye(4)[:, :3]
+    frame = far.expand(5, 4, 3)
+    proposal = frame.clone()
+    proposal[1, 0] = far[1] + torch.tensor([0.0, 0.0, 0.19])
+    proposal[2, 3] = far[1] + torch.tensor([0.0, 0.16, 0.0])
+    proposal[3, 2] = far[1]  # a pair without a distance
+    proposal[4, 3] = float("nan")
+    assert gate(frame, proposal).tolist() == [True, False, True, True, False]
+
+
+def test_contact_gate_only_with_distances(ala2):
+    names = [gate.name for gate in build_gates(ala2, 1.0, [(0, 1, 0.1, 0.2)], [(0, 9, 0.2)])]
+    assert names == [gate.name for gate in GATES]
+    assert "contacts" not in [gate.name for gate in build_gates(ala2, 1.0, [])]
+
+
+@pytest.mark.parametrize(
+    "gate", [DisplacementGate(1.0), BondGate([(0, 1, 0.0, 1.0)]), ContactGate([(0, 1, 0.0)])]
+)
+def test_gates_turn_down_nan(gate):
     frame = torch.zeros(1, 3, 3)
-    assert DisplacementGate(1.0)(frame, frame * float("nan")).tolist() == [False]
+    assert gate(frame, frame).tolist() == [True]
+    assert gate(frame, frame * float("nan")).tolist() == [False]

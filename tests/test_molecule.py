@@ -9,6 +9,7 @@ import numpy as np
 import openmm
 import pytest
 from openmm import app, unit
+from small_molecules import grown
 
 from openmm_sd.propagator.molecule import Molecule, closest_mismatch, match_atoms
 
@@ -31,24 +32,6 @@ def ala2():
     state = context.getState(positions=True, energy=True)
     assert state.getPotentialEnergy() < -50 * unit.kilojoule_per_mole
     return Molecule.from_topology(modeller.topology, state.getPositions(asNumpy=True), "ala2")
-
-
-def grown(elements, bonds):
-    """A molecule without rings on a diamond lattice, every atom tetrahedral."""
-    graph = nx.Graph(bonds)
-    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * 0.15 / np.sqrt(3)
-    positions = np.zeros((len(elements), 3))
-    corner, sign = {0: None}, {0: 1}  # the corner an atom was reached through
-    for parent, children in nx.bfs_successors(graph, 0):
-        free = [k for k in range(4) if k != corner[parent]]
-        for child, k in zip(children, free, strict=False):
-            corner[child], sign[child] = k, -sign[parent]
-            positions[child] = positions[parent] + sign[parent] * corners[k]
-    n = len(elements)
-    labels = tuple(f"A{i}" for i in range(n))
-    return Molecule(
-        "grown", tuple(elements), tuple(bonds), labels, ("MOL",) * n, ("1",) * n, positions
-    )
 
 
 def renumbered(molecule, order):

@@ -258,10 +258,15 @@ def test_gates_are_asked_in_order_and_flips_are_counted_whatever_failed(ala2):
             mirrored = frame * torch.tensor([1.0, 1.0, -1.0])
             out = torch.where(z > 0, mirrored, frame)
             out = torch.where(z > 1, mirrored * 1.5, out)  # bonds fail before chirality
+            out = torch.where((z <= 0) & (z > -0.25), frame * 0.9, out)
             out = torch.where(z < -0.5, frame + 90.0, out)
             return torch.where(z < -1, frame * float("nan"), out)
 
-    card = {"bond_windows_nm": windows(ala2, 0.07, 0.2)}
+    far = float(np.linalg.norm(ala2.positions[0] - ala2.positions[-1]))
+    card = {
+        "bond_windows_nm": windows(ala2, 0.07, 0.2),
+        "contact_distances_nm": [[0, ala2.n_atoms - 1, 0.95 * far]],
+    }
     rollout = Rollout(
         ScoreModel(Bad(), ala2, card),
         RolloutSettings(chains=200, max_tries=1),
@@ -274,6 +279,7 @@ def test_gates_are_asked_in_order_and_flips_are_counted_whatever_failed(ala2):
     assert counts["rejections"]["displacement"] == int(((z < -0.5) & (z >= -1)).sum())
     assert counts["rejections"]["bonds"] == int((z > 1).sum())
     assert counts["rejections"]["chirality"] == int(((z > 0) & (z <= 1)).sum())
+    assert counts["rejections"]["contacts"] == int(((z > -0.25) & (z <= 0)).sum())
     assert counts["chirality_flips"] == int((z > 0).sum())
     assert min(counts["rejections"].values()) > 10
 

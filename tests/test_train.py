@@ -8,11 +8,17 @@ import torch
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
+from openmm_sd.dataset import Dataset, Run, write_dataset
 from openmm_sd.rollout import Rollout, RolloutSettings
 from openmm_sd.train import TransitionPairs, methyl_rotors
 from openmm_sd.train.markov import fit_markov, reversible_transitions
-from openmm_sd.train.stage import bond_windows, split_runs
+from openmm_sd.train.stage import (
+    StageSettings,
+    bond_windows,
+    contact_distances,
+    make_card,
+    split_runs,
+)
 
 
 def diffuse(start, frames, rng):
@@ -224,6 +230,7 @@ def test_train_command(data, tmp_path, capfd, network):
     assert model.lag_range == (1.0, 20.0)
     assert model.start_frames.shape == (20, 22, 3)
     assert len(model.bond_windows) == 9
+    assert model.contact_distances
     assert len(model.constraint_lengths) == 12
     assert model.card["training"]["data_sets"][0]["file"] == "chains.h5"
     # Its own training frames pass its gates.
@@ -317,6 +324,56 @@ def test_bond_windows_hold_the_data(ala2):
     for i, j, low, high in windows:
         length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
         assert low < length.min() < length.max() < high
+
+
+def chain_of(n_atoms):
+    """Carbon atoms in a row, 0.1 nm from one to the next."""
+    return Molecule(
+        "chain",
+        (6,) * n_atoms,
+        tuple((k, k + 1) for k in range(n_atoms - 1)),
+        tuple(f"C{k}" for k in range(n_atoms)),
+        ("CHN",) * n_atoms,
+        ("1",) * n_atoms,
+        np.array([[0.1 * k, 0.0, 0.0] for k in range(n_atoms)]),
+    )
+
+
+def test_contact_distances_are_the_shortest_of_all_frames(monkeypatch):
+    molecule = chain_of(8)
+    straight = np.asarray(molecule.positions, dtype=np.float32)
+    frames = np.stack([straight * scale for scale in (1.1, 1.2, 1.0, 1.3, 1.4)])
+    # In the shortest frame pairs k bonds apart are k times 0.1 nm apart: from six on out of reach.
+    monkeypatch.setattr("openmm_sd.train.stage._CONTACT_REACH_NM", 0.55)
+    pairs = [(i, j) for i in range(8) for j in range(i + 3, min(i + 6, 8))]
+    expected = [[i, j, 0.1 * (j - i) - 0.01] for i, j in pairs]
+    found = contact_distances(molecule, frames)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    # In parts of two frames, and from several runs: the same.
+    monkeypatch.setattr("openmm_sd.train.stage._CONTACT_CHUNK", 2 * 15)
+    assert contact_distances(molecule, frames) == found
+    assert contact_distances(molecule, frames[:1], frames[1:]) == found
+    assert contact_distances(chain_of(3), frames[:, :3]) == []
+
+
+def test_contacts_of_biased_runs_count(ala2):
+    rng = np.random.default_rng(2)
+    frames = np.asarray(ala2.positions) + rng.normal(scale=0.001, size=(60, 22, 3))
+    frames = frames.astype(np.float32)
+    plain = Run("plain", "plain", frames[:40], 1.0)
+    biased = Run("biased", "biased", frames[40:].copy(), 1.0, log_weights=np.zeros(20))
+    biased.positions[7, 0] = biased.positions[7, 21] + np.float32([0.15, 0.0, 0.0])
+    card = make_card(
+        Dataset(ala2, {}, (biased, plain)),
+        [plain],
+        1.0,
+        (1.0, 20.0),
+        StageSettings(time_reversal=False),
+        {"network": "dense"},
+    )
+    found = {(i, j): shortest for i, j, shortest in card["contact_distances_nm"]}
+    assert found[0, 21] == pytest.approx(0.145, abs=1e-4)
 
 
 def test_molecules_without_rotors():

@@ -150,12 +150,20 @@ def heavy_angles(molecule: Bonded) -> NDArray[np.int64]:
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
-def distant_pairs(molecule: Bonded) -> NDArray[np.int64]:
-    """Return the pairs of heavy atoms that are three bonds apart or more, (M, 2)."""
+def distant_pairs(molecule: Bonded, hydrogens: bool = False) -> NDArray[np.int64]:
+    """Return the pairs of atoms that are three bonds apart or more, (M, 2).
+
+    Parameters
+    ----------
+    molecule : Bonded
+        What has atoms and bonds.
+    hydrogens : bool
+        Also pairs with a hydrogen; by default those of two heavy atoms only.
+    """
     graph, z = _graph(molecule), molecule.atomic_numbers
     near = {i: nx.single_source_shortest_path_length(graph, i, cutoff=2) for i in graph}
-    heavy = [i for i in graph if z[i] != 1]
-    rows = [(i, j) for i in heavy for j in heavy if i < j and j not in near[i]]
+    atoms = [i for i in graph if hydrogens or z[i] != 1]
+    rows = [(i, j) for i in atoms for j in atoms if i < j and j not in near[i]]
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 

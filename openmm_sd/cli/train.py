@@ -28,7 +28,7 @@ _OPTIONS = (
     ("learning-rate", "learning_rate", float, "R", HIDDEN),
     ("condition-noise", "condition_noise_nm", float, "NM", HIDDEN),
     ("ema-decay", "ema_decay", float, "D", HIDDEN),
-    ("network", "network", str, "NET", "dense (one molecule, fastest) or graph (dense)"),
+    ("network", "network", str, "NET", "internal, dense, graph or auto (auto)"),
     ("width", "width", int, "N", "width of the network"),
     ("depth", "depth", int, "N", "number of its blocks"),
     ("calls", "n_calls", int, "N", "network calls a jump (10)"),

@@ -65,6 +65,10 @@ class DenseDiffusion(CartesianDiffusion):
     sigma_min, sigma_max, rho : float
         Noise levels of the sampler in units of the displacement's scale; see `karras_levels`. A
         `sigma_max` of only a few widths gives good equilibria and wrong kinetics.
+    centred : bool
+        Whether the sampler's first step takes away what the frame's own place would leave in the
+        sample; see `multistep_coefficients`. `for_molecule` says yes; models from before it do
+        without.
 
     Attributes
     ----------
@@ -114,6 +118,7 @@ class DenseDiffusion(CartesianDiffusion):
         sigma_min: float = 0.02,
         sigma_max: float = 40.0,
         rho: float = 8.0,
+        centred: bool = False,
     ) -> None:
         super().__init__(n_atoms, 3 * n_atoms)
         if len(frame_atoms) != 3 or len(set(frame_atoms)) != 3:
@@ -140,6 +145,7 @@ class DenseDiffusion(CartesianDiffusion):
             "sigma_min": float(sigma_min),
             "sigma_max": float(sigma_max),
             "rho": float(rho),
+            "centred": bool(centred),
         }
         self.axis_atom, self.origin_atom, self.plane_atom = (int(i) for i in frame_atoms)
         self.log_lag_min = math.log(lag_min_ps)
@@ -159,7 +165,7 @@ class DenseDiffusion(CartesianDiffusion):
         incidence[first, torch.arange(n_pairs)] = -1.0
         incidence[second, torch.arange(n_pairs)] = 1.0
         levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
-        self.solver = solver_coefficients(levels)
+        self.solver = solver_coefficients(levels, centred)
         # What follows from the hyperparameters is not stored with the weights.
         self.register_buffer("first", first, persistent=False)
         self.register_buffer("second", second, persistent=False)
@@ -216,7 +222,7 @@ class DenseDiffusion(CartesianDiffusion):
             n_atoms=molecule.n_atoms,
             frame_atoms=choose_frame_atoms(molecule, frames),
             heavy_atoms=alignment_atoms(molecule),
-            **settings,
+            **{"centred": True, **settings},
         )
 
     def encode(self, local: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:

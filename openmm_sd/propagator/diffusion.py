@@ -37,17 +37,21 @@ def karras_levels(
     Returns
     -------
     list of float
-        `n_calls` levels from `sigma_max` down to `sigma_min`.
+        `n_calls` levels from `sigma_max` down to `sigma_min`; a single one is `sigma_max`.
     """
     if not 0.0 < sigma_min < sigma_max:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
-    if n_calls < 2:
-        raise ValueError(f"n_calls must be at least 2, got {n_calls}")
+    if n_calls < 1:
+        raise ValueError(f"n_calls must be at least 1, got {n_calls}")
+    if n_calls == 1:
+        return [sigma_max]
     low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
     return [(high + k / (n_calls - 1) * (low - high)) ** rho for k in range(n_calls)]
 
 
-def solver_coefficients(levels: list[float]) -> list[tuple[float, float, float]]:
+def solver_coefficients(
+    levels: list[float], centred: bool = False
+) -> list[tuple[float, float, float]]:
     """Return DPM-Solver++(2M) as multiply-adds.
 
     With y_k the sample at level k and D_k the denoiser's answer there, one step is
@@ -59,6 +63,8 @@ def solver_coefficients(levels: list[float]) -> list[tuple[float, float, float]]
     ----------
     levels : list of float
         Falling noise levels.
+    centred : bool
+        Whether the first step adds all of D; see `multistep_coefficients`.
 
     Returns
     -------
@@ -76,6 +82,8 @@ def solver_coefficients(levels: list[float]) -> list[tuple[float, float, float]]
         weight = 1.0 - ratio
         extrapolation = 0.5 * step / step_before if k > 0 else 0.0
         coefficients.append((ratio, weight * (1.0 + extrapolation), -weight * extrapolation))
+        if k == 0 and centred:
+            coefficients[0] = (ratio, 1.0, 0.0)
         step_before = step
     return coefficients
 
@@ -101,6 +109,14 @@ def multistep_coefficients(levels: list[float], order: int) -> list[list[float]]
     list of list of float
         For each level (a, b_0, b_1, ...): ``y_(k+1) = a y_k + b_0 D_k + b_1 D_(k-1) + ...``, padded
         with zeros to the same length. The last step goes to noise zero and returns D.
+
+    Notes
+    -----
+    The noise a sample begins with is centred on zero, while the data, a displacement here, has its
+    mean m elsewhere. The exact flow would carry that offset along: data of width w would come out
+    around m (1 - w / sigma), as if a share w / sigma of the frame were remembered. At the first
+    level D is the mean and hardly depends on y, so the first step adds all of it (b_0 = 1 instead
+    of 1 - a), and the sample is centred from there on.
     """
     nodes, weights = np.polynomial.legendre.leggauss(32)
     place = np.arcsinh(2.0 * np.asarray(levels))
@@ -116,9 +132,32 @@ def multistep_coefficients(levels: list[float], order: int) -> list[list[float]]
             others = [other for i, other in enumerate(used) if i != j]
             basis = Polynomial.fromroots(others) if others else Polynomial([1.0])
             row.append(float((measure * basis(where)).sum() / basis(here)))
+        if k == 0:
+            row[1] = 1.0
         coefficients.append(row + [0.0] * (order + 1 - len(row)))
     coefficients.append([0.0, 1.0] + [0.0] * (order - 1))
     return coefficients
+
+
+def starting_width(levels: list[float], coefficients: list[list[float]]) -> float:
+    """Return the width of the noise from which Gaussian data of width 1 comes out with width 1.
+
+    Parameters
+    ----------
+    levels : list of float
+        Falling noise levels.
+    coefficients : list of list of float
+        Of `multistep_coefficients` for these levels.
+    """
+    if len(levels) == 1:
+        return math.sqrt(1.0 + levels[0] ** 2)
+    y = 1.0
+    answers: list[float] = []
+    for sigma, (a, *b) in zip(levels, coefficients, strict=True):
+        # What the denoiser of such data answers.
+        answers.insert(0, y / (1.0 + sigma * sigma))
+        y = a * y + sum(factor * answer for factor, answer in zip(b, answers, strict=False))
+    return 1.0 / y
 
 
 def interpolate_by_lag(

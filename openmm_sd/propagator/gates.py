@@ -117,6 +117,33 @@ class ChiralityGate(Gate):
         return (signed_volumes(proposal, self.centres) * self.signs > 0).all(dim=1)
 
 
+class ContactGate(Gate):
+    """Atoms that are not bonded neighbours keep their distance.
+
+    Parameters
+    ----------
+    contacts : list of (int, int, float)
+        Atom, atom and shortest allowed distance (nm).
+    """
+
+    code = 6
+    name = "contacts"
+    first: Tensor
+    second: Tensor
+    shortest: Tensor
+
+    def __init__(self, contacts: list[tuple[int, int, float]]) -> None:
+        super().__init__()
+        self.register_buffer("first", torch.tensor([int(c[0]) for c in contacts]))
+        self.register_buffer("second", torch.tensor([int(c[1]) for c in contacts]))
+        self.register_buffer("shortest", torch.tensor([float(c[2]) for c in contacts]))
+
+    def forward(self, frame: Tensor, proposal: Tensor) -> Tensor:
+        apart = proposal[:, self.first] - proposal[:, self.second]
+        length = torch.linalg.vector_norm(apart, dim=-1)
+        return (length >= self.shortest).all(dim=1)  # a NaN compares false
+
+
 def signed_volumes(frames: Tensor, centres: Tensor) -> Tensor:
     """Signed volumes det[a - centre, b - centre, c - centre].
 
@@ -140,4 +167,10 @@ def signed_volumes(frames: Tensor, centres: Tensor) -> Tensor:
 
 
 #: Every gate there is, in the order in which they are asked.
-GATES: tuple[type[Gate], ...] = (FiniteGate, DisplacementGate, BondGate, ChiralityGate)
+GATES: tuple[type[Gate], ...] = (
+    FiniteGate,
+    DisplacementGate,
+    BondGate,
+    ChiralityGate,
+    ContactGate,
+)

@@ -145,7 +145,7 @@ class GraphDiffusion(CartesianDiffusion):
         Rounds of exchange between atoms in the denoiser.
     encoder_depth : int
         Rounds on the conditioning frame, made once a jump.
-    n_lag_nodes, n_calls, sigma_min, sigma_max, rho
+    n_lag_nodes, n_calls, sigma_min, sigma_max, rho, centred
         As in `DenseDiffusion`.
 
     Attributes
@@ -210,6 +210,7 @@ class GraphDiffusion(CartesianDiffusion):
         sigma_min: float = 0.02,
         sigma_max: float = 40.0,
         rho: float = 8.0,
+        centred: bool = False,
     ) -> None:
         n_atoms = len(atomic_numbers)
         super().__init__(n_atoms, 3 * n_atoms)
@@ -259,6 +260,7 @@ class GraphDiffusion(CartesianDiffusion):
             "sigma_min": float(sigma_min),
             "sigma_max": float(sigma_max),
             "rho": float(rho),
+            "centred": bool(centred),
         }
         self.axis_atom, self.origin_atom, self.plane_atom = (int(i) for i in frame_atoms)
         self.log_lag_min = math.log(lag_min_ps)
@@ -292,7 +294,7 @@ class GraphDiffusion(CartesianDiffusion):
         for atom, sign in hands:
             hand[atom] = sign
         levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
-        self.solver = solver_coefficients(levels)
+        self.solver = solver_coefficients(levels, centred)
         # What follows from the hyperparameters is not stored with the weights.
         for name, array in (
             ("numbers", np.array(numbers)),
@@ -368,6 +370,7 @@ class GraphDiffusion(CartesianDiffusion):
             "stereo": stereo_labels(molecule),
             "frame_atoms": list(choose_frame_atoms(molecule, frames)),
             "heavy_atoms": alignment_atoms(molecule),
+            "centred": True,
         }
         return cls(**(arguments | settings))
 

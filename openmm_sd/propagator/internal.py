@@ -23,10 +23,12 @@ from .diffusion import (
     karras_levels,
     multistep_coefficients,
     preconditioning,
+    starting_width,
 )
 from .frames import align_far, alignment_atoms, choose_frame_atoms
 from .internal_tree import (
     InternalTree,
+    NotInternal,
     build_tree,
     circular_mean,
     constant_lengths,
@@ -76,7 +78,8 @@ class InternalDiffusion(Propagator):
     n_lag_nodes : int
         The scale by which torsions turn is stored at this many lags, evenly spaced in log(lag).
     n_calls : int
-        Denoiser calls a jump.
+        Denoiser calls a jump. With 4, 6, 8, 10 and 32, hops of alanine dipeptide in water from
+        beta to alphaR in 10 ps came out at 0.051, 0.065, 0.065, 0.065 and 0.064 (MD: 0.063).
     sigma_min, sigma_max, rho : float
         Noise levels of the sampler in widths of the coordinates; see `karras_levels`.
 
@@ -105,6 +108,7 @@ class InternalDiffusion(Propagator):
     free: Tensor
     heavy: Tensor
     levels: Tensor
+    begin: Tensor
     noise_frequencies: Tensor
     turning: Tensor
     stiff: Tensor
@@ -127,11 +131,13 @@ class InternalDiffusion(Propagator):
         width: int = 384,
         depth: int = 4,
         n_lag_nodes: int = 12,
-        n_calls: int = 10,
+        n_calls: int = 8,
         sigma_min: float = 0.05,
         sigma_max: float = 10.0,
         rho: float = 10.0,
     ) -> None:
+        if n_atoms < 4:
+            raise ValueError(f"n_atoms must be at least 4, got {n_atoms}")
         plan = InternalTree(n_atoms, tuple(root), [tuple(row) for row in tree])
         rows = n_atoms - 3
         for name, chosen, most in (("turning", turning, rows), ("constant", constant, rows + 2)):
@@ -144,6 +150,8 @@ class InternalDiffusion(Propagator):
         super().__init__(n_atoms, size)
         if len(heavy_atoms) < 3:
             raise ValueError(f"heavy_atoms must be at least three, got {list(heavy_atoms)}")
+        if any(not 0 <= atom < n_atoms for atom in heavy_atoms):
+            raise ValueError(f"heavy_atoms must lie in 0 to {n_atoms - 1}, got {list(heavy_atoms)}")
         if not 0.0 < lag_min_ps < lag_max_ps:
             raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
         if n_lag_nodes < 2:
@@ -185,6 +193,10 @@ class InternalDiffusion(Propagator):
 
         levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
         self.solver = multistep_coefficients(levels, _ORDER)
+        # Right for stiff coordinates, which are nearly Gaussian; the peaks of a torsion that turns
+        # would be drawn together by it.
+        begin = torch.full((size,), math.sqrt(1.0 + levels[0] ** 2))
+        begin[:n_stiff] = starting_width(levels, self.solver)
 
         def keep(name: str, value: Tensor) -> None:
             # What follows from the hyperparameters is not stored with the weights.
@@ -197,11 +209,12 @@ class InternalDiffusion(Propagator):
         placing = [[*(place[atom] for atom in row[:4]), row[4]] for row in plan.rows]
         keep("placing_rows", torch.tensor(placing))
         keep("place", torch.tensor(place))
-        keep("free", torch.tensor(free))
+        keep("free", torch.tensor(free, dtype=torch.int64))
         keep("turning", torch.tensor(self.hyperparameters["turning"], dtype=torch.int64))
         keep("stiff", torch.tensor(stiff, dtype=torch.int64))
         keep("heavy", torch.tensor(list(heavy_atoms)))
         keep("levels", torch.tensor(levels))
+        keep("begin", begin)
         frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(8.0), _NOISE_FREQUENCIES))
         keep("noise_frequencies", frequencies)
         self.register_buffer("length_mean", torch.full((rows + 2,), 0.15))
@@ -248,13 +261,13 @@ class InternalDiffusion(Propagator):
 
         Raises
         ------
-        ValueError
+        NotInternal
             If there are no frames, or three atoms come near a line.
         """
         if frames is None or len(frames) < 2:
-            raise ValueError("internal coordinates need frames that show what moves")
+            raise NotInternal("internal coordinates need frames that show what moves")
         if molecule.n_atoms < 4:
-            raise ValueError(f"internal coordinates need 4 atoms, {molecule.name} has fewer")
+            raise NotInternal(f"internal coordinates need 4 atoms, {molecule.name} has fewer")
         root = choose_frame_atoms(molecule, frames)
         tree = build_tree(molecule, root)
         return cls(
@@ -281,7 +294,7 @@ class InternalDiffusion(Propagator):
         scale = interpolate_by_lag(self.scale, lag, self.log_lag_min, self.log_lag_span)
         context, modulation = self.encode(stiff, turned, lag)
         noise_modulation = self.encode_noise(self.levels)
-        y = noise * torch.sqrt(1.0 + self.levels[0] * self.levels[0])
+        y = noise * self.begin
         before = torch.zeros_like(y)
         earlier = torch.zeros_like(y)
         for k in range(self.n_calls):
@@ -330,7 +343,8 @@ class InternalDiffusion(Propagator):
 
     def plane(self, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return sine and cosine (not normalised) of how far torsions turn, (B, M) each."""
-        along, across = y[:, self.n_stiff :].split(self.n_turning, dim=-1)
+        along = y[:, self.n_stiff : self.n_stiff + self.n_turning]
+        across = y[:, self.n_stiff + self.n_turning :]
         return scale * across, 1.0 + scale * along
 
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:

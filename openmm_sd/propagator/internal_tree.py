@@ -28,6 +28,10 @@ _STRAIGHT: Final = math.radians(165.0)
 """Beyond this angle the torsions about a bond are ill defined."""
 
 
+class NotInternal(ValueError):
+    """Internal coordinates do not suit the molecule."""
+
+
 @dataclass(frozen=True)
 class InternalTree:
     """How a molecule is built up atom by atom.
@@ -55,15 +59,22 @@ class InternalTree:
                 f"{self.n_atoms} atoms need a root of 3 and {self.n_atoms - 3} rows, got "
                 f"{len(self.root)} and {len(self.rows)}"
             )
-        placed = set(self.root)
+        placed = {atom for atom in self.root if 0 <= atom < self.n_atoms}
+        if len(placed) != 3:
+            raise ValueError(
+                f"root must be three different atoms below {self.n_atoms}, got {list(self.root)}"
+            )
         for k, row in enumerate(self.rows):
             if len(row) != 5 or not 0 <= row[0] < self.n_atoms or row[0] in placed:
                 raise ValueError(f"row {k} of tree does not place a new atom: {list(row)}")
-            if not placed >= set(row[1:4]) or len(set(row[1:4])) != 3 or not -1 <= row[4] < k:
+            if not placed >= set(row[1:4]) or len(set(row[1:4])) != 3:
                 raise ValueError(f"row {k} of tree leans on what is not placed: {list(row)}")
+            if row[4] != -1 and not (0 <= row[4] < k and self.rows[row[4]][4] == -1):
+                raise ValueError(
+                    f"row {k} of tree must be led by an earlier row that is not led itself, or "
+                    f"-1: {list(row)}"
+                )
             placed.add(row[0])
-        if len(placed) != self.n_atoms:
-            raise ValueError(f"root must be three different atoms, got {list(self.root)}")
 
     def order(self) -> list[int]:
         """Return the atoms in the order of placement."""
@@ -144,7 +155,7 @@ def turning_torsions(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> l
 
     Raises
     ------
-    ValueError
+    NotInternal
         If three atoms that a torsion leans on come near a line.
     """
     x = torch.as_tensor(np.asarray(frames, dtype=np.float64))
@@ -154,7 +165,7 @@ def turning_torsions(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> l
     for k in straight:
         atoms = tree.root if k == 0 else (*tree.rows[k - 1][:3],)
         if frozenset(atoms) in supporting:
-            raise ValueError(
+            raise NotInternal(
                 f"atoms {', '.join(map(str, atoms))} come near a line, so torsions about them are "
                 "undefined: internal coordinates do not suit this molecule"
             )

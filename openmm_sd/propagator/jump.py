@@ -27,6 +27,7 @@ from .gates import (
     GATES,
     BondGate,
     ChiralityGate,
+    ContactGate,
     DisplacementGate,
     FiniteGate,
     Gate,
@@ -58,7 +59,12 @@ class JumpError(RuntimeError):
     """The propagator failed in a way that drawing again does not mend."""
 
 
-def build_gates(molecule: Molecule, max_displacement: float, bond_windows: Sequence) -> list[Gate]:
+def build_gates(
+    molecule: Molecule,
+    max_displacement: float,
+    bond_windows: Sequence,
+    contact_distances: Sequence = (),
+) -> list[Gate]:
     """Build the gates of one molecule.
 
     Parameters
@@ -69,6 +75,8 @@ def build_gates(molecule: Molecule, max_displacement: float, bond_windows: Seque
         Largest displacement of an atom in one jump, nm.
     bond_windows : sequence of (int, int, float, float)
         Atom, atom, shortest and longest distance in nm; may be empty.
+    contact_distances : sequence of (int, int, float)
+        Atom, atom and shortest distance in nm; may be empty.
 
     Returns
     -------
@@ -87,6 +95,8 @@ def build_gates(molecule: Molecule, max_displacement: float, bond_windows: Seque
                 hand.signs[stereo].tolist(),
             )
         )
+    if len(contact_distances):
+        gates.append(ContactGate([tuple(c) for c in contact_distances]))
     return gates
 
 

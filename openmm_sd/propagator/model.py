@@ -57,6 +57,7 @@ class ScoreModel:
         ``description`` (text), ``temperature_K`` (K), ``lag_range_ps`` (two numbers, ps),
         ``recommended_lag_ps`` (ps), ``recommended_burst_ps`` (ps), ``max_displacement_nm`` (nm),
         ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm),
+        ``contact_distances_nm`` (list of atom, atom, shortest distance in nm),
         ``constraint_lengths_nm`` (list of heavy atom, hydrogen, distance in nm: the bonds that the
         MD of the training data held fixed).
     start_frames : array, shape (M, N, 3), optional
@@ -214,6 +215,27 @@ class ScoreModel:
                 )
             windows.append((window[0], window[1], float(window[2]), float(window[3])))
         return tuple(windows)
+
+    @property
+    def contact_distances(self) -> tuple[tuple[int, int, float], ...]:
+        """Pairs of atoms with the shortest distance they may have, nm; may be empty."""
+        value = self._card.get("contact_distances_nm")
+        contacts = []
+        for contact in [] if value is None else value if isinstance(value, list) else [value]:
+            if not (
+                isinstance(contact, list)
+                and len(contact) == 3
+                and all(_is_number(v) for v in contact)
+                and all(isinstance(v, int) and 0 <= v < self.n_atoms for v in contact[:2])
+                and contact[0] != contact[1]
+                and contact[2] >= 0
+            ):
+                raise ValueError(
+                    "card: contact_distances_nm must be a list of [atom, atom, shortest nm] with "
+                    f"different atoms 0 to {self.n_atoms - 1}, got {contact!r}"
+                )
+            contacts.append((contact[0], contact[1], float(contact[2])))
+        return tuple(contacts)
 
     @property
     def constraint_lengths(self) -> tuple[tuple[int, int, float], ...]:
@@ -427,6 +449,7 @@ class ScoreModel:
             "recommended_burst_ps",
             "max_displacement_nm",
             "bond_windows_nm",
+            "contact_distances_nm",
             "constraint_lengths_nm",
         }
         for key in sorted(self._card.keys() - shown):
@@ -457,6 +480,7 @@ class ScoreModel:
             "recommended_burst",
             "max_displacement",
             "bond_windows",
+            "contact_distances",
             "constraint_lengths",
         ):
             getattr(self, name)

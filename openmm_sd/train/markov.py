@@ -146,11 +146,10 @@ def _weights(
     if populations is None:
         parts = parts[:1]
     else:
-        # Transitions seen a few times do not decide how likely two parts are. Cells that are hardly
-        # left or entered are no parts of their own: a biased run's weight of them is too rough.
+        # Transitions seen a few times do not decide how likely two parts are.
         firm = np.where(counts + counts.T >= _FIRM_COUNTS, counts, 0.0)
         firm_parts = [part for part in connected_sets(firm) if len(part) >= _SMALLEST_PART]
-        parts = firm_parts or parts[:1]
+        parts = _grown(firm_parts, counts) or parts[:1]
     for part in parts:
         share = 1.0 if populations is None else populations[part].sum()
         if len(part) == 1:
@@ -161,6 +160,33 @@ def _weights(
         )
         weights[part] = share * stationary_distribution(block)
     return weights
+
+
+def _grown(parts: list[NDArray[np.int64]], counts: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Give each cell outside the parts to the one it exchanges most with.
+
+    Such cells are no parts of their own: a biased run's weight of them is too rough. Leaving them
+    out would lose the transitions through them, and what is left would look slower than it is.
+    """
+    exchange = counts + counts.T
+    np.fill_diagonal(exchange, 0.0)
+    owner = np.full(len(counts), -1)
+    for number, part in enumerate(parts):
+        owner[part] = number
+    while len(parts):
+        belongs = (owner[:, None] == np.arange(len(parts))).astype(float)
+        ties = exchange @ belongs
+        new = np.flatnonzero((owner < 0) & (ties.max(1) > 0.0))
+        if not len(new):
+            break
+        owner[new] = ties[new].argmax(1)
+    grown = []
+    for number, part in enumerate(parts):
+        cells = np.flatnonzero(owner == number)
+        # Connected both ways, and with the part itself.
+        sets = connected_sets(counts[np.ix_(cells, cells)])
+        grown.append(next(cells[some] for some in sets if part[0] in cells[some]))
+    return grown
 
 
 def _populations(

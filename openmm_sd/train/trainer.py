@@ -271,7 +271,9 @@ def train(
     low, high = float(model.lag_nodes()[0]), float(model.lag_nodes()[-1])
     lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
     average = copy.deepcopy(model).eval()
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
+    )
     generator = torch.Generator(device).manual_seed(settings.seed)
     record = TrainingRecord()
     path = Path(checkpoint) if checkpoint is not None else None
