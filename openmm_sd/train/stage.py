@@ -122,7 +122,7 @@ class StageSettings:
     markov_lag_ps: float = 10.0
     drop_ps: float = 1.0
     held_out: float = 0.1
-    start_frames: int = 300
+    start_frames: int = 1000
     init: str | None = None
     name: str | None = None
     description: str | None = None

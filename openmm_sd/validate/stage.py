@@ -35,6 +35,8 @@ _ROOM_TEMPERATURE_K = 300.0
 # Without equilibrated frames, chains start from few places, and forget them slowly.
 _FEW_STARTS = 20
 _STEP_GROUPS = 32
+# Torsions alone decide the one-step test where they are so many times longer than all else.
+_MUCH_LONGER = 2.0
 
 
 def validate(
@@ -383,9 +385,17 @@ class _Validation:
     # -- one step ----------------------------------------------------------------------------------
 
     def _step(self, lag: float) -> dict[str, Any]:
-        found = self._step_from_runs(lag) if self.reference.with_positions else None
-        if found is None:
-            found = self._step_from_starts(lag)
+        runs = self.reference.with_positions
+        known = sum(run.n_frames * run.spacing_ps for run in runs)
+        # Torsions of a run much longer than those with positions say more about what MD does.
+        longer = self.baseline.sample.total_ps > _MUCH_LONGER * known
+        if runs and not (longer and self.model.start_frames is not None):
+            found = self._step_from_runs(lag)
+            if found is not None:
+                return found
+        found = self._step_from_starts(lag)
+        if "reason" in found and runs and longer:
+            return self._step_from_runs(lag) or found
         return found
 
     def _step_from_runs(self, lag: float) -> dict[str, Any] | None:
