@@ -329,7 +329,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     first = datasets[0]
     runs: dict[str, Run] = {}
     for number, dataset in enumerate(datasets):
-        different = _difference(first.molecule, dataset.molecule)
+        different = difference(first.molecule, dataset.molecule)
         if different:
             raise ValueError(
                 f"data set {number} is of another molecule than data set 0: {different}"
@@ -360,7 +360,8 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _difference(one: Molecule, two: Molecule) -> str:
+def difference(one: Molecule, two: Molecule) -> str:
+    """Say in what two molecules differ, atom by atom; nothing if they do not."""
     if one.atomic_numbers != two.atomic_numbers:
         return f"{one.formula} and {two.formula}, or another order of the atoms"
     if one.bonds != two.bonds:

@@ -136,7 +136,7 @@ def test_hyperparameters_and_state_rebuild_it():
         ({"frame_atoms": [0, 1, 7]}, "frame_atoms"),
         ({"heavy_atoms": [0, 1]}, "heavy_atoms"),
         ({"lag_min_ps": 5.0, "lag_max_ps": 1.0}, "lag_min_ps"),
-        ({"n_calls": 1}, "n_calls"),
+        ({"n_calls": 0}, "n_calls"),
         ({"sigma_min": 50.0}, "sigma_min"),
     ],
 )

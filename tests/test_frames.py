@@ -16,6 +16,8 @@ from small_molecules import (
 )
 
 from openmm_sd.propagator.frames import (
+    align_far,
+    align_frames,
     align_nearby,
     alignment_atoms,
     choose_frame_atoms,
@@ -126,3 +128,60 @@ def test_local_coordinates_and_alignment_undo_a_rotation():
     atoms = torch.tensor([0, 1, 3])
     back = align_nearby(x @ small.T + 0.2, x, atoms, 4)
     torch.testing.assert_close(back, x, atol=1e-6, rtol=0)
+
+
+def axis_rotation(axis, angle):
+    axis = axis / np.linalg.norm(axis)
+    k = np.cross(np.eye(3), axis)
+    return torch.tensor(np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * k @ k)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-4, 1.0, 45.0, 90.0, 135.0, 179.0, 179.999, 180.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_frames_are_aligned_as_near_ones(degrees, dtype):
+    generator = np.random.default_rng(4)
+    molecule = methanol()
+    target = torch.tensor(shaken(molecule, 30), dtype=dtype)
+    moving = torch.tensor(shaken(molecule, 30, seed=1), dtype=dtype)
+    # The first three about an axis of the coordinate system, where elements of the matrix vanish.
+    axes = [*np.eye(3), *generator.normal(size=(27, 3))]
+    turns = torch.stack([axis_rotation(axis, np.deg2rad(degrees)) for axis in axes]).to(dtype)
+    moving = moving @ turns + torch.tensor(generator.normal(size=(30, 1, 3)), dtype=dtype)
+    atoms = torch.tensor([0, 1, 2, 5])
+    exact = align_frames(moving.double(), target.double(), atoms)
+    found = align_far(moving, target, atoms)
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-6
+    assert float((found.double() - exact).abs().max()) < tolerance
+
+    # A turn and a shift, nothing else: shapes and hands are what they were.
+    def shape(x):
+        x = x.double()
+        return torch.cdist(x, x), torch.linalg.det(x[:, [1, 2, 3]] - x[:, [0]])
+
+    for before, after in zip(shape(moving), shape(found), strict=True):
+        torch.testing.assert_close(after, before, atol=tolerance, rtol=0)
+    # Frames that are aligned already stay.
+    again = align_far(found, target, atoms)
+    assert float((again - found).abs().max()) < tolerance
+    scripted = torch.jit.script(align_far)
+    torch.testing.assert_close(scripted(moving, target, atoms), found, atol=tolerance, rtol=0)
+
+
+def test_far_frames_of_other_shape_and_hand():
+    # Frames that have little in common: the best rotation may be anything.
+    generator = torch.Generator().manual_seed(2)
+    target, moving = torch.randn(2, 2000, 6, 3, generator=generator, dtype=torch.float64).mul(0.1)
+    atoms = torch.arange(6)
+
+    def distance(x):
+        return (x - target).square().sum((1, 2))
+
+    exact, found = (align(moving, target, atoms) for align in (align_frames, align_far))
+    torch.testing.assert_close(torch.cdist(found, found), torch.cdist(moving, moving))
+    assert float((found - exact).abs().max()) < 1e-8
+    # A mirror image is not turned inside out.
+    mirror = target * torch.tensor([1.0, 1.0, -1.0])
+    best = align_far(mirror, target, atoms)
+    torch.testing.assert_close(torch.linalg.det(best[:, 1:4] - best[:, :1]),
+                               torch.linalg.det(mirror[:, 1:4] - mirror[:, :1]))  # fmt: skip
+    assert float(distance(best).min()) > 1e-4

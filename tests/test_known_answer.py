@@ -19,14 +19,17 @@ from four_beads import (
 
 from openmm_sd.propagator.dense import DenseDiffusion
 from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.propagator.internal import InternalDiffusion
 from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, train
 
 LAG_PS = 4.0
 SPACING_PS = 1.0
 #: What a small network trained for seconds may be off by, beside the statistical errors.
-POPULATION_TOLERANCE = 0.03
+POPULATION_TOLERANCE = 0.02
 #: Seconds of training leave hops that stop half-way on the barrier, and half of these return.
-RATE_TOLERANCE = 0.30
+RATE_TOLERANCE = 0.15
+#: Of the widths of bonds, which are coordinates of the network in internal coordinates.
+WIDTH_TOLERANCE = 0.04
 SIGMA = 2.0
 #: A small network for one lag only, which rounds to `LAG_PS`: seconds do not suffice for a range.
 SMALL = {"width": 64, "depth": 2, "lag_min_ps": 3.6, "lag_max_ps": 4.4}
@@ -40,11 +43,19 @@ def md():
     return simulate(64, 1000.0, SPACING_PS)
 
 
-def complaints(chains, lag_ps, md, population_tolerance, rate_tolerance):
+def bond_widths(frames):
+    bonds = np.linalg.norm(frames[..., 1:, :] - frames[..., :-1, :], axis=-1)
+    return bonds.std((0, 1))
+
+
+def complaints(chains, lag_ps, md, population_tolerance, rate_tolerance, width_tolerance=None):
     """What is wrong with chains (chains, T, 4, 3) that should be `lag_ps` apart."""
     if not np.isfinite(chains).all():
         return ["not finite"]
     found = []
+    ratio = bond_widths(chains) / bond_widths(md)
+    if width_tolerance is not None and np.abs(ratio - 1.0).max() > width_tolerance:
+        found.append(f"widths of bonds {ratio}, not 1 within {width_tolerance:.2f}")
     share, share_error = population(chains)
     allowed = population_tolerance + SIGMA * share_error
     if not abs(share - exact_population()) < allowed:
@@ -106,9 +117,9 @@ def test_the_dynamics_has_the_known_population(md):
 
 
 def test_training_recovers_population_and_rate(md):
-    model = trained(DenseDiffusion, md, 2000, SMALL)
+    model = trained(InternalDiffusion, md, 1500, SMALL)
     chains = chains_of(model, md, LAG_PS, steps=80)
-    tolerances = (POPULATION_TOLERANCE, RATE_TOLERANCE)
+    tolerances = (POPULATION_TOLERANCE, RATE_TOLERANCE, WIDTH_TOLERANCE)
     assert complaints(chains, LAG_PS, md, *tolerances) == []
 
     # The same check turns down: a kernel with the right populations and another rate,
@@ -116,16 +127,22 @@ def test_training_recovers_population_and_rate(md):
     # its mirror image,
     mirrored = chains * np.array([1, 1, -1], dtype=np.float32)
     assert any("population" in line for line in complaints(mirrored, LAG_PS, md, *tolerances))
-    # and what has not been trained.
-    untrained = new_model(DenseDiffusion, md, **SMALL)
+    # bonds that are a little wider,
+    wider = chains + np.float32(0.003) * np.random.default_rng(1).normal(size=chains.shape)
+    assert any("widths" in line for line in complaints(wider, LAG_PS, md, *tolerances))
+    # and what has not been trained: it knows the widths, and nothing of the torsion.
+    untrained = new_model(InternalDiffusion, md, **SMALL)
     untrained.fit_statistics(torch.from_numpy(md[0]), model.scale)
-    assert complaints(chains_of(untrained.eval(), md, LAG_PS, 80), LAG_PS, md, *tolerances)
+    said = complaints(chains_of(untrained.eval(), md, LAG_PS, 80), LAG_PS, md, *tolerances)
+    assert said
+    assert not any("widths" in line for line in said)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "steps", "size", "settings"),
     [
+        (InternalDiffusion, 8000, {"width": 96, "depth": 2, **LAGS}, {"batch_size": 256}),
         (DenseDiffusion, 8000, {"width": 96, "depth": 2, **LAGS}, {"batch_size": 256}),
         (
             GraphDiffusion,
@@ -139,10 +156,12 @@ def test_longer_training_recovers_them_more_closely(network, steps, size, settin
     md = simulate(64, 4000.0, SPACING_PS)
     model = trained(network, md, steps, size, **settings)
     chains = chains_of(model, md, LAG_PS, steps=200)
-    assert complaints(chains, LAG_PS, md, 0.02, 0.12) == []
+    # In Cartesian coordinates bonds come out 12 to 17 % too wide.
+    width_tolerance = WIDTH_TOLERANCE if network is InternalDiffusion else None
+    assert complaints(chains, LAG_PS, md, 0.02, 0.12, width_tolerance) == []
     # Neither way over the barrier is missing. There is no upper bound on purpose: diffusion leaves
-    # too many frames on top of it (2.6 times the dynamics' share after 8000 steps of the dense
-    # network), an error that the population and the rate do not show.
+    # too many frames on top of it (after 8000 steps 2.6 times the dynamics' share in the dense
+    # network, 1.6 times in internal coordinates), an error that population and rate do not show.
     for angle in (0.0, np.pi):
         share, known = (
             (np.cos(torsion(frames) - angle) > np.cos(np.deg2rad(20))).mean()

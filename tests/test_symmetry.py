@@ -1,6 +1,6 @@
 """Symmetries of the learned kernels: rotations yes, reflections no, equivalent atoms yes.
 
-Both network designs with random weights, so that nothing holds by training, and the shipped model.
+All network designs with random weights, so that nothing holds by training, and the shipped model.
 """
 
 import functools
@@ -14,6 +14,8 @@ from openmm_sd.propagator.dense import DenseDiffusion
 from openmm_sd.propagator.frames import alignment_atoms, choose_frame_atoms
 from openmm_sd.propagator.gates import FiniteGate
 from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.propagator.internal import InternalDiffusion
+from openmm_sd.propagator.internal_tree import build_tree
 from openmm_sd.propagator.jump import STATUS_ACCEPTED, Jump
 
 LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
@@ -21,7 +23,7 @@ LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
 ROUNDING = 2e-5
 #: What counts as another answer, nm: far above rounding, far below a typical displacement.
 DIFFERENT = 2e-3
-KERNELS = ["dense", "graph", "ala2-implicit"]
+KERNELS = ["internal", "dense", "graph", "ala2-implicit"]
 
 
 def frames_of(molecule, count=8, seed=0):
@@ -56,6 +58,26 @@ def kernel(name):
         return shipped().propagator
     torch.manual_seed(3)
     frames = frames_of(molecule(), 64, 1)
+    if name == "internal":
+        # The shaken frames do not show that torsions turn, so it is said.
+        root = choose_frame_atoms(molecule(), frames.numpy())
+        tree = build_tree(molecule(), root)
+        hydrogens = {k for k, z in enumerate(molecule().atomic_numbers) if z == 1}
+        turning = [k for k, row in enumerate(tree.rows) if row[4] < 0 and row[0] not in hydrogens]
+        model = InternalDiffusion(
+            n_atoms=molecule().n_atoms,
+            root=root,
+            tree=tree.rows,
+            turning=turning,
+            constant=[],
+            heavy_atoms=alignment_atoms(molecule()),
+            width=48,
+            depth=2,
+            **LAGS,
+        )
+        torch.nn.init.normal_(model.head.weight, std=0.06)
+        model.fit_statistics(frames, torch.full((12, len(turning)), 0.3))
+        return model.eval().requires_grad_(False)
     if name == "dense":
         model = DenseDiffusion(
             n_atoms=molecule().n_atoms,
@@ -104,14 +126,20 @@ def test_a_rotated_and_shifted_frame_gives_the_rotated_and_shifted_answer(name):
 def mirrored_answer_differs(model):
     """By how much (nm) the mirror image's answer differs from the answer's mirror image.
 
-    The noise is mirrored too. It is given in the molecule's own axes, of which the mirror turns
-    round the third, so a kernel blind to handedness would answer with the exact mirror image.
+    The noise is mirrored too, so that a kernel blind to handedness would answer with the exact
+    mirror image. In Cartesian coordinates it is given in the molecule's own axes, of which the
+    mirror turns round the third; in internal ones torsions and the sines of turns change sign.
     """
     x, lag, noise = inputs(model)
     mirror = torch.tensor([-1.0, 1.0, 1.0])
-    third = torch.tensor([1.0, 1.0, -1.0])
+    if isinstance(model, InternalDiffusion):
+        sign = torch.ones(model.noise_size)
+        sign[model.n_straight : model.n_stiff] = -1.0
+        sign[model.n_stiff + model.n_turning :] = -1.0
+    else:
+        sign = torch.tensor([1.0, 1.0, -1.0]).repeat(model.n_atoms)
     answer = model(x, lag, noise)
-    reflected = model(x * mirror, lag, (noise.view(x.shape) * third).flatten(1))
+    reflected = model(x * mirror, lag, noise * sign)
     return (reflected - answer * mirror).abs().amax(dim=(1, 2))
 
 
@@ -131,6 +159,24 @@ def test_the_mirror_test_notices_a_network_blind_to_handedness():
         exchange.hidden.weight[:, -vectors:] = 0.0
         exchange.combine.weight[:, vectors : 2 * vectors] = 0.0
     assert float(mirrored_answer_differs(blind).max()) < 5 * ROUNDING
+
+
+def test_the_internal_network_learns_handedness_and_is_told_it():
+    def variant(told, learned):
+        model = InternalDiffusion(**kernel("internal").hyperparameters).eval().requires_grad_(False)
+        model.load_state_dict(kernel("internal").state_dict())
+        if not told:
+            # The mean torsions say which mirror image this is: flat, it is neither.
+            model.stiff_mean[model.n_straight :] = 0.0
+            model.stiff_width[model.n_straight :] = 1.0
+        if not learned:
+            model.head.weight.zero_()
+        return mirrored_answer_differs(model)
+
+    # Of neither, the answer's mirror image is the mirror image's answer: the measure is sound.
+    assert float(variant(told=False, learned=False).max()) < 5 * ROUNDING
+    assert float(variant(told=True, learned=False).min()) > DIFFERENT
+    assert float(variant(told=False, learned=True).min()) > DIFFERENT
 
 
 def hydrogen_swaps():
@@ -168,7 +214,7 @@ def jump_of(model, x, attempt=0):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_methyl_hydrogens_are_exchangeable_in_a_jump(name):
-    # A dense network knows one numbering of each methyl group; Jump gives it that one.
+    # All networks but one know one numbering of each methyl group; Jump gives them that one.
     model = kernel(name)
     x, lag, noise = inputs(model, 1)
     start = jump_of(model, x[0])
@@ -177,5 +223,8 @@ def test_methyl_hydrogens_are_exchangeable_in_a_jump(name):
         assert largest(jump_of(model, x[0, order]) - start[order]) < 10 * ROUNDING
     if name != "graph":
         order = hydrogen_swaps()[0]
-        swapped = model(x[:, order], lag, noise.view(x.shape)[:, order].flatten(1))
+        # The noise of internal coordinates is not the atoms' and stays as it is.
+        own = name == "internal"
+        theirs = noise if own else noise.view(x.shape)[:, order].flatten(1)
+        swapped = model(x[:, order], lag, theirs)
         assert largest(swapped - model(x, lag, noise)[:, order]) > DIFFERENT

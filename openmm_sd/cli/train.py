@@ -31,7 +31,7 @@ _OPTIONS = (
     ("network", "network", str, "NET", "internal, dense, graph or auto (auto)"),
     ("width", "width", int, "N", "width of the network"),
     ("depth", "depth", int, "N", "number of its blocks"),
-    ("calls", "n_calls", int, "N", "network calls a jump (10)"),
+    ("calls", "n_calls", int, "N", "network calls a jump (8 or 10)"),
     ("lag-min", "lag_min_ps", float, "PS", "shortest lag (1)"),
     ("lag-max", "lag_max_ps", float, "PS", "longest lag (1000)"),
     ("compose-from", "compose_from_ps", float, "PS", HIDDEN),

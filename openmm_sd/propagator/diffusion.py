@@ -93,9 +93,9 @@ def multistep_coefficients(levels: list[float], order: int) -> list[list[float]]
 
     The flow dy/dln(sigma) = y - D is integrated exactly for an answer D that is a polynomial in
     asinh(2 sigma) through the last `order` answers. That variable is even in time on the scale
-    where data of width 1 takes shape: on Gaussians and mixtures of them with a denoiser that is
-    known, third order at 8 and 10 calls left half of the error of `solver_coefficients` (widths
-    1 to 3 % off instead of 4 to 8 %).
+    where data of width 1 takes shape. With the denoiser of Gaussians of width 0.4, 0.7, 1 and 1.3,
+    third order, 8 calls and `starting_width`, widths came out -3.6, -0.8, 0 and +0.1 % wrong;
+    `solver_coefficients` left 2 to 4 %.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..analysis import dihedral
 from ..analysis.geometry import distant_pairs
-from ..dataset import BIASED, Dataset, Run, file_sha256, merge, read_dataset
+from ..dataset import BIASED, Dataset, Run, difference, file_sha256, merge, read_dataset
 from ..generate.frames import constraint_lengths
 from ..generate.seeding import slow_torsions
 from ..propagator.cartesian import CartesianDiffusion
@@ -24,7 +24,12 @@ from ..propagator.dense import DenseDiffusion
 from ..propagator.frames import align_frames
 from ..propagator.graph import GraphDiffusion
 from ..propagator.internal import InternalDiffusion
-from ..propagator.internal_tree import NotInternal
+from ..propagator.internal_tree import (
+    InternalTree,
+    NotInternal,
+    constant_lengths,
+    turning_torsions,
+)
 from ..propagator.model import ScoreModel
 from ..propagator.molecule import Molecule
 from ..version import __version__
@@ -48,6 +53,16 @@ NETWORKS: Final = {
 AUTO: Final = "auto"
 """What ``--network`` is by default: the first of them that suits the molecule."""
 
+#: What says which coordinates a network's weights belong to.
+_COORDINATES: Final = (
+    "n_atoms",
+    "frame_atoms",
+    "heavy_atoms",
+    "root",
+    "tree",
+    "turning",
+    "constant",
+)
 #: Frames at which a network looks to choose its coordinates.
 _LOOK_AT: Final = 2000
 #: Lags of the reported losses, ps, as far as the model covers them.
@@ -212,8 +227,6 @@ def train_bundle(
     network = build_network(molecule, some[:: max(1, len(some) // _LOOK_AT)], lags, settings)
     network = network.to(device)
     fit_statistics(network, pairs, settings.training.seed)
-    if settings.init is not None:
-        _take_weights(network, settings.init)
     checkpoint = output.with_name(output.name + ".checkpoint")
     began = time.monotonic()
 
@@ -301,10 +314,9 @@ def build_network(
         For the network, its arguments, and the bundle that weights are taken from.
     """
     name = settings.network
-    if name == AUTO and settings.init is not None:
-        first = ScoreModel.load(settings.init).propagator
-        name = next((key for key, cls in NETWORKS.items() if isinstance(first, cls)), AUTO)
     arguments = {**lags, **settings.network_settings}
+    if settings.init is not None:
+        return _like_bundle(molecule, frames, arguments, settings)
     if name != AUTO:
         return NETWORKS[name].for_molecule(molecule, frames, **arguments)  # type: ignore[attr-defined]
     # A ring's last bond is no internal coordinate: its length would be what the others leave it.
@@ -589,23 +601,47 @@ def _part(run: Run, part: slice) -> Run:
     return Run(run.name, run.kind, run.positions[part], run.spacing_ps, run.info)
 
 
-def _take_weights(network: torch.nn.Module, path: str) -> None:
-    """Copy the weights (not the statistics) of another bundle's network."""
-    other = ScoreModel.load(path).propagator
-    if type(other) is not type(network):
-        raise ValueError(
-            f"{path} holds a {type(other).__name__}, wanted is a {type(network).__name__}"
-        )
-    mine = dict(network.named_parameters())
-    theirs = dict(other.named_parameters())
-    different = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape]
-    if different:
-        raise ValueError(
-            f"the network of {path} has another size or another number of atoms ({different[0]})"
-        )
+def _like_bundle(
+    molecule: Molecule,
+    frames: NDArray[np.floating[Any]],
+    arguments: dict[str, Any],
+    settings: StageSettings,
+) -> CartesianDiffusion | InternalDiffusion:
+    """Build a network that starts with the weights, and the coordinates, of a bundle."""
+    path = settings.init
+    bundle = ScoreModel.load(str(path))
+    other = bundle.propagator
+    name = next((key for key, cls in NETWORKS.items() if isinstance(other, cls)), "")
+    if not name or settings.network not in (AUTO, name):
+        wanted = "" if settings.network == AUTO else f", wanted is {settings.network}"
+        raise ValueError(f"{path} holds a {type(other).__name__}{wanted}")
+    network: CartesianDiffusion | InternalDiffusion
+    if name == "graph":
+        network = GraphDiffusion.for_molecule(molecule, frames, **arguments)
+    else:
+        # Weights mean something for the coordinates they were trained in only.
+        different = difference(bundle.molecules[0], molecule)
+        if different:
+            raise ValueError(f"{path} is of another molecule than the data: {different}")
+        known: dict[str, Any] = other.hyperparameters  # type: ignore[assignment]
+        taken: dict[str, Any] = {key: known[key] for key in _COORDINATES if key in known}
+        if isinstance(other, InternalDiffusion):
+            tree = InternalTree(molecule.n_atoms, tuple(taken["root"]), taken["tree"])
+            if not set(turning_torsions(tree, frames)) <= set(taken["turning"]):
+                raise ValueError(f"in the data torsions turn that keep one value in {path}")
+            if set(constant_lengths(tree, frames)) != set(taken["constant"]):
+                raise ValueError(f"the data has other bonds constrained than {path}")
+        elif isinstance(other, DenseDiffusion):
+            taken["centred"] = True
+        network = NETWORKS[name](**{**taken, **arguments})
+    mine, theirs = dict(network.named_parameters()), dict(other.named_parameters())
+    changed = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape]
+    if changed:
+        raise ValueError(f"the network of {path} has another size ({changed[0]})")
     with torch.no_grad():
         for key, parameter in mine.items():
             parameter.copy_(theirs[key])
+    return network
 
 
 def _device(name: str) -> torch.device:
