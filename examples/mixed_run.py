@@ -5,7 +5,7 @@ from openmm.app import *
 from openmm.unit import *
 from openmm_sd import ScoreDynamicsIntegrator, ScoreDynamicsReporter, ScoreModel
 
-model = ScoreModel.load("ala2-implicit")
+model = ScoreModel.load("ala2-water")
 molecule = model.molecules[0]
 forcefield = ForceField("amber99sbildn.xml", "tip3p.xml")
 modeller = Modeller(molecule.to_topology(), molecule.positions * nanometer)

@@ -5,7 +5,7 @@ integrator alternates ordinary molecular dynamics with those learned steps::
 
     from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 
-    model = ScoreModel.load("ala2-implicit")
+    model = ScoreModel.load("ala2-water")
     integrator = ScoreDynamicsIntegrator(model)
     integrator.attach(system, topology)
     simulation = Simulation(topology, system, integrator)

@@ -88,7 +88,7 @@ class DemoSettings:
         Of the jumps, the velocities and the Langevin dynamics.
     """
 
-    model: str = "ala2-implicit"
+    model: str = "ala2-water"
     seconds: float = 120.0
     jumps: int | None = None
     waters: int = 651

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add("--output", "-o", required=True, metavar="DIR", help="directory to write to")
-    add("--model", metavar="NAME", help="shipped model, or path of a bundle (ala2-implicit)")
+    add("--model", metavar="NAME", help="shipped model, or path of a bundle (ala2-water)")
     add("--seconds", type=float, metavar="S", help="wall-clock time of the sampling (120)")
     add("--jumps", type=int, metavar="N", help="try exactly N jumps instead")
     add("--waters", type=int, metavar="N", help="number of water molecules (651)")

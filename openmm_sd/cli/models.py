@@ -11,7 +11,7 @@ from .progress import Progress
 if TYPE_CHECKING:
     from ..propagator.model import ScoreModel
 
-EXAMPLE = "openmm-sd models ala2-implicit"
+EXAMPLE = "openmm-sd models ala2-water"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -80,7 +80,7 @@ class ScoreModel:
 
     Examples
     --------
-    >>> model = ScoreModel.load("ala2-implicit")            # doctest: +SKIP
+    >>> model = ScoreModel.load("ala2-water")            # doctest: +SKIP
     >>> model.recommended_lag                            # doctest: +SKIP
     10.0
     """
