@@ -49,7 +49,8 @@ def main() -> None:
         "",
         [f"{e['jsd_phi_psi_bits'].get('expected_of_exact_model') or 0:.4f}" for e in each],
     )
-    row("— last quarter of the chains minus third", "", [text(e["drift"], 4) for e in each])
+    drift = [text(e["drift"]["last_half_bits"], 4) for e in each]
+    row("— last quarter of the chains minus third", "", drift)
     for name in POPULATIONS:
         md = text(reference["populations"][name], 4)
         row(f"population of {name}", md, [text(e["populations"][name], 4) for e in each])
