@@ -62,9 +62,9 @@ class MarkovModel:
         """Return the slowest implied timescales, ps; fewer when there are fewer."""
         root = np.sqrt(self.weights)
         symmetric = self.transitions * root[:, None] / root[None, :]
-        values = np.linalg.eigvalsh(0.5 * (symmetric + symmetric.T))[::-1][1 : count + 1]
+        values = np.linalg.eigvalsh(0.5 * (symmetric + symmetric.T))[::-1]
         # A one is a set of cells that nothing was seen to leave at this lag.
-        values = values[(values > 0.0) & (values < 1.0 - 1e-9)]
+        values = values[(values > 0.0) & (values < 1.0 - 1e-9)][:count]
         return -self.lag_ps / np.log(values)
 
     def frame_weights(self) -> NDArray[np.float64]:
@@ -128,13 +128,25 @@ def fit_markov(
         return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps)
     counts = _counts(cells, short, n_cells)
     weights = _weights(counts, _populations(clustering, weighted))
-    kept = np.flatnonzero(weights > 0.0)
-    place = np.full(n_cells, -1, dtype=np.int64)
-    place[kept] = np.arange(len(kept))
-    cells = [place[c] for c in cells]
-    weights = weights[kept] / weights.sum()
-    transitions = reversible_transitions(_counts(cells, stride, len(kept)), weights)
+    cells, weights = _only(np.flatnonzero(weights > 0.0), cells, weights)
+    # Cells that nothing is seen to leave at the long lag, say because only short runs came there,
+    # would hold on to whatever is composed through them.
+    exchange = _counts(cells, stride, len(weights))
+    sets = connected_sets(exchange + exchange.T)
+    large = [some for some in sets if len(some) >= _SMALLEST_PART] or sets[:1]
+    cells, weights = _only(np.sort(np.concatenate(large)), cells, weights)
+    transitions = reversible_transitions(_counts(cells, stride, len(weights)), weights)
     return MarkovModel(tuple(cells), weights, transitions, stride * spacing_ps)
+
+
+def _only(
+    kept: NDArray[np.int64], cells: Sequence[NDArray[np.int64]], weights: NDArray[np.float64]
+) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
+    """Leave out all cells but some: -1 in the runs, and weights that sum to 1."""
+    # One more place, for the cells that were left out already.
+    place = np.full(len(weights) + 1, -1, dtype=np.int64)
+    place[kept] = np.arange(len(kept))
+    return [place[run] for run in cells], weights[kept] / weights[kept].sum()
 
 
 def _weights(
