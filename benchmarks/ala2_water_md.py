@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument(
         "--kind", choices=("plain", "awh", "grid", "barrier", "right"), default="plain"
     )
+    parser.add_argument("--friction", type=float, default=1.0, help="1/ps")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int, default=1, help="one past the last")
     parser.add_argument("--dataset", type=Path)
@@ -321,7 +322,8 @@ def endless(options: argparse.Namespace, kind: str, index: int) -> None:
     if not (out / f"{name}.tpr").exists():
         seeds = {"ld-seed": 9000 + index, "gen-seed": 9000 + index}
         bias = BIAS | {"awh-seed": 9000 + index} if kind == "awh" else {}
-        preprocess(options, name, "start.gro", "heavy.top", SETTINGS | seeds | bias)
+        settings = SETTINGS | {"tau-t": 1.0 / options.friction} | seeds | bias
+        preprocess(options, name, "start.gro", "heavy.top", settings)
     going_on = ("-cpi", f"{name}.cpt") if (out / f"{name}.cpt").exists() else ()
     gmx(options, log, *single(name), "-pin", "off", "-cpt", "3", *going_on)
 
@@ -351,7 +353,8 @@ def seeded(options: argparse.Namespace, kind: str, index: int) -> None:
         gmx(options, out / f"{part}.out", *single(part), "-c", f"{part}.g96")
         start = f"{part}.g96"
     steps = round(length / float(SETTINGS["dt"]))
-    settings = SETTINGS | {"nsteps": steps, "ld-seed": seed + 5, "gen-seed": seed + 5}
+    seeds = {"ld-seed": seed + 5, "gen-seed": seed + 5}
+    settings = SETTINGS | {"tau-t": 1.0 / options.friction, "nsteps": steps} | seeds
     preprocess(options, name, start, "heavy.top", settings)
     gmx(options, out / f"{name}.out", *single(name), "-pin", "off")
     (out / f"{name}.done").write_text(f"{phi:.3f} {psi:.3f}\n")
@@ -387,7 +390,7 @@ def collect(options: argparse.Namespace) -> None:
     found = re.search(r"GROMACS version:\s*(\S+)", version.stdout)
     facts = {
         "temperature": 300,
-        "friction": 1,
+        "friction": options.friction,
         "step-fs": 4,
         "hydrogen-mass": 3,
         "cutoff": 0.9,

@@ -648,3 +648,14 @@ def test_training_finds_a_known_law():
     assert abs(before["stretch"]) < STRETCH_NM
     assert before["bond"] > 0.003
     assert before["memory"] > 0.3
+
+
+def test_weight_of_turns_in_the_loss():
+    """The mean weight stays one; turns count as many times more as asked."""
+    model = InternalDiffusion.for_molecule(ala2(), lively(), **SMALL)
+    plain, heavy = model.loss_weights(1.0), model.loss_weights(5.0)
+    assert torch.equal(plain, torch.ones(model.noise_size))
+    assert float(heavy.mean()) == pytest.approx(1.0)
+    n = model.n_stiff
+    assert float(heavy[n:].min() / heavy[:n].max()) == pytest.approx(5.0)
+    assert heavy[:n].unique().numel() == heavy[n:].unique().numel() == 1

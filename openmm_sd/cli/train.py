@@ -2,8 +2,8 @@
 
 Data sets are what 'generate' and 'import' write. A training that was stopped goes on when the same
 command is given again. The bundle is written at the end. Also: --learning-rate --condition-noise
---ema-decay --no-bf16 --no-time-reversal --compose-from --markov-lag --drop --start-frames
---description --recommended-lag --recommended-burst, see docs/training.md.
+--ema-decay --turn-weight --no-rare-first --no-bf16 --no-time-reversal --compose-from --markov-lag
+--drop --start-frames --description --recommended-lag --recommended-burst, see docs/training.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _OPTIONS = (
     ("learning-rate", "learning_rate", float, "R", HIDDEN),
     ("condition-noise", "condition_noise_nm", float, "NM", HIDDEN),
     ("ema-decay", "ema_decay", float, "D", HIDDEN),
+    ("turn-weight", "turn_weight", float, "W", HIDDEN),
     ("network", "network", str, "NET", "internal, dense, graph or auto (auto)"),
     ("width", "width", int, "N", "width of the network"),
     ("depth", "depth", int, "N", "number of its blocks"),
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, field, kind, unit, text in _OPTIONS:
         add(f"--{option}", dest=field, type=kind, metavar=unit, help=text)
     add("--bf16", action=argparse.BooleanOptionalAction, help=HIDDEN)
+    add("--rare-first", action=argparse.BooleanOptionalAction, help=HIDDEN)
     add("--time-reversal", action=argparse.BooleanOptionalAction, help=HIDDEN)
 
 

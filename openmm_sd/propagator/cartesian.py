@@ -177,6 +177,11 @@ class CartesianDiffusion(Propagator):
         return (torch.matmul(later - origin, axes) - local) / scale, (local, scale, lag)
 
     @torch.jit.ignore
+    def loss_weights(self, turn_weight: float) -> Tensor:
+        """Return the weight of each coordinate in the loss: one, whatever turns."""
+        return torch.ones((), device=self.scale.device)
+
+    @torch.jit.ignore
     def answer(self, noised: Tensor, sigma: Tensor, known: tuple[Tensor, ...]) -> Tensor:
         """Return the denoiser's answer to a noised target at noise levels (B,)."""
         local, scale, lag = known

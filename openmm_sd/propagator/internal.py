@@ -477,6 +477,13 @@ class InternalDiffusion(Propagator):
         return torch.cat([wanted, plane], dim=-1), (stiff, turned, scale, lag)
 
     @torch.jit.ignore
+    def loss_weights(self, turn_weight: float) -> Tensor:
+        """Return the weight of each coordinate in the loss, (K,), one in the mean."""
+        weights = torch.ones_like(self.begin)
+        weights[self.n_stiff :] = turn_weight
+        return weights / weights.mean()
+
+    @torch.jit.ignore
     def answer(self, noised: Tensor, sigma: Tensor, known: tuple[Tensor, ...]) -> Tensor:
         """Return the denoiser's answer to a noised target at noise levels (B,)."""
         stiff, turned, scale, lag = known

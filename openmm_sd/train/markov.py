@@ -25,6 +25,10 @@ _CELL_SIZE: Final = 0.15
 _SMALLEST_PART: Final = 5
 #: Transitions between two cells, both ways together, that tie their weights to each other.
 _FIRM_COUNTS: Final = 10
+#: A process is slow that takes this many steps of the lag at which weights are estimated.
+_SLOW_STEPS: Final = 20.0
+#: Conformations are parted by processes that take this many steps of the model's lag.
+_STATE_STEPS: Final = 2.0
 #: A count that decides nothing.
 _TRACE: Final = 1e-6
 #: Frames from which the cells are chosen at most.
@@ -46,12 +50,20 @@ class MarkovModel:
         (C, C), transition matrix over `lag_ps`; reversible with respect to `weights`.
     lag_ps : float
         ps.
+    states : ndarray
+        (C,), the conformation of each cell: sets of cells that slow processes part.
     """
 
     cells: tuple[NDArray[np.int64], ...]
     weights: NDArray[np.float64]
     transitions: NDArray[np.float64]
     lag_ps: float
+    states: NDArray[np.int64]
+
+    @property
+    def n_states(self) -> int:
+        """Number of conformations."""
+        return int(self.states.max()) + 1
 
     @property
     def n_cells(self) -> int:
@@ -102,7 +114,9 @@ def fit_markov(
         any lag, and a short one sees the small steps across a barrier that nothing crosses in one.
     weighted : sequence of (ndarray, ndarray)
         Torsions (T, D) and logarithmic equilibrium weights (T,) of biased runs. Parts of the data
-        between which the transitions do not decide get their weights from these.
+        between which the transitions do not decide get their weights from these. Where both know
+        something, the two sides of a slow process get the mean of what they say, each with the
+        error that its crossings from one side to the other allow.
     max_cells : int
         Number of cells at most. They are evenly spread over what was visited, so that barriers are
         resolved as well as basins.
@@ -120,14 +134,21 @@ def fit_markov(
     short = min(stride, max(1, round(weights_lag_ps / spacing_ps)))
     if not any(len(a) > stride for a in angles):
         raise ValueError(f"no run is longer than the Markov model's lag of {lag_ps:g} ps")
-    features = [np.concatenate([np.cos(a), np.sin(a)], axis=1) for a in angles]
+    features = [_features(a) for a in angles]
     clustering = _spread_cells(features, max_cells, seed)
     cells = [clustering.transform(f).astype(np.int64) for f in features]
     n_cells = len(clustering.cluster_centers)
     if n_cells == 1:
-        return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps)
+        one = np.zeros(1, dtype=np.int64)
+        return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps, one)
     counts = _counts(cells, short, n_cells)
-    weights = _weights(counts, _populations(clustering, weighted))
+    biased = [
+        clustering.transform(_features(torsions)).astype(np.int64) for torsions, _ in weighted
+    ]
+    populations = _populations(biased, [w for _, w in weighted], n_cells)
+    weights = _weights(counts, populations)
+    if populations is not None:
+        weights = _blended(weights, populations, counts, cells, biased)
     cells, weights = _only(np.flatnonzero(weights > 0.0), cells, weights)
     # Cells that nothing is seen to leave at the long lag, say because only short runs came there,
     # would hold on to whatever is composed through them.
@@ -136,7 +157,8 @@ def fit_markov(
     large = [some for some in sets if len(some) >= _SMALLEST_PART] or sets[:1]
     cells, weights = _only(np.sort(np.concatenate(large)), cells, weights)
     transitions = reversible_transitions(_counts(cells, stride, len(weights)), weights)
-    return MarkovModel(tuple(cells), weights, transitions, stride * spacing_ps)
+    states = _states(transitions, weights)
+    return MarkovModel(tuple(cells), weights, transitions, stride * spacing_ps, states)
 
 
 def _only(
@@ -161,7 +183,11 @@ def _weights(
         # Transitions seen a few times do not decide how likely two parts are.
         firm = np.where(counts + counts.T >= _FIRM_COUNTS, counts, 0.0)
         firm_parts = [part for part in connected_sets(firm) if len(part) >= _SMALLEST_PART]
-        parts = _grown(firm_parts, counts) or parts[:1]
+        # A part that no biased run went to would be lost: the transitions then tell all.
+        if all(populations[part].sum() > 0.0 for part in firm_parts):
+            parts = _grown(firm_parts, counts) or parts[:1]
+        else:
+            parts, populations = parts[:1], None
     for part in parts:
         share = 1.0 if populations is None else populations[part].sum()
         if len(part) == 1:
@@ -202,20 +228,123 @@ def _grown(parts: list[NDArray[np.int64]], counts: NDArray[np.float64]) -> list[
 
 
 def _populations(
-    clustering: ClusterModel,
-    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
+    biased: Sequence[NDArray[np.int64]],
+    log_weights: Sequence[NDArray[np.floating]],
+    n_cells: int,
 ) -> NDArray[np.float64] | None:
-    """Return the weight that biased runs give each cell."""
-    if not weighted:
+    """Return the weight that biased runs give each cell, long runs counting for more."""
+    if not biased:
         return None
-    populations = np.zeros(len(clustering.cluster_centers))
-    most = max(float(np.max(log_weights)) for _, log_weights in weighted)
-    for torsions, log_weights in weighted:
-        cell = clustering.transform(np.concatenate([np.cos(torsions), np.sin(torsions)], axis=1))
-        populations += np.bincount(
-            cell, weights=np.exp(log_weights - most), minlength=len(populations)
-        )
+    populations = np.zeros(n_cells)
+    for cells, logs in zip(biased, log_weights, strict=True):
+        weights = np.exp(logs - np.max(logs))
+        # Weights are known up to a factor of each run's own.
+        populations += np.bincount(cells, weights * (len(cells) / weights.sum()), n_cells)
     return populations / populations.sum()
+
+
+def _blended(
+    weights: NDArray[np.float64],
+    populations: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    cells: Sequence[NDArray[np.int64]],
+    biased: Sequence[NDArray[np.int64]],
+) -> NDArray[np.float64]:
+    """Return weights that take from the biased runs what these know better.
+
+    The slowest process of the cells parts them in two. How likely the sides are, the transitions
+    tell with an error that the number of crossings sets, the biased runs likewise with theirs. The
+    logarithm of the ratio becomes the mean, weighted with both errors, and each side is parted
+    further, until what is left is fast.
+    """
+    weights = weights.copy()
+    waiting = [np.flatnonzero(weights > 0.0)]
+    while waiting:
+        some = waiting.pop()
+        transitions = reversible_transitions(counts[np.ix_(some, some)], weights[some])
+        sides = _slow_sides(transitions, weights[some], _SLOW_STEPS)
+        if sides is None:
+            continue
+        side = np.zeros(len(weights), dtype=np.int64)
+        side[some] = sides
+        share = [weights[side * sign > 0].sum() for sign in (-1, 1)]
+        other = [populations[side * sign > 0].sum() for sign in (-1, 1)]
+        mine, theirs = _precision(side, cells), _precision(side, biased)
+        if theirs > 0.0:
+            ratio = mine * np.log(share[1] / share[0]) + theirs * np.log(other[1] / other[0])
+            ratio /= mine + theirs
+            total = sum(share)
+            for sign, before in zip((-1, 1), share, strict=True):
+                weights[side * sign > 0] *= total / (1.0 + np.exp(-sign * ratio)) / before
+        waiting += [np.flatnonzero(np.sign(side) == sign) for sign in (-1, 1)]
+    return weights
+
+
+def _states(transitions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the conformation of each cell: what no slow process parts."""
+    states = np.zeros(len(weights), dtype=np.int64)
+    waiting = [np.arange(len(weights))]
+    found = 0
+    while waiting:
+        some = waiting.pop()
+        # The process seen only while it is inside.
+        flow = weights[some, None] * transitions[np.ix_(some, some)]
+        inside = flow.sum(1)
+        sides = _slow_sides(flow / inside[:, None], inside, _STATE_STEPS)
+        if sides is None:
+            states[some] = found
+            found += 1
+        else:
+            waiting += [some[sides < 0], some[sides > 0]]
+    return states
+
+
+def _slow_sides(
+    transitions: NDArray[np.float64], weights: NDArray[np.float64], steps: float
+) -> NDArray[np.int64] | None:
+    """Part cells by their slowest process: -2 and 2 in the cores of its sides, -1 and 1 around.
+
+    None where no process takes as many steps as that.
+    """
+    if len(weights) < 2 * _SMALLEST_PART:
+        return None
+    root = np.sqrt(weights / weights.sum())
+    symmetric = transitions * root[:, None] / root[None, :]
+    values, vectors = np.linalg.eigh(0.5 * (symmetric + symmetric.T))
+    # What is slow in a few cells alone is no process that counts.
+    for k in range(len(values) - 2, -1, -1):
+        if values[k] < np.exp(-1.0 / steps):
+            return None
+        slow = vectors[:, k] / root
+        side = np.where(slow > 0.0, 1, -1)
+        if min((side > 0).sum(), (side < 0).sum()) >= _SMALLEST_PART:
+            break
+    else:
+        return None
+    for sign in (-1, 1):
+        here = side == sign
+        typical = np.average(np.abs(slow[here]), weights=weights[here])
+        side[here & (np.abs(slow) > 0.5 * typical)] *= 2
+    return side
+
+
+def _precision(side: NDArray[np.int64], cells: Sequence[NDArray[np.int64]]) -> float:
+    """Return one over the variance of the logarithm of two sides' ratio.
+
+    It follows from the number of crossings from core to core, each way.
+    """
+    there = back = 0
+    for run in cells:
+        where = np.where(run >= 0, side[run], 0)
+        cores = where[np.abs(where) == 2]
+        there += int(((cores[:-1] < 0) & (cores[1:] > 0)).sum())
+        back += int(((cores[:-1] > 0) & (cores[1:] < 0)).sum())
+    return 1.0 / (1.0 / there + 1.0 / back) if there and back else 0.0
+
+
+def _features(torsions: NDArray[np.floating]) -> NDArray[np.float64]:
+    torsions = np.asarray(torsions, dtype=np.float64)
+    return np.concatenate([np.cos(torsions), np.sin(torsions)], axis=1)
 
 
 def reversible_transitions(
