@@ -90,6 +90,21 @@ def test_triclinic_boxes(system, tmp_path):
     assert np.abs(read_dataset(output).runs[0].positions - system[3]).max() < 3e-4
 
 
+def test_different_boxes_are_not_averaged(system, tmp_path):
+    pieces = system[2].atom_slice(range(22))
+    pieces.xyz = system[3].astype(np.float32)
+    top = system[0] / "solute.pdb"
+    pieces[0].save(str(top))
+    files = []
+    for name, edge in (("small", 2.0), ("large", 3.0)):
+        pieces.unitcell_lengths = np.full((FRAMES, 3), edge)
+        files.append(save(system, f"{name}.trr", pieces))
+    import_trajectories(files, top, tmp_path / "data.h5")
+    known = read_dataset(tmp_path / "data.h5").provenance
+    assert "box_nm" not in known
+    assert known["boxes_nm"] == [[2.0] * 3, [3.0] * 3]
+
+
 def test_stride_and_pieces(system, tmp_path, monkeypatch):
     monkeypatch.setattr("openmm_sd.generate.imported._CHUNK_FRAMES", 5)
     data = read(system, save(system, "run.trr"), tmp_path / "data.h5", stride=4)

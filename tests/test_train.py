@@ -14,7 +14,7 @@ from openmm_sd.propagator.dense import DenseDiffusion
 from openmm_sd.rollout import Rollout, RolloutSettings
 from openmm_sd.train import TransitionPairs, methyl_rotors
 from openmm_sd.train.markov import fit_markov, reversible_transitions
-from openmm_sd.train.pairs import RareFirst
+from openmm_sd.train.rare import RareFirst
 from openmm_sd.train.stage import (
     NETWORKS,
     StageSettings,

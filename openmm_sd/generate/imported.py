@@ -39,6 +39,8 @@ _WITH_TOPOLOGY: Final = (".pdb", ".pdb.gz", ".ent", ".h5", ".hdf5", ".gro")
 _CHUNK_FRAMES: Final = 200
 # Share of the spacing by which a frame's time may be off: rounding in a file, not a lost frame.
 _UNEVEN: Final = 0.01
+# Boxes are one box if their edges differ by no more than this share.
+_SAME_BOX: Final = 0.02
 # What is found as a molecule of one atom. Anything else alone has lost its bonds.
 _SINGLE: Final = frozenset(
     (
@@ -362,7 +364,12 @@ class _Reader:
 
         result = dict(self._settings.provenance)
         if self._boxes and "box_nm" not in result:
-            result["box_nm"] = [round(float(x), 5) for x in np.mean(self._boxes, axis=0)]
+            boxes = np.array(self._boxes)
+            # A barostat moves a box by less than this; the mean of different boxes is nobody's.
+            if (np.ptp(boxes, axis=0) <= _SAME_BOX * boxes.mean(axis=0)).all():
+                result["box_nm"] = [round(float(x), 5) for x in boxes.mean(axis=0)]
+            else:
+                result["boxes_nm"] = np.unique(boxes.round(2), axis=0).tolist()
         if self._constraints:
             result["constraint_lengths_nm"] = self._constraints
         result["command"] = " ".join(sys.argv) if sys.argv and sys.argv[0] else "import"

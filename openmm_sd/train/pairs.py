@@ -30,9 +30,6 @@ from .markov import MarkovModel
 
 #: Lags (log-uniform) at which the share of each cell among the starts is counted.
 _SHARE_NODES: Final = 24
-#: Pairs from which `RareFirst` takes, and as many as are drawn at once for it.
-_POOL_SIZE: Final = 1 << 17
-_POOL_PART: Final = 1 << 12
 
 
 class TransitionPairs:
@@ -234,111 +231,6 @@ class TransitionPairs:
         order[:, self.rotors.flatten()] = turned.flatten(1)
         index = order.unsqueeze(-1).expand(-1, -1, 3)
         return frame.gather(1, index), later.gather(1, index)
-
-
-class RareFirst:
-    """Pairs with rare hops drawn more often, and the weights that make up for it.
-
-    A model must know how likely a hop is that one pair in thousands makes, and would have to see
-    millions of pairs to learn it. Here pairs are drawn from a pool in which each class of pairs
-    (from which conformation to which, at about which lag) with share f comes up in proportion to
-    sqrt(f), with a weight proportional to 1 / sqrt(f): what is expected of the loss stays what it
-    was, and what rare hops add to it comes in many small parts.
-
-    Parameters
-    ----------
-    pairs : TransitionPairs
-        With a Markov model of more than one conformation; else pairs are drawn as they come.
-    lag_min_ps, lag_max_ps : float
-        Range of lags, ps; log-uniform.
-    seed : int
-        Seed of the pools.
-    pool_size : int
-        Pairs in a pool. When as many pairs were taken, the next one is drawn.
-    """
-
-    def __init__(
-        self,
-        pairs: TransitionPairs,
-        lag_min_ps: float,
-        lag_max_ps: float,
-        seed: int = 1,
-        pool_size: int = _POOL_SIZE,
-    ) -> None:
-        self.pairs = pairs
-        self.lag_range = (lag_min_ps, lag_max_ps)
-        self.seed = seed
-        self.pool_size = pool_size
-        self.pool = -1
-        self.states = None
-        if pairs.markov is not None and pairs.markov.n_states > 1:
-            states = torch.from_numpy(pairs.markov.states).to(pairs.frames.device)
-            # Frames outside the Markov model are a conformation of their own.
-            last = torch.tensor([pairs.markov.n_states], device=states.device)
-            self.states = torch.cat([states, last])
-
-    def draw(
-        self, count: int, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw the pairs of a step of training.
-
-        Parameters
-        ----------
-        count : int
-            How many.
-        step : int
-            The step's number, which says which pool it takes from.
-        generator : torch.Generator
-            Source of random numbers, on the frames' device.
-
-        Returns
-        -------
-        frame, next_frame : Tensor
-            (count, N, 3), nm.
-        lag, weight : Tensor
-            (count,), ps; the weight is one in the mean over pairs as they come.
-        """
-        if self.states is None:
-            frame, later, lag = self.pairs.draw(count, *self.lag_range, generator)
-            return frame, later, lag, torch.ones_like(lag)
-        pool = step // max(1, self.pool_size // count)
-        if pool != self.pool:
-            self._fill(pool)
-        device = self.cumulative.device
-        u = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
-        # One from each of `count` equal parts of the probability, in any order.
-        place = (torch.arange(count, device=device) + u) / count
-        taken = torch.searchsorted(self.cumulative, place).clamp(max=self.pool_size - 1)
-        taken = taken[torch.randperm(count, generator=generator, device=device)]
-        frame, later = self.pairs.gather(self.first[taken], self.second[taken], generator)
-        return frame, later, self.lag[taken], self.weight[taken]
-
-    def _fill(self, pool: int) -> None:
-        generator = torch.Generator(self.pairs.frames.device)
-        generator.manual_seed(1_000_003 * self.seed + pool)
-        parts = [
-            self.pairs.draw_places(min(_POOL_PART, self.pool_size - k), *self.lag_range, generator)
-            for k in range(0, self.pool_size, _POOL_PART)
-        ]
-        first, second, lag = (torch.cat(column) for column in zip(*parts, strict=True))
-        kind = self._classes(first, second, lag)
-        share = torch.bincount(kind).double()[kind] / self.pool_size
-        wanted = share.rsqrt()
-        wanted = wanted / wanted.mean()
-        # Sorted, so that equal parts of the probability hold each class in its proportion.
-        order = torch.argsort(kind)
-        self.first, self.second, self.lag = first[order], second[order], lag[order]
-        self.weight = (1.0 / wanted[order]).float()
-        self.cumulative = torch.cumsum(wanted[order], 0) / self.pool_size
-        self.pool = pool
-
-    def _classes(self, first: Tensor, second: Tensor, lag: Tensor) -> Tensor:
-        """Number the pairs by conformations at both ends and by the power of two of the lag."""
-        assert self.states is not None
-        n = len(self.states)
-        start, end = (self.states[self.pairs.cells[place]] for place in (first, second))
-        octave = torch.log2(lag / lag.min()).floor().long()
-        return (octave * n + start) * n + end
 
 
 def methyl_rotors(molecule: Molecule) -> list[tuple[int, int, int]]:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..propagator.cartesian import CartesianDiffusion
 from ..propagator.internal import InternalDiffusion
-from .pairs import RareFirst, TransitionPairs
+from .pairs import TransitionPairs
+from .rare import RareFirst
 
 #: What can be trained.
 Network = CartesianDiffusion | InternalDiffusion
