@@ -16,7 +16,7 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from openmm_sd.analysis import dihedral
+from openmm_sd.analysis import basins, dihedral
 from openmm_sd.dataset import read_dataset
 
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
@@ -54,22 +54,15 @@ def main() -> None:
         print(f"{name}: {100 * ratio:+.1f} ± {100 * error:.1f} %")
 
 
-def basin(phi: NDArray[np.float64], psi: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return 0, 1, 2 for beta, PII, alphaR and 3 for phi > 0."""
-    phi, psi = np.rad2deg(phi), np.rad2deg(psi)
-    right = (phi >= 0) & (phi <= 135)
-    helix = ~right & (psi > -110) & (psi < 45)
-    beta = ~right & ~helix & ((phi < -105) | (phi > 135))
-    return np.where(right, 3, np.where(helix, 2, np.where(beta, 0, 1)))
-
-
 def figures(series: Series, spacing_ps: float) -> dict[str, tuple[float, float]]:
     result = {}
     for lag in LAGS:
         step = round(lag / spacing_ps)
+        if step < 1:
+            raise SystemExit(f"frames are {spacing_ps:g} ps apart: too far for a lag of {lag:g} ps")
         before = np.concatenate([s[:-step] for s in series])
         after = np.concatenate([s[step:] for s in series])
-        start, end = basin(*before.T), basin(*after.T)
+        start, end = basins(*before.T), basins(*after.T)
         for k, name in enumerate(BASINS):
             here = start == k
             turn = np.cos(after[here] - before[here])

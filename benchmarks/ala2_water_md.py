@@ -390,7 +390,7 @@ def collect(options: argparse.Namespace) -> None:
     found = re.search(r"GROMACS version:\s*(\S+)", version.stdout)
     facts = {
         "temperature": 300,
-        "friction": options.friction,
+        "friction": friction_of(options.out),
         "step-fs": 4,
         "hydrogen-mass": 3,
         "cutoff": 0.9,
@@ -417,6 +417,19 @@ def collect(options: argparse.Namespace) -> None:
         if files:
             more = ["--append"] if options.dataset.exists() else []
             subprocess.run([*command, *map(str, files), *common, *extra, *more], check=True)
+
+
+def friction_of(out: Path) -> float:
+    """Return the friction that all runs were made with, 1/ps."""
+    times = set()
+    for path in out.glob("*.xtc"):
+        settings = path.with_suffix(".mdp")
+        if settings.exists():
+            found = re.search(r"^tau-t = (\S+)", settings.read_text(), re.MULTILINE)
+            times.add(float(found.group(1)) if found else 0.0)
+    if len(times) != 1:
+        sys.exit(f"runs of different friction: tau-t = {sorted(times)}")
+    return 1.0 / times.pop()
 
 
 def log_weights(options: argparse.Namespace, trajectory: Path, cut: Path) -> np.ndarray:
@@ -457,7 +470,10 @@ def log_weights(options: argparse.Namespace, trajectory: Path, cut: Path) -> np.
     ]
     counts = np.zeros_like(energy)
     np.add.at(counts, tuple(place), 1)
-    return -energy[tuple(place)] - np.log(counts[tuple(place)])
+    weights = -energy[tuple(place)] - np.log(counts[tuple(place)])
+    # Runs that each cover everything count by their lengths.
+    length = float(frames.time[-1] - frames.time[0])
+    return weights - np.log(np.exp(weights - weights.max()).sum()) - weights.max() + np.log(length)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ class Run:
     info : dict
         What else is known of the run, in JSON types: seed, start, source file.
     log_weights : ndarray or None
-        (T,) logarithm of each frame's weight at equilibrium, up to a constant: of runs with a bias
-        (umbrella sampling, metadynamics), whose kind is ``biased``. Their dynamics mean nothing;
-        they tell how likely regions are.
+        (T,) logarithm of each frame's weight at equilibrium, up to one constant for all runs of a
+        data set: of runs with a bias (umbrella sampling, metadynamics), whose kind is ``biased``.
+        Their dynamics mean nothing; they tell how likely regions are.
     """
 
     name: str

@@ -6,14 +6,23 @@ import four_beads
 import numpy as np
 import pytest
 import torch
+from test_internal import lively
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.dataset import Dataset, Run, write_dataset
 from openmm_sd.propagator.dense import DenseDiffusion
+from openmm_sd.propagator.internal import InternalDiffusion
 from openmm_sd.rollout import Rollout, RolloutSettings
-from openmm_sd.train import TransitionPairs, methyl_rotors
-from openmm_sd.train.markov import fit_markov, reversible_transitions
+from openmm_sd.train import (
+    TrainSettings,
+    TransitionPairs,
+    denoising_loss,
+    fit_statistics,
+    methyl_rotors,
+    train,
+)
+from openmm_sd.train.markov import _states, fit_markov, reversible_transitions
 from openmm_sd.train.rare import RareFirst
 from openmm_sd.train.stage import (
     NETWORKS,
@@ -124,9 +133,41 @@ def test_conformations_of_the_markov_model(two_wells):
 
 
 def test_one_well_is_one_conformation():
+    """A broad well without barriers, however long its runs."""
     rng = np.random.default_rng(4)
-    runs = [run[:, None] for run in np.cumsum(rng.normal(0.0, 0.1, (4, 500)), 1) * 0.05]
-    assert fit_markov(runs, 1.0, lag_ps=10.0).n_states == 1
+    x, runs = rng.normal(0.0, 0.5, 8), []
+    for _ in range(1000):
+        x = x - 0.1 * x + 0.22 * rng.normal(size=8)
+        runs.append(x)
+    model = fit_markov([run[:, None] for run in np.array(runs).T], 1.0, lag_ps=10.0)
+    assert model.n_cells >= 15
+    assert model.n_states == 1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [([20, 20], 2), ([20, 20, 20], 3), ([40, 1], 1), ([40, 1, 1, 1], 1), ([30, 8, 3], 2)],
+)
+def test_conformations_that_nothing_connects(blocks, expected):
+    """Whatever mixture of the blocks an eigenvector shows, none is cut and none missed."""
+    rng = np.random.default_rng(8)
+    for _ in range(5):
+        n, start = sum(blocks), 0
+        counts, owner = np.zeros((n, n)), np.empty(n, dtype=int)
+        for number, size in enumerate(blocks):
+            part = slice(start, start + size)
+            counts[part, part] = rng.uniform(1.0, 2.0, (size, size))
+            owner[part] = number
+            start += size
+        counts = counts + counts.T
+        weights = counts.sum(1)
+        order = rng.permutation(n)
+        transitions = (counts / weights[:, None])[np.ix_(order, order)]
+        states = _states(transitions, weights[order] / weights.sum())
+        assert states.max() + 1 == expected
+        for number, size in enumerate(blocks):
+            if size >= 5:
+                assert len(set(states[owner[order] == number])) == 1
 
 
 def test_rare_hops_come_first_with_less_weight(two_wells):
@@ -161,14 +202,18 @@ def test_rare_hops_of_a_resumed_training(two_wells):
     runs, _ = two_wells
     markov = fit_markov([run[:, None] for run in runs], 1.0, lag_ps=10.0, weights_lag_ps=2.0)
     pairs = TransitionPairs([on_circle(run) for run in runs], 1.0, markov=markov)
-    draws = []
-    for steps in (range(9), range(7, 9)):
+
+    def drawn(steps):
         rare = RareFirst(pairs, 1.0, 50.0, pool_size=1024)
-        for step in steps:
-            drawn = rare.draw(256, step, torch.Generator().manual_seed(step))
-        draws.append(drawn)
-    for one, other in zip(*draws, strict=True):
-        assert torch.equal(one, other)
+        assert rare.states is not None
+        return {k: rare.draw(256, k, torch.Generator().manual_seed(k)) for k in steps}
+
+    # Four steps a pool: 6 lies inside the second one.
+    all_of_them, resumed = drawn(range(12)), drawn(range(6, 12))
+    for step, columns in resumed.items():
+        for one, other in zip(columns, all_of_them[step], strict=True):
+            assert torch.equal(one, other)
+    assert not torch.equal(all_of_them[0][0], all_of_them[4][0])
 
 
 def test_pairs_without_a_markov_model_come_as_they_are(two_wells):
@@ -528,3 +573,136 @@ def test_biased_runs_that_never_cross_change_nothing():
     both = fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(stays, log_weights)]).frame_weights()
     side = np.cos(np.concatenate(angles)[:, 0]) > 0
     assert (both * side).sum() == pytest.approx((alone * side).sum(), abs=1e-3)
+
+
+def boltzmann(x):
+    """The logarithmic weight of angles in the potential of `diffuse`."""
+    return 1.5 * np.cos(2.0 * x) + np.cos(x)
+
+
+def apart(two_wells):
+    """Runs that stay on one side, and on which side each frame is."""
+    runs = [r for r in two_wells[0] if (np.cos(r) > 0.25).all() or (np.cos(r) < -0.25).all()]
+    return [run[:, None] for run in runs], np.cos(np.concatenate(runs)) > 0
+
+
+def share_of(model, side):
+    return float((model.frame_weights() * side).sum())
+
+
+def expected_share():
+    x = np.linspace(-np.pi, np.pi, 20001)[:-1]
+    x = x[np.abs(np.cos(x)) > 0.25]
+    weight = np.exp(boltzmann(x))
+    return weight[np.cos(x) > 0].sum() / weight.sum()
+
+
+def test_windows_of_one_analysis_share_their_constant(two_wells):
+    """Umbrella windows, each a run of its own; none crosses."""
+    angles, side = apart(two_wells)
+    rng = np.random.default_rng(15)
+    windows = []
+    for centre in np.linspace(-np.pi, np.pi, 13)[:-1]:
+        x = rng.uniform(centre - np.pi / 12, centre + np.pi / 12, (2000, 1))
+        windows.append((x, boltzmann(x[:, 0]) - 3.0))
+    found = share_of(fit_markov(angles, 1.0, lag_ps=10.0, weighted=windows), side)
+    assert found == pytest.approx(expected_share(), abs=0.02)
+
+
+def test_biased_frames_where_no_other_run_was_are_not_booked_elsewhere(two_wells):
+    """Half of the biased weight lies where no unbiased frame is."""
+    angles, side = apart(two_wells)
+    rng = np.random.default_rng(16)
+    flat = rng.uniform(-np.pi, np.pi, (40_000, 1))
+    beyond = np.abs(np.cos(flat[:, 0])) < 0.02
+    log_weights = boltzmann(flat[:, 0]) + 6.5 * beyond
+    assert np.exp(log_weights)[beyond].sum() > 0.3 * np.exp(log_weights).sum()
+    found = share_of(fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(flat, log_weights)]), side)
+    assert found == pytest.approx(expected_share(), abs=0.03)
+
+
+def test_biased_run_that_does_not_know_a_third_part():
+    """Three wells that nothing connects, a biased run over two of them: the third is left out."""
+    rng = np.random.default_rng(17)
+    wells = np.array([-2.0, 0.0, 2.0])
+    angles = [w + 0.12 * rng.normal(size=(1500, 1)) for w in wells for _ in range(2)]
+    where = np.repeat([0, 1, 2], 2 * 1500)
+    biased = rng.choice(wells[:2], 4000)[:, None] + 0.12 * rng.normal(size=(4000, 1))
+    log_weights = np.where(biased[:, 0] < -1.0, np.log(3.0), 0.0)
+    model = fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(biased, log_weights)])
+    weights = model.frame_weights()
+    found = [weights[where == k].sum() for k in range(3)]
+    assert found == pytest.approx([0.75, 0.25, 0.0], abs=0.03)
+
+
+def test_biased_run_around_the_barrier_is_not_heard():
+    """It crosses all the time and knows neither side."""
+    rng = np.random.default_rng(18)
+    angles = [run[:, None] for run in diffuse(np.zeros(6), 3000, rng).T]
+    side = np.cos(np.concatenate(angles)[:, 0]) > 0
+    around = 0.5 * np.pi + rng.uniform(-0.5, 0.5, (5000, 1))
+    alone = share_of(fit_markov(angles, 1.0, lag_ps=10.0), side)
+    # Weights that are wrong, to see whether they are used.
+    log_weights = 4.0 * around[:, 0]
+    both = share_of(fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(around, log_weights)]), side)
+    assert both == pytest.approx(alone, abs=0.01)
+
+
+def test_little_data_with_biased_runs():
+    """Nothing to connect, nothing to stop at."""
+    rng = np.random.default_rng(19)
+    angles = [rng.uniform(-np.pi, np.pi, (14, 1)) for _ in range(4)]
+    flat = rng.uniform(-np.pi, np.pi, (200, 1))
+    model = fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(flat, boltzmann(flat[:, 0]))])
+    assert model.weights.sum() == pytest.approx(1.0)
+
+
+def test_training_follows_the_weights_of_pairs(monkeypatch, ala2):
+    """Pairs that weigh nothing teach nothing."""
+    frames = lively(40).astype(np.float32)
+    pairs = TransitionPairs([frames], 1.0)
+    as_they_are = RareFirst.draw
+
+    def weightless(self, *arguments):
+        frame, later, lag, weight = as_they_are(self, *arguments)
+        return frame, later, lag, 0.0 * weight
+
+    how = TrainSettings(max_steps=5, minutes=1.0, batch_size=8, bf16=False)
+    moved = []
+    for draw in (as_they_are, weightless):
+        monkeypatch.setattr(RareFirst, "draw", draw)
+        torch.manual_seed(0)
+        model = InternalDiffusion.for_molecule(
+            ala2, frames, lag_min_ps=1.0, lag_max_ps=10.0, width=16, depth=1
+        )
+        fit_statistics(model, pairs)
+        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        train(model, pairs, how)
+        after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        moved.append(float((after - before).abs().sum()))
+    assert moved[0] > 0.0
+    assert moved[1] == 0.0
+
+
+def test_loss_weighs_turns(ala2):
+    """The loss is the mixture of stiff and turning parts that the weight asks for."""
+    frames = lively(40).astype(np.float32)
+    torch.manual_seed(0)
+    model = InternalDiffusion.for_molecule(
+        ala2, frames, lag_min_ps=1.0, lag_max_ps=10.0, width=16, depth=1
+    )
+    frame, later = torch.from_numpy(frames[:16]), torch.from_numpy(frames[16:32])
+    lag, sigma = torch.full((16,), 5.0), torch.full((16,), 0.5)
+
+    def loss(weight):
+        how = TrainSettings(turn_weight=weight)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            return float(denoising_loss(model, frame, later, lag, sigma, how, generator).mean())
+
+    stiff, turning = model.n_stiff, model.noise_size - model.n_stiff
+    only_turns, alike = loss(1e9), loss(1.0)
+    only_stiff = (alike * (stiff + turning) - only_turns * turning) / stiff
+    mixed = (only_stiff * stiff + 5.0 * only_turns * turning) / (stiff + 5.0 * turning)
+    assert abs(only_turns - only_stiff) > 0.05 * alike
+    assert loss(5.0) == pytest.approx(mixed, rel=1e-3)

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 #: Least distance of two cells' centres, in units of the torsions' cosines and sines: 9 degrees.
 _CELL_SIZE: Final = 0.15
-#: Cells that are connected both ways and fewer than this are left out next to biased runs.
+#: Fewer cells than this are no conformation, and are left out if nothing connects them.
 _SMALLEST_PART: Final = 5
-#: Transitions between two cells, both ways together, that tie their weights to each other.
-_FIRM_COUNTS: Final = 10
+#: Share of the weight of some cells that biased runs must have been at to be heard about them.
+_KNOWN_SHARE: Final = 0.8
 #: A process is slow that takes this many steps of the lag at which weights are estimated.
 _SLOW_STEPS: Final = 20.0
 #: Conformations are parted by processes that take this many steps of the model's lag.
@@ -113,10 +113,10 @@ def fit_markov(
         Lag at which the equilibrium weights are estimated. Weights follow from detailed balance at
         any lag, and a short one sees the small steps across a barrier that nothing crosses in one.
     weighted : sequence of (ndarray, ndarray)
-        Torsions (T, D) and logarithmic equilibrium weights (T,) of biased runs. Parts of the data
-        between which the transitions do not decide get their weights from these. Where both know
-        something, the two sides of a slow process get the mean of what they say, each with the
-        error that its crossings from one side to the other allow.
+        Torsions (T, D) and logarithmic equilibrium weights (T,) of biased runs, up to one constant
+        for all of them. Parts of the data that no transitions connect get their weights from these.
+        Where both know something, the two sides of a slow process get the mean of what they say,
+        each with the error that its crossings from one side to the other allow.
     max_cells : int
         Number of cells at most. They are evenly spread over what was visited, so that barriers are
         resolved as well as basins.
@@ -135,16 +135,14 @@ def fit_markov(
     if not any(len(a) > stride for a in angles):
         raise ValueError(f"no run is longer than the Markov model's lag of {lag_ps:g} ps")
     features = [_features(a) for a in angles]
-    clustering = _spread_cells(features, max_cells, seed)
+    clustering, size = _spread_cells(features, max_cells, seed)
     cells = [clustering.transform(f).astype(np.int64) for f in features]
     n_cells = len(clustering.cluster_centers)
     if n_cells == 1:
         one = np.zeros(1, dtype=np.int64)
         return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps, one)
     counts = _counts(cells, short, n_cells)
-    biased = [
-        clustering.transform(_features(torsions)).astype(np.int64) for torsions, _ in weighted
-    ]
+    biased = [_cells_nearby(clustering, _features(torsions), size) for torsions, _ in weighted]
     populations = _populations(biased, [w for _, w in weighted], n_cells)
     weights = _weights(counts, populations)
     if populations is not None:
@@ -174,57 +172,50 @@ def _only(
 def _weights(
     counts: NDArray[np.float64], populations: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """Return the weight of each cell; zero where nothing tells."""
+    """Return the weight of each cell; zero where nothing tells.
+
+    Within a set of cells that transitions connect both ways, they tell. How likely such sets are,
+    biased runs tell that went to most of what is likely in them; sets of which they do not know
+    most are left out, unless that leaves nothing.
+    """
     weights = np.zeros(len(counts))
     parts = connected_sets(counts)
-    if populations is None:
-        parts = parts[:1]
-    else:
-        # Transitions seen a few times do not decide how likely two parts are.
-        firm = np.where(counts + counts.T >= _FIRM_COUNTS, counts, 0.0)
-        firm_parts = [part for part in connected_sets(firm) if len(part) >= _SMALLEST_PART]
-        # A part that no biased run went to would be lost: the transitions then tell all.
-        if all(populations[part].sum() > 0.0 for part in firm_parts):
-            parts = _grown(firm_parts, counts) or parts[:1]
-        else:
-            parts, populations = parts[:1], None
     for part in parts:
-        share = 1.0 if populations is None else populations[part].sum()
-        if len(part) == 1:
-            weights[part] = share
-            continue
-        block = transition_matrix(
-            counts[np.ix_(part, part)], reversible=True, maxiter=100_000, maxerr=1e-7
+        inside = np.ones(1)
+        if len(part) > 1:
+            inside = _by_transitions(counts[np.ix_(part, part)], populations is not None)
+        if populations is None:
+            weights[part] = inside
+            return weights
+        there = populations[part] > 0.0
+        known = inside[there].sum()
+        if known >= _KNOWN_SHARE and (len(part) >= _SMALLEST_PART or len(parts) == 1):
+            weights[part] = inside * (populations[part].sum() / known)
+    if not weights.any():
+        return _weights(counts, None)
+    return weights / weights.sum()
+
+
+def _by_transitions(counts: NDArray[np.float64], helped: bool) -> NDArray[np.float64]:
+    """Return the most likely weights of connected cells, by detailed balance."""
+    with warnings.catch_warnings():
+        if helped:
+            # What converges last are the ratios that few transitions tell, and biased runs tell.
+            warnings.filterwarnings("ignore", "Reversible transition matrix", RuntimeWarning)
+        matrix = transition_matrix(
+            counts, reversible=True, maxiter=20_000 if helped else 100_000, maxerr=1e-7
         )
-        weights[part] = share * stationary_distribution(block)
-    return weights
+    return stationary_distribution(matrix)
 
 
-def _grown(parts: list[NDArray[np.int64]], counts: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """Give each cell outside the parts to the one it exchanges most with.
-
-    Such cells are no parts of their own: a biased run's weight of them is too rough. Leaving them
-    out would lose the transitions through them, and what is left would look slower than it is.
-    """
-    exchange = counts + counts.T
-    np.fill_diagonal(exchange, 0.0)
-    owner = np.full(len(counts), -1)
-    for number, part in enumerate(parts):
-        owner[part] = number
-    while len(parts):
-        belongs = (owner[:, None] == np.arange(len(parts))).astype(float)
-        ties = exchange @ belongs
-        new = np.flatnonzero((owner < 0) & (ties.max(1) > 0.0))
-        if not len(new):
-            break
-        owner[new] = ties[new].argmax(1)
-    grown = []
-    for number, part in enumerate(parts):
-        cells = np.flatnonzero(owner == number)
-        # Connected both ways, and with the part itself.
-        sets = connected_sets(counts[np.ix_(cells, cells)])
-        grown.append(next(cells[some] for some in sets if part[0] in cells[some]))
-    return grown
+def _cells_nearby(
+    clustering: ClusterModel, features: NDArray[np.float64], size: float
+) -> NDArray[np.int64]:
+    """Return the cell of each frame of a biased run, -1 where no unbiased run ever was."""
+    cells = clustering.transform(features).astype(np.int64)
+    apart = np.linalg.norm(features - clustering.cluster_centers[cells], axis=1)
+    # Cells were chosen from a sample of the frames: some lie a little farther out.
+    return np.where(apart <= 1.1 * size, cells, -1)
 
 
 def _populations(
@@ -232,14 +223,14 @@ def _populations(
     log_weights: Sequence[NDArray[np.floating]],
     n_cells: int,
 ) -> NDArray[np.float64] | None:
-    """Return the weight that biased runs give each cell, long runs counting for more."""
-    if not biased:
+    """Return the weight that biased runs give each cell."""
+    if not any((cells >= 0).any() for cells in biased):
         return None
     populations = np.zeros(n_cells)
+    most = max(float(np.max(logs)) for logs in log_weights)
     for cells, logs in zip(biased, log_weights, strict=True):
-        weights = np.exp(logs - np.max(logs))
-        # Weights are known up to a factor of each run's own.
-        populations += np.bincount(cells, weights * (len(cells) / weights.sum()), n_cells)
+        here = cells >= 0
+        populations += np.bincount(cells[here], np.exp(logs[here] - most), n_cells)
     return populations / populations.sum()
 
 
@@ -270,7 +261,9 @@ def _blended(
         share = [weights[side * sign > 0].sum() for sign in (-1, 1)]
         other = [populations[side * sign > 0].sum() for sign in (-1, 1)]
         mine, theirs = _precision(side, cells), _precision(side, biased)
-        if theirs > 0.0:
+        # A biased run that stays around the barrier crosses it all the time and knows neither side.
+        known = [weights[(side * sign > 0) & (populations > 0.0)].sum() for sign in (-1, 1)]
+        if theirs > 0.0 and all(k >= _KNOWN_SHARE * s for k, s in zip(known, share, strict=True)):
             ratio = mine * np.log(share[1] / share[0]) + theirs * np.log(other[1] / other[0])
             ratio /= mine + theirs
             total = sum(share)
@@ -308,6 +301,22 @@ def _slow_sides(
     """
     if len(weights) < 2 * _SMALLEST_PART:
         return None
+    # Between sets that nothing connects no process is slowest: any mixture of them looks the same.
+    sets = [some for some in connected_sets(transitions) if len(some) >= _SMALLEST_PART]
+    if not sets:
+        return None
+    side = np.ones(len(weights), dtype=np.int64)
+    if len(sets) > 1:
+        side[np.concatenate(sets)] = 2
+        side[sets[0]] = -2
+        return side
+    if len(sets[0]) < len(weights):
+        some = sets[0]
+        sides = _slow_sides(transitions[np.ix_(some, some)], weights[some], steps)
+        if sides is None:
+            return None
+        side[some] = sides
+        return side
     root = np.sqrt(weights / weights.sum())
     symmetric = transitions * root[:, None] / root[None, :]
     values, vectors = np.linalg.eigh(0.5 * (symmetric + symmetric.T))
@@ -380,8 +389,8 @@ def reversible_transitions(
 
 def _spread_cells(
     features: Sequence[NDArray[np.float64]], max_cells: int, seed: int
-) -> ClusterModel:
-    """Choose centres that keep a distance from each other."""
+) -> tuple[ClusterModel, float]:
+    """Choose centres that keep a distance from each other, and say which."""
     everything = np.concatenate(features)
     order = np.random.default_rng(seed).permutation(len(everything))[:_FIT_FRAMES]
     distance = _CELL_SIZE
@@ -391,7 +400,7 @@ def _spread_cells(
             warnings.simplefilter("ignore", UserWarning)  # too many centres: handled here
             model = clustering.fit_fetch(everything[order])
         if len(model.cluster_centers) <= max_cells:
-            return model
+            return model, distance
         distance *= 1.15
 
 

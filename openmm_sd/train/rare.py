@@ -20,8 +20,8 @@ class RareFirst:
     A model must know how likely a hop is that one pair in thousands makes, and would have to see
     millions of pairs to learn it. Here pairs are drawn from a pool in which each class of pairs
     (from which conformation to which, at about which lag) with share f comes up in proportion to
-    sqrt(f), with a weight proportional to 1 / sqrt(f): what is expected of the loss stays what it
-    was, and what rare hops add to it comes in many small parts.
+    sqrt(f) instead of f, and counts for as much less: what is expected of the loss stays what it
+    was, and what rare hops add to it comes in more and smaller parts.
 
     Parameters
     ----------
@@ -93,7 +93,8 @@ class RareFirst:
 
     def _fill(self, pool: int) -> None:
         generator = torch.Generator(self.pairs.frames.device)
-        generator.manual_seed(1_000_003 * self.seed + pool)
+        # Another seed than that of the training itself, which draws from the same kind of stream.
+        generator.manual_seed(1_000_003 * (self.seed + 1) + pool)
         parts = [
             self.pairs.draw_places(min(_POOL_PART, self.pool_size - k), *self.lag_range, generator)
             for k in range(0, self.pool_size, _POOL_PART)
@@ -104,7 +105,7 @@ class RareFirst:
         wanted = share.rsqrt()
         wanted = wanted / wanted.mean()
         # Sorted, so that equal parts of the probability hold each class in its proportion.
-        order = torch.argsort(kind)
+        order = torch.argsort(kind, stable=True)
         self.first, self.second, self.lag = first[order], second[order], lag[order]
         self.weight = (1.0 / wanted[order]).float()
         self.cumulative = torch.cumsum(wanted[order], 0) / self.pool_size

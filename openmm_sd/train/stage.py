@@ -265,6 +265,7 @@ def train_bundle(
         "time_reversal": settings.time_reversal,
         "composed_from_ps": settings.compose_from_ps if markov is not None else None,
         "markov_lag_ps": markov.lag_ps if markov is not None else None,
+        "conformations": markov.n_states if markov is not None else None,
         "markov_timescales_ps": (
             [round(float(t), 1) for t in markov.timescales(3)] if markov is not None else None
         ),
