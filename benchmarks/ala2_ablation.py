@@ -193,25 +193,35 @@ def jumps_per_second(model: ScoreModel) -> float:
 def table(options: argparse.Namespace) -> None:
     rows = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.row.json"))]
     (options.out / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print("| variant | calls | lag | JSD (bits) | phi>0 | t2 | t3 | gates | energy | jumps/s |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    for calls_only in (True, False):
+        some = [row for row in rows if row["name"].startswith("calls-") == calls_only]
+        if some:
+            print_table(some)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    names = ("lag", "JSD (bits)", "alphaR", "phi>0", "t2 (ps)", "t3 (ps)", "gates", "energy (kT)")
+    print("| variant | calls | " + " | ".join(names) + " | jumps/s |")
+    print("|---" * (len(names) + 3) + "|")
     for row in rows:
-        for lag, entry in row["lags"].items():
+        for number, (lag, entry) in enumerate(row["lags"].items()):
             times = entry["implied_timescales_ps"]
             near = times[min(times, key=lambda key: abs(float(key) - max(50.0, float(lag))))]
+            first = [row["name"], str(row["calls"])] if number == 0 else ["", ""]
             cells = [
-                row["name"],
-                str(row["calls"]),
+                *first,
                 f"{lag} ps",
                 both(entry["jsd_phi_psi_bits"], 4),
+                both(entry["populations"]["alphaR"], 3),
                 both(entry["populations"]["phi>0"], 4),
                 both({k: (near[k] or [None])[0] for k in ("value", "error")}, 0),
                 both({k: (near[k] or [None] * 2)[1] for k in ("value", "error")}, 0),
                 f"{entry['gate_failure_fraction']['value']:.2g}",
                 both(entry["solute_energy_excess_kT"], 2),
-                f"{row['jumps_per_second']:.0f}",
+                f"{row['jumps_per_second']:.0f}" if number == 0 else "",
             ]
             print("| " + " | ".join(cells) + " |")
+    print()
 
 
 def both(figure: dict[str, Any] | None, digits: int) -> str:

@@ -22,7 +22,12 @@ from openmm_sd.train import (
     methyl_rotors,
     train,
 )
-from openmm_sd.train.markov import _states, fit_markov, reversible_transitions
+from openmm_sd.train.markov import (
+    _states,
+    fit_markov,
+    reversible_transitions,
+    timescales_by_lag,
+)
 from openmm_sd.train.rare import RareFirst
 from openmm_sd.train.stage import (
     NETWORKS,
@@ -95,6 +100,14 @@ def test_markov_weights_of_seeded_runs(two_wells):
     assert found == pytest.approx(exact_population(), abs=0.04)
     # Between the wells, from long chains: 45 (4) frames over seeds.
     assert 30.0 < model.timescales(1)[0] < 60.0
+
+
+def test_timescales_of_several_lags_at_once(two_wells):
+    angles = [run[:, None] for run in two_wells[0]]
+    together = timescales_by_lag(angles, 1.0, [5.0, 10.0], 2, weights_lag_ps=2.0)
+    for lag, times in together.items():
+        alone = fit_markov(angles, 1.0, lag_ps=lag, weights_lag_ps=2.0).timescales(2)
+        np.testing.assert_allclose(times, alone)
 
 
 def test_pairs_read_both_ways_keep_the_law(two_wells):

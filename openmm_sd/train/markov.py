@@ -129,25 +129,68 @@ def fit_markov(
         Without biased runs, over the largest set of cells that are connected both ways; with them,
         over all cells whose weight is known.
     """
-    angles = [np.asarray(a, dtype=np.float64) for a in angles]
     stride = max(1, round(lag_ps / spacing_ps))
-    short = min(stride, max(1, round(weights_lag_ps / spacing_ps)))
     if not any(len(a) > stride for a in angles):
         raise ValueError(f"no run is longer than the Markov model's lag of {lag_ps:g} ps")
+    short = min(weights_lag_ps, lag_ps)
+    cells, weights = _cells_and_weights(angles, spacing_ps, short, weighted, max_cells, seed)
+    return _model_at(cells, weights, stride, spacing_ps)
+
+
+def timescales_by_lag(
+    angles: Sequence[NDArray[np.floating]],
+    spacing_ps: float,
+    lags_ps: Sequence[float],
+    count: int,
+    *,
+    weights_lag_ps: float = 1.0,
+    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]] = (),
+    seed: int = 1,
+) -> dict[float, NDArray[np.float64]]:
+    """Return the slowest implied timescales (ps) of the Markov models of some lags (ps).
+
+    Cells and weights, which take longest to find, are those of the shortest lag.
+    """
+    short = min(weights_lag_ps, *lags_ps)
+    cells, weights = _cells_and_weights(angles, spacing_ps, short, weighted, 600, seed)
+    result = {}
+    for lag in lags_ps:
+        model = _model_at(cells, weights, max(1, round(lag / spacing_ps)), spacing_ps)
+        result[lag] = model.timescales(count)
+    return result
+
+
+def _cells_and_weights(
+    angles: Sequence[NDArray[np.floating]],
+    spacing_ps: float,
+    lag_ps: float,
+    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
+    max_cells: int,
+    seed: int,
+) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
+    """Return the cell of each frame, run by run, and the weight of each cell."""
     features = [_features(a) for a in angles]
     clustering, size = _spread_cells(features, max_cells, seed)
     cells = [clustering.transform(f).astype(np.int64) for f in features]
     n_cells = len(clustering.cluster_centers)
     if n_cells == 1:
-        one = np.zeros(1, dtype=np.int64)
-        return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps, one)
-    counts = _counts(cells, short, n_cells)
+        return cells, np.ones(1)
+    counts = _counts(cells, max(1, round(lag_ps / spacing_ps)), n_cells)
     biased = [_cells_nearby(clustering, _features(torsions), size) for torsions, _ in weighted]
     populations = _populations(biased, [w for _, w in weighted], n_cells)
     weights = _weights(counts, populations)
     if populations is not None:
         weights = _blended(weights, populations, counts, cells, biased)
-    cells, weights = _only(np.flatnonzero(weights > 0.0), cells, weights)
+    return _only(np.flatnonzero(weights > 0.0), cells, weights)
+
+
+def _model_at(
+    cells: Sequence[NDArray[np.int64]], weights: NDArray[np.float64], stride: int, spacing_ps: float
+) -> MarkovModel:
+    """Return the Markov model of a lag, in frames."""
+    if len(weights) == 1:
+        one = np.zeros(1, dtype=np.int64)
+        return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps, one)
     # Cells that nothing is seen to leave at the long lag, say because only short runs came there,
     # would hold on to whatever is composed through them.
     exchange = _counts(cells, stride, len(weights))

@@ -33,7 +33,7 @@ from ..propagator.internal_tree import (
 from ..propagator.model import ScoreModel
 from ..propagator.molecule import Molecule
 from ..version import __version__
-from .markov import MarkovModel, fit_markov
+from .markov import MarkovModel, fit_markov, timescales_by_lag
 from .pairs import TransitionPairs, methyl_rotors
 from .trainer import (
     TrainingRecord,
@@ -377,10 +377,17 @@ def markov_of(
     seed: int = 1,
 ) -> MarkovModel:
     """Fit the Markov model of some runs over the molecule's slow torsions."""
-    weights = [run.log_weights for run in biased if run.log_weights is not None]
-    weighted = list(zip(angles_of(molecule, biased), weights, strict=True))
     spacing = runs[0].spacing_ps
+    weighted = _weighted(molecule, biased)
     return fit_markov(angles_of(molecule, runs), spacing, lag_ps, weighted=weighted, seed=seed)
+
+
+def _weighted(
+    molecule: Molecule, biased: Sequence[Run]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return the slow torsions and logarithmic weights of biased runs."""
+    weights = [run.log_weights for run in biased if run.log_weights is not None]
+    return list(zip(angles_of(molecule, biased), weights, strict=True))
 
 
 def angles_of(molecule: Molecule, runs: Sequence[Run]) -> list[NDArray[np.float64]]:
@@ -539,14 +546,14 @@ def _data_timescales(
     molecule: Molecule, runs: Sequence[Run], biased: Sequence[Run]
 ) -> dict[str, list[float]]:
     spacing = runs[0].spacing_ps
-    result = {}
-    for lag in _TIMESCALE_LAGS:
-        if lag < spacing or not any(run.n_frames > 2 * lag / spacing for run in runs):
-            continue
-        times = markov_of(molecule, runs, biased, lag).timescales(3)
-        if len(times):
-            result[f"{lag:g}"] = [round(float(t), 2) for t in times]
-    return result
+    longest = max(run.n_frames for run in runs) * spacing / 2
+    lags = [lag for lag in _TIMESCALE_LAGS if spacing <= lag < longest]
+    if not lags:
+        return {}
+    found = timescales_by_lag(
+        angles_of(molecule, runs), spacing, lags, 3, weighted=_weighted(molecule, biased)
+    )
+    return {f"{lag:g}": np.round(times, 2).tolist() for lag, times in found.items() if len(times)}
 
 
 def _recommended(timescales: dict[str, list[float]], lags: tuple[float, float]) -> float:
