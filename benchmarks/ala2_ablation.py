@@ -109,7 +109,7 @@ def training(options: argparse.Namespace) -> None:
             "network": card["network"],
             "weights": sum(p.numel() for p in model.propagator.parameters()),
             "ns": card["ns"],
-            "steps": card["steps"],
+            "pairs": card["steps"] * card["settings"]["batch_size"],
             "calls": model.propagator.n_calls,
         }
         measure(options, name, model, facts, 0.1 if name == "graph" else 1.0)
@@ -201,13 +201,20 @@ def table(options: argparse.Namespace) -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     names = ("lag", "JSD (bits)", "alphaR", "phi>0", "t2 (ps)", "t3 (ps)", "gates", "energy (kT)")
-    print("| variant | calls | " + " | ".join(names) + " | jumps/s |")
-    print("|---" * (len(names) + 3) + "|")
+    trained = "pairs" in rows[0]
+    about = ("variant", "data (ns)", "pairs seen", "calls") if trained else ("calls",)
+    print("| " + " | ".join((*about, *names)) + " | jumps/s |")
+    print("|---" * (len(about) + len(names) + 1) + "|")
     for row in rows:
         for number, (lag, entry) in enumerate(row["lags"].items()):
             times = entry["implied_timescales_ps"]
             near = times[min(times, key=lambda key: abs(float(key) - max(50.0, float(lag))))]
-            first = [row["name"], str(row["calls"])] if number == 0 else ["", ""]
+            first = [str(row["calls"])]
+            if trained:
+                pairs = f"{row['pairs'] / 1e6:.2f} million"
+                first = [row["name"], f"{row['ns']:.0f}", pairs, *first]
+            if number > 0:
+                first = [""] * len(first)
             cells = [
                 *first,
                 f"{lag} ps",
