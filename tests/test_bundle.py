@@ -436,7 +436,7 @@ def test_card_accessors(model):
         "max_displacement_nm": 0.5,
         "bond_windows_nm": [(0, 1, 0.09, 0.11)],
         "contact_distances_nm": [(1, 2, 0.14)],
-        "training_data": {"ns": 5},
+        "training_data": {"ns": 5, "history": [1.0] * 1000},
     }
     full = ScoreModel(Linear(3), WATER, card)
     assert full.temperature == 300.0

@@ -36,6 +36,8 @@ _DEFAULT_LAG: Final = 10.0
 """Lag (ps) of a model whose card recommends none."""
 
 _DEFAULT_BURST: Final = 2.0
+# Parts of a card's entries that a summary leaves out.
+_LONG: Final = ("history", "merged", "constraint_lengths_nm")
 """Burst between jumps (ps) of a model whose card recommends none."""
 
 _DEFAULT_MAX_DISPLACEMENT: Final = 2.0
@@ -454,6 +456,9 @@ class ScoreModel:
         }
         for key in sorted(self._card.keys() - shown):
             value = self._card[key]
+            if isinstance(value, dict):
+                # What is too long for a screen; `card` has all of it.
+                value = {k: v for k, v in value.items() if k not in _LONG}
             text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
             lines.append(f"{key + ':':<14} {text}")
         return "\n".join(lines)
