@@ -473,7 +473,7 @@ def log_weights(options: argparse.Namespace, trajectory: Path, cut: Path) -> np.
     weights = -energy[tuple(place)] - np.log(counts[tuple(place)])
     # Runs that each cover everything count by their lengths.
     length = float(frames.time[-1] - frames.time[0])
-    return weights - np.log(np.exp(weights - weights.max()).sum()) - weights.max() + np.log(length)
+    return weights - np.logaddexp.reduce(weights) + np.log(length)
 
 
 if __name__ == "__main__":

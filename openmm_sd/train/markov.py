@@ -31,6 +31,8 @@ _SLOW_STEPS: Final = 20.0
 _STATE_STEPS: Final = 2.0
 #: A count that decides nothing.
 _TRACE: Final = 1e-6
+#: Cells at most, where nobody says otherwise.
+_MAX_CELLS: Final = 600
 #: Frames from which the cells are chosen at most.
 _FIT_FRAMES: Final = 200_000
 
@@ -96,7 +98,7 @@ def fit_markov(
     *,
     weights_lag_ps: float = 1.0,
     weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]] = (),
-    max_cells: int = 600,
+    max_cells: int = _MAX_CELLS,
     seed: int = 1,
 ) -> MarkovModel:
     """Fit a Markov model to the torsions of some runs.
@@ -152,7 +154,7 @@ def timescales_by_lag(
     Cells and weights, which take longest to find, are those of the shortest lag.
     """
     short = min(weights_lag_ps, *lags_ps)
-    cells, weights = _cells_and_weights(angles, spacing_ps, short, weighted, 600, seed)
+    cells, weights = _cells_and_weights(angles, spacing_ps, short, weighted, _MAX_CELLS, seed)
     result = {}
     for lag in lags_ps:
         model = _model_at(cells, weights, max(1, round(lag / spacing_ps)), spacing_ps)
@@ -196,8 +198,9 @@ def _model_at(
     exchange = _counts(cells, stride, len(weights))
     sets = connected_sets(exchange + exchange.T)
     large = [some for some in sets if len(some) >= _SMALLEST_PART] or sets[:1]
-    cells, weights = _only(np.sort(np.concatenate(large)), cells, weights)
-    transitions = reversible_transitions(_counts(cells, stride, len(weights)), weights)
+    kept = np.sort(np.concatenate(large))
+    cells, weights = _only(kept, cells, weights)
+    transitions = reversible_transitions(exchange[np.ix_(kept, kept)], weights)
     states = _states(transitions, weights)
     return MarkovModel(tuple(cells), weights, transitions, stride * spacing_ps, states)
 

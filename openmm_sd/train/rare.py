@@ -31,6 +31,8 @@ class RareFirst:
         Range of lags, ps; log-uniform.
     seed : int
         Seed of the pools.
+    active : bool
+        Whether to do so at all; if not, pairs are drawn as they come.
     pool_size : int
         Pairs in a pool. When as many pairs were taken, the next one is drawn.
     """
@@ -41,6 +43,7 @@ class RareFirst:
         lag_min_ps: float,
         lag_max_ps: float,
         seed: int = 1,
+        active: bool = True,
         pool_size: int = _POOL_SIZE,
     ) -> None:
         self.pairs = pairs
@@ -49,7 +52,7 @@ class RareFirst:
         self.pool_size = pool_size
         self.pool = -1
         self.states = None
-        if pairs.markov is not None and pairs.markov.n_states > 1:
+        if active and pairs.markov is not None and pairs.markov.n_states > 1:
             states = torch.from_numpy(pairs.markov.states).to(pairs.frames.device)
             # Frames outside the Markov model are a conformation of their own.
             last = torch.tensor([pairs.markov.n_states], device=states.device)

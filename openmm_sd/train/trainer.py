@@ -284,7 +284,7 @@ def train(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
     )
     generator = torch.Generator(device).manual_seed(settings.seed)
-    source = RareFirst(pairs, low, high, settings.seed) if settings.rare_first else None
+    source = RareFirst(pairs, low, high, settings.seed, settings.rare_first)
     record = TrainingRecord()
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
@@ -324,11 +324,7 @@ def train(
         rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        if source is not None:
-            frame, later, lag, weight = source.draw(settings.batch_size, record.steps, generator)
-        else:
-            frame, later, lag = pairs.draw(settings.batch_size, low, high, generator)
-            weight = torch.ones_like(lag)
+        frame, later, lag, weight = source.draw(settings.batch_size, record.steps, generator)
         sigma = _draw_levels(settings.batch_size, settings, generator, device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             loss = denoising_loss(model, frame, later, lag, sigma, settings, generator)
