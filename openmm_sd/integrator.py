@@ -16,12 +16,22 @@ import openmm
 from openmm import unit
 
 from .bridges import BRIDGES, choose_bridge, platform_names
-from .bridges.base import ATTEMPT, FORCE_NAME, INTERRUPTED, LAG, NUMBER, SEED
+from .bridges.base import (
+    ATTEMPT,
+    CANDIDATES,
+    FORCE_NAME,
+    INTERRUPTED,
+    LAG,
+    NOVELTY,
+    NUMBER,
+    SEED,
+)
 from .propagator.jump import (
     ERRORS,
+    MAX_CANDIDATES,
     REJECTIONS,
-    STATUS_ACCEPTED,
-    STATUS_ERROR,
+    STATUS_BASE,
+    STATUS_NOVEL,
     Jump,
     JumpError,
     build_gates,
@@ -33,8 +43,11 @@ from .solute import Solute, find_solute
 #: Boltzmann's constant, kJ/mol/K.
 BOLTZMANN = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
-#: Name under which jumps are counted that raised the system's energy too far.
-ENERGY = "energy"
+#: Names under which settled jumps are counted that raised the system's energy too far: above what
+#: MD itself reaches, and by more than the surroundings of the solute can owe.
+ENERGY, ENERGY_RISE = "energy", "energy_rise"
+
+_REJECTIONS = (*REJECTIONS.values(), ENERGY, ENERGY_RISE)
 
 # Of every variable of the jump program: context parameters share their namespace.
 PREFIX = "sd_"
@@ -49,19 +62,28 @@ _STATE: dict[str, float] = {
     "accepted": 0.0,
     "redraws": 0.0,
     "fallbacks": 0.0,
+    "novel": 0.0,
+    "waiting": 0.0,  # 1 while MD covers the lag that a jump from a novel frame would have covered
     "effective_extra": 0.0,  # ps covered by accepted jumps
-    **{f"rejected_{name}": 0.0 for name in (*REJECTIONS.values(), ENERGY)},
+    "energy_count": 0.0,  # energies of MD seen, and their running mean and variance, (kJ/mol)**2
+    "energy_mean": 0.0,
+    "energy_variance": 0.0,
+    "settled": 0.0,  # jumps whose energy was looked at
+    "settle_moves": 0.0,  # settling steps made after them
+    "settle_before": 0.0,  # sums over them: energy above that before the jump, kJ/mol, unsettled
+    "settle_after": 0.0,  # and settled
+    **{f"rejected_{name}": 0.0 for name in _REJECTIONS},
 }
 
 # What the user chose; variables of the program as well.
 _SETTINGS = (
-    "temperature", "friction", "step", "burst", "lag", "seed", "max_tries", "max_rise",
-    "settle_steps", "enabled",
+    "temperature", "friction", "step", "burst", "lag", "seed", "max_tries", "candidates",
+    "max_rise", "max_sigma", "max_novelty", "settle_steps", "enabled",
 )  # fmt: skip
 # What only lives while the program runs: its switches, and what it finds.
 _SCRATCH = (
     "jumping", "settling", "looking", "returning", "number",
-    "tries", "status", "ok", "again", "energy", "energy_before", "rise",
+    "tries", "drawn", "status", "ok", "again", "back", "energy", "energy_before", "rise",
 )  # fmt: skip
 # Places in the CompoundIntegrator.
 _LANGEVIN, _JUMPER, _REFRESHER = 0, 1, 2
@@ -74,6 +96,12 @@ _SETTLE_LIMIT = 0.005
 # water takes some tens, so that the energy ends on either side of the old one, and a jump that
 # changes next to nothing moves no water at all.
 _SETTLE_TARGET = 25.0
+# The energy's running mean and variance forget what is further back than this many bursts, so that
+# they follow a box that is still being equilibrated, and are believed from so many on.
+_ENERGY_MEMORY = 500
+_ENERGY_ENOUGH = 20
+# Two positions closer than this, nm, differ by rounding.
+_SAME_PLACE = 1e-4
 # Hydrogen mass repartitioning goes up to about 4 Da.
 _HEAVIEST_HYDROGEN = 4.6
 # No all-atom MD makes steps as long as this, ps.
@@ -88,10 +116,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. At the end of every burst a
     learned kernel proposes where the solute will be one lag later. A proposal that passes the
     gates is applied, everything else gives way by a few small steps downhill, and the next MD step
-    draws all velocities anew. A proposal that fails is drawn again, a limited number of times; then
-    the jump is dropped and MD carries on. So it does when the surroundings cannot give way. Both
-    are counted. One ``step()`` is one MD step, whatever happens at its end, so reporters, barostats
-    and step counts behave as with any other integrator.
+    draws all velocities anew. A proposal that fails, or to which the surroundings cannot give way,
+    is taken back and drawn again, a limited number of times; then the jump is dropped and MD
+    carries on. From a frame unlike those the model was trained on there is no jump: MD covers that
+    lag instead. All of this is counted. One ``step()`` is one MD step, whatever happens at its end,
+    so reporters, barostats and step counts behave as with any other integrator.
 
     There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
     force field's. Read the model card for its measured error.
@@ -117,12 +146,22 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         by default; see `getRandomNumberSeed`.
     maxTries : int
         How many proposals to draw for a jump before it is dropped.
+    candidates : int
+        How many of them to draw at once, in one batch, after the first has failed. Of a batch the
+        first that passes is taken, so that this decides about speed and not about results.
     settleSteps : int
         After a jump everything but the solute makes up to so many small bounded steps downhill,
         until the potential energy is back within 25 kJ/mol of what it was. 0 for none.
     maxEnergyRise : Quantity or float or None
         A jump after which, settled, the potential energy is higher than before it by more is taken
         back, kJ/mol. None for no limit: then a jump into water molecules blows the run up.
+    maxEnergySigma : float or None
+        So is one that raises the potential energy to more than this many standard deviations above
+        its mean. Both are running figures of this run's MD, taken at the ends of bursts. None for
+        no limit.
+    maxNovelty : float or None
+        From a frame whose novelty score is higher there is no jump, and MD covers the lag instead.
+        The model card's by default, if the model has such a score; None for no limit.
     strict : bool
         Raise, instead of warn, where the simulation differs from what the model was made for.
 
@@ -170,8 +209,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         bridge: str = "auto",
         seed: int | None = None,
         maxTries: int = 4,
+        candidates: int = 4,
         settleSteps: int = 40,
         maxEnergyRise: Any = 200.0,
+        maxEnergySigma: float | None = 4.0,
+        maxNovelty: float | str | None = "card",
         strict: bool = False,
     ) -> None:
         if not isinstance(model, ScoreModel):
@@ -207,8 +249,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self.addIntegrator(self._langevin)
         self._waiting.update(temperature=temperature, friction=friction, step=step, enabled=1.0)
         self.setMaxTries(maxTries)
+        self.setCandidates(candidates)
         self.setSettleSteps(settleSteps)
         self.setMaxEnergyRise(maxEnergyRise)
+        self.setMaxEnergySigma(maxEnergySigma)
+        self.setMaxNovelty(maxNovelty)
         self.setBurst(model.recommended_burst if burst is None else burst)
         self.setLag(model.recommended_lag if lag is None else lag)
         self.setRandomNumberSeed(
@@ -279,6 +324,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 self.model.contact_distances,
             ),
             found.constraints,
+            getattr(self.model, "novelty", None),
         )
         force = BRIDGES[self.bridge].create_force(
             jump,
@@ -382,10 +428,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             jumper.addGlobalVariable(PREFIX + name, value)
         for name in _SCRATCH:
             jumper.addGlobalVariable(PREFIX + name, 0.0)
-        for name in ("mobile", "force", "displacement", "moved", "position"):
+        for name in ("mobile", "force", "displacement", "moved", "position", "saved"):
             jumper.addPerDofVariable(PREFIX + name, 0.0)
         jumper.setPerDofVariableByName("sd_mobile", mobile)
 
+        jumper.addComputePerDof("sd_saved", "select(sd_jumping, x, sd_saved)")
         # Settling: one step of the surroundings downhill. Wherever both are wanted the force is
         # stored before the energy is read: the other way round GPU kernels give a stale force.
         jumper.addComputePerDof("sd_force", "f")
@@ -405,22 +452,27 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputeGlobal("sd_energy_before", "sd_energy")
         jumper.addComputeGlobal(SEED, "sd_seed")
         jumper.addComputeGlobal(LAG, "sd_lag")
+        jumper.addComputeGlobal(NOVELTY, "sd_max_novelty")
         jumper.addComputeGlobal(NUMBER, "sd_number")
-        jumper.addComputeGlobal("sd_tries", "0")
         jumper.addComputeGlobal("sd_again", "1")
         jumper.beginWhileBlock("sd_again > 0.5")
         jumper.addComputeGlobal(ATTEMPT, "sd_tries")
+        # Nearly always the first passes, and one alone is the cheapest.
+        several = "min(sd_candidates, sd_max_tries-sd_tries)"
+        jumper.addComputeGlobal(CANDIDATES, f"select(sd_tries, {several}, 1)")
         # Force before energy again: the other way round the model would be called twice.
         jumper.addComputePerDof("sd_displacement", f"f{group}")
         jumper.addComputeGlobal("sd_status", f"energy{group}")
-        jumper.addComputeGlobal("sd_tries", "sd_tries+1")
+        # The status digit by digit, see `read_status`.
+        jumper.addComputeGlobal("sd_ok", _digit(0))
+        jumper.addComputeGlobal("sd_tries", "sd_tries+sd_ok")
         for code, name in REJECTIONS.items():
             counter = f"{PREFIX}rejected_{name}"
-            jumper.addComputeGlobal(counter, f"{counter}+delta(sd_status-{code})")
-        jumper.addComputeGlobal("sd_ok", f"delta(sd_status-{STATUS_ACCEPTED})")
+            jumper.addComputeGlobal("sd_drawn", _digit(code - 1))
+            jumper.addComputeGlobal(counter, f"{counter}+sd_drawn")
+            jumper.addComputeGlobal("sd_tries", "sd_tries+sd_drawn")
         jumper.addComputeGlobal(
-            "sd_again",
-            f"(1-sd_ok)*step(sd_max_tries-sd_tries-0.5)*(1-step(sd_status-{STATUS_ERROR}))",
+            "sd_again", "(1-sd_ok)*step(sd_max_tries-sd_tries-0.5)*step(sd_status-0.5)"
         )
         jumper.endBlock()
         jumper.addComputeGlobal(NUMBER, "0")
@@ -428,9 +480,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jumper.addComputePerDof("x", "x+sd_moved")
         jumper.endBlock()
 
-        # Taking back.
-        jumper.addComputePerDof("x", "x-sd_returning*sd_moved")
-        jumper.addComputePerDof("sd_moved", "(1-sd_returning)*sd_moved")
+        # Taking back: to the very positions before the jump, unless they are in another periodic
+        # image by now. Constraints have touched them as well where nothing was accepted.
+        jumper.addComputeGlobal("sd_back", "max(sd_returning, sd_jumping*(1-sd_ok))")
+        here = f"step({_SAME_PLACE}-abs(x-sd_moved-sd_saved))"
+        jumper.addComputePerDof("x", f"select(sd_back, select({here}, sd_saved, x-sd_moved), x)")
+        jumper.addComputePerDof("sd_moved", "(1-sd_back)*sd_moved")
 
     def _write_refresh(self, refresher: openmm.CustomIntegrator, temperature: float) -> None:
         """Write the MD step after a jump: the Langevin scheme, velocities forgotten in its middle.
@@ -477,7 +532,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._follow_checkpoint()
         while steps > 0:
             # A burst that was made shorter than what is done of it ends with the next step.
-            left = max(1, self._burst_steps() - int(self._get("burst_done")))
+            left = max(1, self._due_steps() - int(self._get("burst_done")))
             if self._get("fresh"):
                 done = self._md(_REFRESHER, 1)
             else:
@@ -485,6 +540,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             steps -= done
             if self.getJumping() and done >= left:
                 self._set("burst_done", 0)
+                self._set("waiting", 0)
                 self._jump()
 
     def _check_context(self) -> None:
@@ -564,11 +620,14 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """Try a jump: propose, apply, settle, keep or take back, and count."""
         number = int(self._get("tried"))
         self._add("tried", 1)
-        self._set("ok", 0)
-        self._set("tries", 0)
+        for name in ("ok", "tries", "status"):
+            self._set(name, 0)
         stands = False
         try:
-            stands = self._propose(number) and self._settle()
+            while not stands and self._get("tries") < self._get("max_tries"):
+                if not self._propose(number):
+                    break
+                stands = self._settle()
         except BaseException:
             # Ctrl-C, or a model that fails: no half-made jump stays, and the force is silent.
             self._context().setParameter(NUMBER, 0.0)
@@ -581,12 +640,16 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 self._set("fresh", 1)
                 self._add("accepted", 1)
                 self._add("effective_extra", self._get("lag"))
+            elif self._get("status") == STATUS_NOVEL:
+                self._set("waiting", 1)
+                self._add("novel", 1)
             else:
                 self._add("fallbacks", 1)
 
     def _propose(self, number: int) -> bool:
         """Run the model and apply what passes the gates; return whether anything did."""
         began = time.perf_counter()
+        redraw = self._get("tries") > 0
         # Read by the program, which counts jumps from 1 because 0 means none.
         self._set("number", number + 1)
         try:
@@ -600,10 +663,30 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         finally:
             self._seconds["model"] += time.perf_counter() - began
         status = self._get("status")
-        if status != STATUS_ACCEPTED and status not in REJECTIONS:
-            reason = ERRORS.get(int(status), f"status {status:g} is none that a jump reports")
+        if status <= 0 and status != STATUS_NOVEL:
+            reason = ERRORS.get(int(-status), f"status {status:g} is none that a jump reports")
             raise JumpError(f"jump {number}: {reason}; positions are as they were before it")
+        if not redraw:
+            self._learn_energy(self._get("energy_before"))
         return bool(self._get("ok"))
+
+    def _learn_energy(self, energy: float) -> None:
+        """Take an energy of MD into the running mean and variance."""
+        count = min(self._get("energy_count") + 1, _ENERGY_MEMORY)
+        away = energy - self._get("energy_mean")
+        self._set("energy_count", count)
+        self._add("energy_mean", away / count)
+        variance = self._get("energy_variance")
+        self._set("energy_variance", (1 - 1 / count) * (variance + away**2 / count))
+
+    def _highest_energy(self) -> float:
+        """Potential energy that a settled jump may not exceed, kJ/mol: what MD itself reaches."""
+        sigmas, before = self._get("max_sigma"), self._get("energy_before")
+        if sigmas >= _NO_LIMIT or self._get("energy_count") < _ENERGY_ENOUGH:
+            return math.inf
+        width = math.sqrt(self._get("energy_variance"))
+        # Where MD is up there already it was not the jump.
+        return max(before, self._get("energy_mean") + sigmas * width)
 
     def _settle(self) -> bool:
         """Let the surroundings of a jumped solute give way; take the jump back if they cannot.
@@ -614,21 +697,35 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             Whether the jump stands.
         """
         limit, moves = self._get("max_rise"), int(self._get("settle_steps"))
-        if moves == 0 and limit >= _NO_LIMIT:
+        highest = self._highest_energy()
+        if moves == 0 and limit >= _NO_LIMIT and highest == math.inf:
             return True
         began = time.perf_counter()
+        rises = []
         for _ in range(moves):
             self._run_jumper("settling")
-            if not self._get("rise") > _SETTLE_TARGET:  # a NaN stops here too
+            rises.append(self._get("rise"))
+            if not rises[-1] > _SETTLE_TARGET:  # a NaN stops here too
                 break
         else:
             self._run_jumper("looking")  # the last step's energy
-        stands = self._get("rise") <= limit
-        if not stands:
+            rises.append(self._get("rise"))
+        fails = None
+        if not rises[-1] <= limit:
+            fails = ENERGY_RISE
+        elif not self._get("energy_before") + rises[-1] <= highest:
+            fails = ENERGY
+        if fails is not None:
             self._run_jumper("returning")
-            self._add(f"rejected_{ENERGY}", 1)
+            self._set("ok", 0)
+            self._add(f"rejected_{fails}", 1)
+        else:
+            self._add("settled", 1)
+            self._add("settle_moves", len(rises) - 1)
+            self._add("settle_before", rises[0])
+            self._add("settle_after", rises[-1])
         self._seconds["settle"] += time.perf_counter() - began
-        return stands
+        return fails is None
 
     def _context(self) -> openmm.Context:
         """The Context that this integrator belongs to.
@@ -680,18 +777,33 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         Returns
         -------
         dict
-            ``jumps_tried``, ``jumps_accepted``, ``redraws``, ``fallbacks``, ``rejections`` (by
-            gate), ``md_time_ps``, ``effective_time_ps`` and ``seconds`` (wall-clock in this
-            process: ``md``, ``model``, ``settle``; on a GPU, which works behind the program's
-            back, the shares are rough).
+            ``jumps_tried``: of which ``jumps_accepted``, ``fallbacks`` (dropped because every
+            proposal failed) and ``novel`` (not made, because the frame is unlike the training
+            data); ``redraws`` (proposals beyond the first of a jump) and ``rejections`` (proposals
+            turned down, by gate: of the frame, or of the settled system, ``energy`` and
+            ``energy_rise``); ``settle``: of the accepted jumps, ``steps`` (settling steps a jump),
+            ``energy_before_kJ_per_mol`` and ``energy_after_kJ_per_mol`` (mean potential energy
+            above that before the jump, unsettled and settled; None where no energy was looked
+            at); ``md_time_ps``, ``effective_time_ps`` and ``seconds`` (wall-clock in this process:
+            ``md``, ``model``, ``settle``; on a GPU, which works behind the program's back, the
+            shares are rough).
         """
+        settled = self._get("settled")
+
+        def mean(name: str) -> float | None:
+            return self._get(name) / settled if settled else None
+
         return {
             "jumps_tried": int(self._get("tried")),
             "jumps_accepted": int(self._get("accepted")),
             "redraws": int(self._get("redraws")),
             "fallbacks": int(self._get("fallbacks")),
-            "rejections": {
-                name: int(self._get(f"rejected_{name}")) for name in (*REJECTIONS.values(), ENERGY)
+            "novel": int(self._get("novel")),
+            "rejections": {name: int(self._get(f"rejected_{name}")) for name in _REJECTIONS},
+            "settle": {
+                "steps": mean("settle_moves"),
+                "energy_before_kJ_per_mol": mean("settle_before"),
+                "energy_after_kJ_per_mol": mean("settle_after"),
             },
             "md_time_ps": self._get("md_time"),
             "effective_time_ps": self._get("md_time") + self._get("effective_extra"),
@@ -712,6 +824,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if self._refresher is not None:
             self._refresher.setGlobalVariableByName("kT", BOLTZMANN * value)
         self._set("temperature", value)
+        self._set("energy_count", 0)  # the energies seen belong to another temperature
 
     def getFriction(self) -> unit.Quantity:
         """Friction coefficient of the Langevin dynamics."""
@@ -799,6 +912,51 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             self._set("max_rise", _NO_LIMIT)
         else:
             self._set("max_rise", _positive("maxEnergyRise", energy, unit.kilojoule_per_mole))
+
+    def getMaxEnergySigma(self) -> float | None:
+        """How high a jump may raise the potential energy, in sigma of MD; None for no limit."""
+        value = self._get("max_sigma")
+        return None if value >= _NO_LIMIT else value
+
+    def setMaxEnergySigma(self, sigma: float | None) -> None:
+        """Set how high a jump may raise the potential energy above its mean, in sigma of MD."""
+        if sigma is None:
+            self._set("max_sigma", _NO_LIMIT)
+        else:
+            self._set("max_sigma", _positive("maxEnergySigma", sigma, unit.dimensionless))
+
+    def getMaxNovelty(self) -> float | None:
+        """Novelty of a frame from which no jump is made any more; None for no limit."""
+        value = self._get("max_novelty")
+        return None if value >= _NO_LIMIT else value
+
+    def setMaxNovelty(self, novelty: float | str | None = "card") -> None:
+        """Set the novelty of a frame above which MD covers the lag instead of a jump.
+
+        Parameters
+        ----------
+        novelty : float or "card" or None
+            "card" takes the model's own threshold, None sets no limit.
+        """
+        score = getattr(self.model, "novelty", None)
+        if novelty is None or (score is None and novelty == "card"):
+            self._set("max_novelty", _NO_LIMIT)
+            return
+        if score is None:
+            raise ValueError(
+                "maxNovelty needs a model that knows its training data, and this one carries no "
+                "novelty statistics"
+            )
+        value = score.threshold if novelty == "card" else novelty
+        self._set("max_novelty", _positive("maxNovelty", value, unit.dimensionless))
+
+    def getCandidates(self) -> int:
+        """How many proposals are drawn in one batch once the first has failed."""
+        return int(self._get("candidates"))
+
+    def setCandidates(self, candidates: int) -> None:
+        """Set how many proposals are drawn in one batch once the first has failed."""
+        self._set("candidates", _whole("candidates", candidates, 1, MAX_CANDIDATES))
 
     def getRandomNumberSeed(self) -> int:
         """Seed of the jumps and of the Langevin dynamics."""
@@ -915,10 +1073,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 bridge=bridge,
                 seed=int(settings["seed"]),
                 maxTries=int(settings["max_tries"]),
+                candidates=int(settings["candidates"]),
                 settleSteps=int(settings["settle_steps"]),
-                maxEnergyRise=settings["max_rise"],
                 strict=strict,
             )
+        for name in ("max_rise", "max_sigma", "max_novelty"):
+            new._set(name, settings[name])
         new.setConstraintTolerance(settings["tolerance"])
         new.setJumping(bool(settings["enabled"]))
         for name in _STATE:
@@ -947,8 +1107,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def _step_size(self) -> float:
         return self._langevin.getStepSize().value_in_unit(unit.picosecond)
 
-    def _burst_steps(self) -> int:
-        return max(1, round(self._get("burst") / self._step_size()))
+    def _due_steps(self) -> int:
+        """MD steps between two jumps, or those that cover a lag without a jump."""
+        length = self._get("burst")
+        if self._get("waiting"):
+            length = max(length, self._get("lag"))
+        return max(1, round(length / self._step_size()))
 
     def _compare_with_card(self, mine: float) -> None:
         card = self.model.temperature
@@ -988,7 +1152,9 @@ def _positive(
         if not value.unit.is_compatible(wanted):
             raise ValueError(f"{name} must be in {wanted} or a unit of that kind, got {value}")
         value = value.value_in_unit(wanted)
-    allowed = f"a {'non-negative' if zero else 'positive'} number of {wanted}"
+    allowed = f"a {'non-negative' if zero else 'positive'} number"
+    if wanted != unit.dimensionless:
+        allowed += f" of {wanted}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         try:
             value = float(value.__float__())  # numpy numbers
@@ -1016,6 +1182,13 @@ def _jump_group(jumper: openmm.CustomIntegrator) -> int:
     """Force group of the jump: the one that the program's plain forces leave out."""
     groups = jumper.getIntegrationForceGroups() & 0xFFFFFFFF
     return next(g for g in range(32) if not groups >> g & 1)
+
+
+def _digit(place: int) -> str:
+    """Expression for a digit of the status, zero where it counts nothing."""
+    low, high = STATUS_BASE**place, STATUS_BASE ** (place + 1)
+    status = "max(sd_status,0)"
+    return f"floor({status}/{low})-{STATUS_BASE}*floor({status}/{high})"
 
 
 def _free_group(system: openmm.System) -> int:

@@ -14,7 +14,16 @@ from openmm_sd.propagator.gates import (
     DisplacementGate,
     FiniteGate,
 )
-from openmm_sd.propagator.jump import ERRORS, REJECTIONS, STATUS_ERROR, Jump, build_gates
+from openmm_sd.propagator.jump import (
+    ERRORS,
+    MAX_CANDIDATES,
+    REJECTIONS,
+    STATUS_BASE,
+    STATUS_NOVEL,
+    Jump,
+    build_gates,
+    read_status,
+)
 from openmm_sd.propagator.kernels import Identity, Rotation, Shift
 from openmm_sd.propagator.script import script
 
@@ -69,8 +78,13 @@ class Faulty(Propagator):
         return frame
 
 
-def run(jump, positions, box=NO_BOX, number=0, attempt=0, seed=1, lag=10.0):
-    displacement, status = jump(torch.tensor(positions), box, number, attempt, seed, lag)
+def run(
+    jump, positions, box=NO_BOX, number=0, attempt=0, seed=1, lag=10.0, candidates=1, novelty=0.0
+):
+    positions = torch.tensor(positions)
+    displacement, status = jump(
+        positions, box, number, attempt, candidates, seed, lag, float(novelty)
+    )
     assert displacement.dtype == torch.float64
     return displacement.numpy(), int(status)
 
@@ -124,7 +138,7 @@ def test_displacements_go_to_the_relabelled_atoms(ala2):
 def test_mirror_image_is_an_error(ala2):
     jump = jump_of(Identity(ala2.n_atoms), ala2)
     displacement, status = run(jump, ala2.positions * [1.0, 1.0, -1.0])
-    assert status == 103
+    assert status == -103
     assert not displacement.any()
 
 
@@ -163,21 +177,109 @@ def test_every_outcome_has_its_status(ala2, lag, status, scripted):
     jump = jump_of(Faulty(ala2.n_atoms), ala2, windows, contacts=contacts)
     jump = script(jump) if scripted else jump
     displacement, got = run(jump, ala2.positions, lag=lag)
-    assert got == status
     assert not displacement.any()  # rejected, or an identity
-    assert got == 1 or got in REJECTIONS or (got >= STATUS_ERROR and got in ERRORS)
+    if status in ERRORS:
+        assert got == -status
+        return
+    accepted, rejections = read_status(got)
+    assert accepted is (status == 1)
+    assert {k: n for k, n in rejections.items() if n} == (
+        {} if accepted else {REJECTIONS[status]: 1}
+    )
+
+
+class Lottery(Propagator):
+    """What the first number of the noise decides; the second says how far the winner goes."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 2)
+
+    def forward(self, frame, lag, noise):
+        out = frame + 0.01 * noise[:, 1:2].unsqueeze(2)
+        bad = (noise[:, :1] > -0.5).unsqueeze(2)
+        far = (noise[:, :1] > 0.8).unsqueeze(2)
+        out = torch.where(bad, torch.full_like(out, float("nan")), out)
+        return torch.where(far, frame + 3.0, out)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_candidates_of_a_batch_are_those_drawn_one_by_one(ala2, scripted):
+    jump = jump_of(Lottery(ala2.n_atoms), ala2)
+    jump = script(jump) if scripted else jump
+    outcomes = set()
+    for number in range(40):
+        expected, counts, tries = np.zeros((ala2.n_atoms, 3)), {}, 0
+        for tries in range(1, 7):
+            expected, status = run(jump, ala2.positions, number=number, attempt=tries - 1)
+            accepted, rejected = read_status(status)
+            counts = {name: counts.get(name, 0) + n for name, n in rejected.items()}
+            if accepted:
+                break
+        outcomes.add((tries, accepted))
+        for first in (0, 1, 2):
+            if first >= tries:
+                continue
+            displacement, status = run(
+                jump, ala2.positions, number=number, attempt=first, candidates=6 - first
+            )
+            assert read_status(status)[0] is accepted
+            assert sum(read_status(status)[1].values()) == tries - first - accepted
+            if first == 0:
+                assert read_status(status)[1] == counts
+            np.testing.assert_allclose(displacement, expected, atol=1e-9)
+    assert {(1, True), (3, True), (6, False)} <= outcomes
+
+
+def test_a_status_holds_as_many_candidates_as_are_allowed(ala2):
+    _, status = run(jump_of(Faulty(ala2.n_atoms), ala2), ala2.positions, lag=1.0, candidates=15)
+    assert MAX_CANDIDATES == 15
+    assert read_status(status) == (False, dict.fromkeys(REJECTIONS.values(), 0) | {"nonfinite": 15})
+    # GPUs may carry an energy in single precision: every status must be a number there.
+    assert STATUS_BASE ** max(REJECTIONS) <= 2**24
+
+
+class Stretch(torch.nn.Module):
+    """A score: the largest distance from the centroid, nm."""
+
+    def forward(self, frames):
+        return torch.linalg.vector_norm(frames, dim=2).amax(1)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_nothing_is_drawn_from_a_novel_frame(ala2, scripted):
+    kernel = Shift(ala2.n_atoms, (0.01, 0.0, 0.0))
+    jump = Jump(kernel, ala2, build_gates(ala2, 2.0, []), novelty=Stretch())
+    jump = script(jump) if scripted else jump
+    x = ala2.positions - ala2.positions.mean(0)
+    size = float(np.linalg.norm(x, axis=1).max())
+    for novelty, expected in ((1.001 * size, 1), (0.999 * size, STATUS_NOVEL), (1e30, 1)):
+        displacement, status = run(jump, ala2.positions, novelty=novelty)
+        assert status == expected
+        assert displacement.any() == (expected == 1)
+
+
+class NoNumber(torch.nn.Module):
+    """A score that fails."""
+
+    def forward(self, frames):
+        return frames.sum(dim=(1, 2)) * float("nan")
+
+
+def test_a_score_that_is_no_number_is_no_reason_to_trust(ala2):
+    jump = Jump(Identity(ala2.n_atoms), ala2, build_gates(ala2, 2.0, []), novelty=NoNumber())
+    assert run(jump, ala2.positions, novelty=1e30)[1] == STATUS_NOVEL
 
 
 def test_positions_that_are_not_finite(ala2):
     positions = ala2.positions.copy()
     positions[3, 1] = np.nan
-    assert run(jump_of(Identity(ala2.n_atoms), ala2), positions)[1] == 104
+    assert run(jump_of(Identity(ala2.n_atoms), ala2), positions)[1] == -104
 
 
-def test_gate_codes_are_unique_and_below_the_errors():
+def test_gate_codes_are_unique_and_in_order():
     codes = [gate.code for gate in GATES]
     assert codes == sorted(set(codes))
-    assert all(1 < code < STATUS_ERROR for code in codes)
+    assert min(codes) > 1
     assert len({gate.name for gate in GATES}) == len(GATES)
 
 

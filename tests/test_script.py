@@ -29,7 +29,7 @@ frozen = frozen_jump()
 gc.collect()
 for _ in range(3):
     try:
-        frozen(torch.zeros(5, 3), torch.zeros(3, 3), 0, 0, 1, 10.0)
+        frozen(torch.zeros(5, 3), torch.zeros(3, 3), 0, 0, 1, 1, 10.0, 0.0)
     except RuntimeError as error:
         print("refused:", "out of bounds" in str(error))
 print("alive")

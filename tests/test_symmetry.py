@@ -207,7 +207,7 @@ def test_methyl_hydrogens_are_exchangeable_in_the_graph_network():
 
 def jump_of(model, x, attempt=0):
     jump = Jump(model, molecule(), [FiniteGate()])
-    displacement, status = jump(x.double(), torch.zeros(3, 3), 0, attempt, 1, 10.0)
+    displacement, status = jump(x.double(), torch.zeros(3, 3), 0, attempt, 1, 1, 10.0, 0.0)
     assert int(status) == STATUS_ACCEPTED
     return displacement
 

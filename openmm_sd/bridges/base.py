@@ -3,7 +3,7 @@
 A bridge turns a :class:`~openmm_sd.propagator.jump.Jump` into an OpenMM Force. While no jump is
 under way the force returns zeros without touching the model. When the parameter
 ``openmm_sd_number`` is not zero it returns *the displacement* (nm) as the force on the solute's
-particles and *the status code* as its energy.
+particles and *the status* as its energy.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ ATTEMPT = "openmm_sd_try"
 SEED = "openmm_sd_seed"
 #: Lag in ps.
 LAG = "openmm_sd_lag"
+#: How many tries are drawn in one batch.
+CANDIDATES = "openmm_sd_candidates"
+#: Novelty of a frame above which nothing is drawn.
+NOVELTY = "openmm_sd_novelty"
 
 #: What a bridge's exception says when the user pressed ctrl-C in the middle of the model: OpenMM
 #: passes on an exception's message, but not its type.
 INTERRUPTED = "openmm-sd: stopped by the user"
 
 #: In the order in which they are added to a force (openmm-torch passes them by position).
-PARAMETERS = (NUMBER, ATTEMPT, SEED, LAG)
+PARAMETERS = (NUMBER, ATTEMPT, CANDIDATES, SEED, LAG, NOVELTY)
 
 
 def platform_names() -> list[str]:

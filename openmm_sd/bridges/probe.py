@@ -60,7 +60,7 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     from ..propagator.kernels import Shift
     from ..propagator.molecule import Molecule
     from . import BRIDGES
-    from .base import NUMBER
+    from .base import CANDIDATES, NUMBER
 
     bridge = BRIDGES[bridge_name]
     versions = bridge.versions()
@@ -105,6 +105,7 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     if status != 0.0 or displacement.any():
         return Probe(bridge_name, platform_name, False, "not silent while idle", versions)
     context.setParameter(NUMBER, 1.0)
+    context.setParameter(CANDIDATES, 1.0)
     displacement, status = read()
     deviation = float(np.abs(displacement - np.vstack([[0.0, 0.0, 0.0], [shift] * 3])).max())
     ok = status == STATUS_ACCEPTED and deviation < 1e-6

@@ -12,7 +12,18 @@ import torch
 
 from ..propagator.jump import Jump
 from ..propagator.script import script_frozen
-from .base import ATTEMPT, FORCE_NAME, INTERRUPTED, LAG, NUMBER, PARAMETERS, SEED, Bridge
+from .base import (
+    ATTEMPT,
+    CANDIDATES,
+    FORCE_NAME,
+    INTERRUPTED,
+    LAG,
+    NOVELTY,
+    NUMBER,
+    PARAMETERS,
+    SEED,
+    Bridge,
+)
 
 
 class JumpCallback:
@@ -57,8 +68,10 @@ class JumpCallback:
                     box,
                     number - 1,
                     int(parameters[ATTEMPT]),
+                    int(parameters[CANDIDATES]),
                     int(parameters[SEED]),
                     float(parameters[LAG]),
+                    float(parameters[NOVELTY]),
                 )
         except KeyboardInterrupt:
             raise RuntimeError(INTERRUPTED) from None

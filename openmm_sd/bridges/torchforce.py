@@ -46,8 +46,10 @@ class PeriodicJump(torch.nn.Module):
         box: Tensor,
         number: Tensor,
         attempt: Tensor,
+        candidates: Tensor,
         seed: Tensor,
         lag: Tensor,
+        novelty: Tensor,
     ) -> tuple[Tensor, Tensor]:
         forces = torch.zeros_like(positions)
         if float(number) == 0.0:
@@ -57,8 +59,10 @@ class PeriodicJump(torch.nn.Module):
             box,
             int(float(number)) - 1,
             int(float(attempt)),
+            int(float(candidates)),
             int(float(seed)),
             float(lag),
+            float(novelty),
         )
         forces[self.particles] = displacement.to(positions.dtype)
         return status.to(positions.dtype), forces
@@ -72,10 +76,17 @@ class OpenJump(torch.nn.Module):
         self.inner = PeriodicJump(jump, particles)
 
     def forward(
-        self, positions: Tensor, number: Tensor, attempt: Tensor, seed: Tensor, lag: Tensor
+        self,
+        positions: Tensor,
+        number: Tensor,
+        attempt: Tensor,
+        candidates: Tensor,
+        seed: Tensor,
+        lag: Tensor,
+        novelty: Tensor,
     ) -> tuple[Tensor, Tensor]:
         box = torch.zeros([3, 3], dtype=positions.dtype, device=positions.device)
-        return self.inner(positions, box, number, attempt, seed, lag)
+        return self.inner(positions, box, number, attempt, candidates, seed, lag, novelty)
 
 
 class TorchForceBridge(Bridge):

@@ -7,14 +7,13 @@ once. It does, in this order:
 1. make the solute whole across the periodic box;
 2. relabel equivalent atoms (the hydrogens of a methyl, say) so that the frame has the handedness
    the model was trained on;
-3. draw the noise of this jump and try, and call the propagator once;
-4. put hydrogens back to their constrained bond lengths;
-5. ask the gates;
-6. return the displacement relative to the positions that came in, and a status code.
+3. ask whether the frame is like those the model was trained on;
+4. draw the noise of this jump and its tries, one row a candidate, and call the propagator once;
+5. put hydrogens back to their constrained bond lengths;
+6. ask the gates, and take the first candidate that passes;
+7. return the displacement relative to the positions that came in, and a status.
 
-Selection among several candidates drawn in one batch belongs between 3 and 5 (`candidates` rows of
-noise, first row that passes), a novelty score of the frame between 2 and 3; both report through
-the status code.
+The status is one number, because an OpenMM force has one energy. What it says is in `read_status`.
 """
 
 from collections.abc import Sequence
@@ -38,12 +37,17 @@ from .noise import standard_normal
 
 #: No jump under way.
 STATUS_NONE = 0
-#: The proposal passed every gate.
+#: What `Jump.judge` says of a proposal that passed every gate.
 STATUS_ACCEPTED = 1
-#: From here on the status is an error of the model or its input, not a rejection.
-STATUS_ERROR = 100
+#: Status of a jump from a frame unlike those that the model was trained on: nothing was drawn.
+STATUS_NOVEL = -1
+#: Candidates are counted in digits of this base.
+STATUS_BASE = 16
+#: Most candidates that one call can draw: what a digit holds.
+MAX_CANDIDATES = STATUS_BASE - 1
 
-#: Errors by status code. Between `STATUS_ACCEPTED` and `STATUS_ERROR` lie the codes of the gates.
+#: Errors of the model or its input, which drawing again does not mend. The status is the code with
+#: a minus sign.
 ERRORS = {
     101: "the propagator returned a frame of the wrong shape",
     102: "the propagator returned a frame of the wrong dtype (float32 is required)",
@@ -51,8 +55,29 @@ ERRORS = {
     104: "the solute's positions were not finite before the jump: MD blew up",
 }
 
-#: Rejections by status code: the names under which the integrator counts them.
+#: Rejections by the gate's code: the names under which the integrator counts them.
 REJECTIONS = {gate.code: gate.name for gate in GATES}
+
+
+def read_status(status: float) -> tuple[bool, dict[str, int]]:
+    """Read the status of a jump at which something was drawn.
+
+    Parameters
+    ----------
+    status : float
+        From a `Jump`, positive. In base `STATUS_BASE` its last digit is 1 if a candidate passed and
+        was taken, else 0. The digit ``code - 1`` places further up counts the candidates before
+        it that the gate of that code turned down.
+
+    Returns
+    -------
+    accepted : bool
+        Whether a candidate was taken.
+    rejections : dict
+        Candidates turned down, by the gate's name.
+    """
+    digits = [int(status) // STATUS_BASE**k % STATUS_BASE for k in range(max(REJECTIONS))]
+    return digits[0] == 1, {name: digits[code - 1] for code, name in REJECTIONS.items()}
 
 
 class JumpError(RuntimeError):
@@ -113,6 +138,8 @@ class Jump(torch.nn.Module):
         What a proposal must pass.
     constraints : sequence of (int, int, float)
         Heavy atom, hydrogen and constrained distance (nm) of the System.
+    novelty : torch.nn.Module, optional
+        Gives each frame of a batch a number that grows with its distance from the training data.
     """
 
     bond_sums: Tensor
@@ -131,9 +158,11 @@ class Jump(torch.nn.Module):
         molecule: Molecule,
         gates: Sequence[Gate],
         constraints: Sequence[tuple[int, int, float]] = (),
+        novelty: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.propagator = propagator
+        self.novelty = NothingNew() if novelty is None else novelty
         self.gates = torch.nn.ModuleList(gates)
         self.n_atoms = molecule.n_atoms
         self.noise_size = int(propagator.noise_size)  # type: ignore[arg-type]
@@ -163,7 +192,15 @@ class Jump(torch.nn.Module):
         )
 
     def forward(
-        self, positions: Tensor, box: Tensor, number: int, attempt: int, seed: int, lag: float
+        self,
+        positions: Tensor,
+        box: Tensor,
+        number: int,
+        attempt: int,
+        candidates: int,
+        seed: int,
+        lag: float,
+        max_novelty: float,
     ) -> tuple[Tensor, Tensor]:
         """Propose one jump.
 
@@ -177,45 +214,58 @@ class Jump(torch.nn.Module):
         number : int
             Number of the jump, from 0.
         attempt : int
-            Number of the try, from 0.
+            Number of the first try, from 0.
+        candidates : int
+            How many tries to draw in one batch, 1 to `MAX_CANDIDATES`. The first that passes the
+            gates is taken, so that the outcome does not depend on how tries are spread over calls.
         seed : int
             Seed of the run.
         lag : float
             ps.
+        max_novelty : float
+            Above this score of the frame nothing is drawn.
 
         Returns
         -------
         displacement : Tensor
-            (N, 3) float64, nm: zeros unless the status is `STATUS_ACCEPTED`.
+            (N, 3) float64, nm: zeros unless a candidate was taken.
         status : Tensor
-            Scalar float64, a whole number: `STATUS_ACCEPTED`, a gate's code, or an error.
+            Scalar float64, a whole number: `STATUS_NOVEL`, the negative of an error's code, or what
+            `read_status` reads.
         """
         given = positions.to(torch.float64)
         nothing = torch.zeros_like(given)
         start = self.make_whole(given, box)
         if not bool(torch.isfinite(start).all()):
-            return nothing, _status(104, given)
+            return nothing, _status(-104, given)
 
         order = torch.arange(self.n_atoms, device=given.device)
         if self.n_centres > 0:
             orders, mirrored = self.relabel(start.unsqueeze(0))
             if bool(mirrored[0]):
-                return nothing, _status(103, given)
+                return nothing, _status(-103, given)
             order = orders[0]
         start = start[order]
-        start = start - start.mean(dim=0, keepdim=True)
+        start = (start - start.mean(dim=0, keepdim=True)).unsqueeze(0)
+        # A score that is no number is no reason to trust the frame.
+        if not bool((self.novelty(start.to(torch.float32)) <= max_novelty).all()):
+            return nothing, _status(-1, given)
 
-        noise = standard_normal(seed, number, attempt, 1, self.noise_size, given.device)
-        time = torch.full([1], lag, dtype=torch.float32, device=given.device)
-        moved, error = self.propose(start.unsqueeze(0), time, noise)
+        noise = standard_normal(seed, number, attempt, candidates, self.noise_size, given.device)
+        time = torch.full([candidates], lag, dtype=torch.float32, device=given.device)
+        start = start.expand(candidates, -1, -1).contiguous()
+        moved, error = self.propose(start, time, noise)
         if error != 0:
-            return nothing, _status(error, given)
-        status = int(self.judge(start.unsqueeze(0), moved)[0])
-        if status != 1:
-            return nothing, _status(status, given)
-        displacement = torch.zeros_like(given)
-        displacement[order] = moved[0] - start
-        return displacement, _status(1, given)
+            return nothing, _status(-error, given)
+        verdicts: list[int] = self.judge(start, moved).tolist()
+        status = 0
+        for k in range(len(verdicts)):
+            if verdicts[k] == 1:
+                displacement = torch.zeros_like(given)
+                displacement[order] = moved[k] - start[k]
+                return displacement, _status(status + 1, given)
+            status += 1 << 4 * (verdicts[k] - 1)  # a digit of STATUS_BASE
+        return nothing, _status(status, given)
 
     def propose(self, start: Tensor, lag: Tensor, noise: Tensor) -> tuple[Tensor, int]:
         """Call the propagator once for a batch and put hydrogens back to their bond lengths.
@@ -340,6 +390,14 @@ class Jump(torch.nn.Module):
         out = positions.clone()
         out[:, self.hydrogen] = anchor + self.length * bond
         return out
+
+
+class NothingNew(torch.nn.Module):
+    """The novelty of a model that does not know its training data: zero for every frame."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return a zero for each frame, (B, N, 3)."""
+        return torch.zeros([frames.shape[0]], dtype=frames.dtype, device=frames.device)
 
 
 def _status(code: int, like: Tensor) -> Tensor:

@@ -59,9 +59,10 @@ def standard_normal(
     jump : int
         Number of the jump, from 0 (any non-negative 64-bit integer).
     attempt : int
-        Number of the try within the jump, from 0.
+        Number of the first try within the jump, from 0.
     candidates : int
-        How many independent rows to draw; rows are counted on after those of earlier tries.
+        How many tries to draw for, one row each. The row of a try does not depend on the others
+        drawn with it.
     size : int
         Numbers a row, the propagator's ``noise_size``.
     device : torch.device
@@ -72,7 +73,7 @@ def standard_normal(
     Tensor
         (candidates, size) float32.
     """
-    rows = torch.arange(candidates, dtype=torch.int64, device=device) + attempt * candidates
+    rows = torch.arange(candidates, dtype=torch.int64, device=device) + attempt
     return _normals(rows, jump, size, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
 
 
