@@ -28,8 +28,12 @@ class ScoreDynamicsReporter:
     -----
     Columns: ``Step`` (MD steps), ``MD Time (ps)`` (ordinary MD), ``Jumps`` (accepted), ``Effective
     Time (ps)`` (MD time plus the lags of accepted jumps), ``Jumps Tried``, ``Redraws``,
-    ``Fallbacks``, one ``Rejected: ...`` a gate, ``Potential Energy (kJ/mol)`` and
-    ``Temperature (K)``. Counters are totals since the integrator was made, restarts included.
+    ``Fallbacks``, ``Novel``, one ``Rejected: ...`` a gate, ``Settle Steps`` (mean number a jump),
+    ``Jump Energy (kJ/mol)`` and ``Settled Energy (kJ/mol)`` (mean potential energy after a jump
+    above that before it, unsettled and settled), ``Potential Energy (kJ/mol)``, ``Temperature (K)``
+    and the wall-clock seconds spent in MD, in the model and in settling, ``Seconds: ...``. See
+    `ScoreDynamicsIntegrator.getStatistics` for what they count. Counters and means are over all
+    jumps since the integrator was made, restarts included; the seconds are those of this process.
 
     Examples
     --------
@@ -85,11 +89,16 @@ class ScoreDynamicsReporter:
             "Jumps Tried": numbers["jumps_tried"],
             "Redraws": numbers["redraws"],
             "Fallbacks": numbers["fallbacks"],
+            "Novel": numbers["novel"],
             **{f"Rejected: {name}": n for name, n in numbers["rejections"].items()},
+            "Settle Steps": _or_nothing(numbers["settle"]["steps"]),
+            "Jump Energy (kJ/mol)": _or_nothing(numbers["settle"]["energy_before_kJ_per_mol"]),
+            "Settled Energy (kJ/mol)": _or_nothing(numbers["settle"]["energy_after_kJ_per_mol"]),
             "Potential Energy (kJ/mol)": repr(
                 state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             ),
             "Temperature (K)": f"{2.0 * kinetic / (self._dof * gas):.6g}",
+            **{f"Seconds: {part}": f"{n:.6f}" for part, n in numbers["seconds"].items()},
         }
         if self._header:
             print(",".join(f'"{name}"' for name in row), file=self._file)
@@ -100,6 +109,10 @@ class ScoreDynamicsReporter:
     def __del__(self) -> None:
         if getattr(self, "_own", False) and hasattr(self, "_file"):
             self._file.close()
+
+
+def _or_nothing(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def _degrees_of_freedom(system: openmm.System) -> int:

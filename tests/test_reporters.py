@@ -2,6 +2,7 @@
 
 import csv
 import io
+from itertools import pairwise
 
 import openmm
 import pytest
@@ -47,6 +48,22 @@ def test_columns_and_clocks(simulation):
         assert row["Rejected: bonds"] == row["Rejected: contacts"] == "0"
         assert 50 < float(row["Temperature (K)"]) < 1000
         assert abs(float(row["Potential Energy (kJ/mol)"])) < 1e4
+        assert row["Novel"] == row["Rejected: energy"] == row["Rejected: energy_rise"] == "0"
+        # The identity moves nothing: there is nothing to settle.
+        assert float(row["Settle Steps"]) == 0
+        assert abs(float(row["Jump Energy (kJ/mol)"])) < 1e-3
+        assert abs(float(row["Settled Energy (kJ/mol)"])) < 1e-3
+    seconds = [[float(row[f"Seconds: {part}"]) for part in ("md", "model")] for row in rows]
+    assert all(a < b for one, two in pairwise(seconds) for a, b in zip(one, two, strict=True))
+
+
+def test_no_mean_without_a_jump(simulation):
+    out = io.StringIO()
+    simulation.integrator.setJumping(False)
+    simulation.reporters.append(ScoreDynamicsReporter(out, 5))
+    simulation.step(5)
+    (row,) = csv.DictReader(io.StringIO(out.getvalue()))
+    assert row["Settled Energy (kJ/mol)"] == row["Settle Steps"] == ""
 
 
 def test_appending_writes_no_second_header(simulation, tmp_path):

@@ -1,0 +1,482 @@
+"""What jumps do to the water around them: a mixed run against MD of the same box.
+
+    python benchmarks/mixed_bias.py prepare FOLDER
+    python benchmarks/mixed_bias.py md FOLDER --ps 4000 --seed 1
+    python benchmarks/mixed_bias.py mixed FOLDER --lag 100 --burst 1 --jumps 2000 --seed 1
+    python benchmarks/mixed_bias.py report FOLDER [--json FILE] [--figure FILE]
+
+`prepare` makes a box of ACE-ALA-NME in water. `md` and `mixed` sample it and can be repeated with
+other settings and seeds; each run that is stopped keeps what it has. At fixed times after every
+jump a run notes potential energy, temperature and how the water stands around the solute: pair
+distributions of the water's oxygens around the carbonyl oxygens, the amide hydrogens and the
+methyl carbons, and how many of them are in the first shell. Errors are standard errors over blocks
+of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import openmm
+import torch
+from numpy.typing import NDArray
+from openmm import unit
+
+from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd.analysis import basins, dihedral
+from openmm_sd.prepare import equilibrate, solvate
+
+MODEL = "ala2-water"
+WATERS = 400
+STEP_PS = 0.004
+HYDROGEN_MASS_AMU = 3.0
+EQUILIBRATION_PS = 100.0
+# Times after a jump, ps, as far as the burst reaches.
+TIMES_PS = (0.02, 0.04, 0.08, 0.12, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+# Plain MD is looked at this often, ps.
+MD_EVERY_PS = 0.5
+# Atoms of the solute in the order of the model's molecule, and the first minimum of each pair
+# distribution in plain MD, nm.
+SITES = {
+    "C=O": ("O", 0.35),
+    "N-H": ("HN", 0.25),
+    "CH3": ("CH3", 0.54),
+}
+BIN_NM = 0.01
+REACH_NM = 0.9
+BLOCKS = 20
+# A torsion that turned further than this in a jump, degrees, has flipped.
+FLIP_DEGREES = 60.0
+SAVE_SECONDS = 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("prepare", "md", "mixed", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("folder", type=Path)
+        if name in ("md", "mixed"):
+            command.add_argument("--seed", type=int, default=1)
+            command.add_argument("--platform", default="CPU")
+        if name == "md":
+            command.add_argument("--ps", type=float, default=4000.0)
+        if name == "mixed":
+            command.add_argument("--lag", type=float, default=100.0)
+            command.add_argument("--burst", type=float, default=1.0)
+            command.add_argument("--jumps", type=int, default=1000)
+            command.add_argument("--settle", type=int, default=None, help="settling steps")
+        if name == "report":
+            command.add_argument("--json", type=Path)
+            command.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    {"prepare": prepare, "md": run_md, "mixed": run_mixed, "report": report}[options.command](
+        options
+    )
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Make the box, once; every run starts from it."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    molecule = ScoreModel.load(MODEL).molecules[0]
+    box = solvate(
+        molecule.to_topology(),
+        molecule.positions,
+        waters=WATERS,
+        hydrogen_mass=HYDROGEN_MASS_AMU,
+    )
+    box = equilibrate(box, temperature=300.0, time=EQUILIBRATION_PS, step_size=0.002)
+    with open(options.folder / "box.pickle", "wb") as file:
+        pickle.dump(box, file)
+
+
+class Observer:
+    """What is noted of a box at one moment."""
+
+    def __init__(self, box: Any, solute: list[int]) -> None:
+        topology = box.topology
+        atoms = list(topology.atoms())
+        self.edge = float(box.box_vectors[0, 0])
+        self.solute = solute
+        chosen = set(solute)
+        self.water = np.array(
+            [a.index for a in atoms if a.element.symbol == "O" and a.index not in chosen]
+        )
+        neighbours: dict[int, list[Any]] = {i: [] for i in solute}
+        for a, b in topology.bonds():
+            if a.index in chosen:
+                neighbours[a.index].append(b)
+                neighbours[b.index].append(a)
+        kinds: dict[str, list[int]] = {"O": [], "HN": [], "CH3": []}
+        for i in solute:
+            symbol = atoms[i].element.symbol
+            hydrogens = sum(n.element.symbol == "H" for n in neighbours[i])
+            if symbol == "O":
+                kinds["O"].append(i)
+            elif symbol == "H" and neighbours[i][0].element.symbol == "N":
+                kinds["HN"].append(i)
+            elif symbol == "C" and hydrogens == 3:
+                kinds["CH3"].append(i)
+        self.sites = {name: np.array(kinds[kind]) for name, (kind, _) in SITES.items()}
+        system = box.system
+        self.dof = 3 * sum(
+            system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles())
+        )
+        self.dof -= system.getNumConstraints()
+        if any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces()):
+            self.dof -= 3
+        self.bins = np.arange(0.0, REACH_NM + BIN_NM / 2, BIN_NM)
+
+    def __call__(self, context: openmm.Context) -> tuple[float, float, NDArray[np.int64]]:
+        """Potential energy (kJ/mol), temperature (K), and counts (site, bin)."""
+        groups = context.getIntegrator().getIntegrationForceGroups()
+        state = context.getState(positions=True, energy=True, groups=groups)
+        kinetic = state.getKineticEnergy()._value
+        x = np.asarray(state.getPositions(asNumpy=True)._value)
+        water = x[self.water]
+        counts = []
+        for atoms in self.sites.values():
+            d = water[None] - x[atoms][:, None]
+            d -= self.edge * np.round(d / self.edge)
+            r = np.sqrt((d * d).sum(-1)).ravel()
+            counts.append(np.histogram(r, self.bins)[0])
+        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+        temperature = 2.0 * kinetic / (self.dof * gas)
+        return state.getPotentialEnergy()._value, temperature, np.array(counts)
+
+    def torsions(self, context: openmm.Context) -> tuple[float, float]:
+        x = np.asarray(context.getState(positions=True).getPositions(asNumpy=True)._value)
+        x = x[self.solute]
+        first = x[0]
+        d = x - first
+        x = first + d - self.edge * np.round(d / self.edge)  # the molecule is small
+        return float(dihedral(x, (4, 6, 8, 14))), float(dihedral(x, (6, 8, 14, 16)))
+
+
+def _context(box: Any, system: openmm.System, integrator: Any, options: Any) -> openmm.Context:
+    properties = {"Threads": "1"} if options.platform == "CPU" else {}
+    platform = openmm.Platform.getPlatformByName(options.platform)
+    context = openmm.Context(system, integrator, platform, properties)
+    context.setPeriodicBoxVectors(*box.box_vectors)
+    context.setPositions(box.positions)
+    context.setVelocitiesToTemperature(300.0, options.seed)
+    return context
+
+
+def _load(folder: Path) -> Any:
+    with open(folder / "box.pickle", "rb") as file:
+        return pickle.load(file)
+
+
+def _save(file: Path, arrays: dict[str, Any], about: dict[str, Any]) -> None:
+    temporary = file.with_name(f".{file.name}")
+    with open(temporary, "wb") as stream:
+        np.savez_compressed(
+            stream, about=json.dumps(about), **{k: np.array(v) for k, v in arrays.items()}
+        )
+    os.replace(temporary, file)
+
+
+def run_md(options: argparse.Namespace) -> None:
+    """Plain MD of the box."""
+    box = _load(options.folder)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 1.0, STEP_PS)
+    integrator.setRandomNumberSeed(options.seed)
+    system = openmm.XmlSerializer.clone(box.system)
+    context = _context(box, system, integrator, options)
+    observe = Observer(box, list(range(22)))
+    integrator.step(round(20.0 / STEP_PS))
+    every = round(MD_EVERY_PS / STEP_PS)
+    arrays: dict[str, list[Any]] = {
+        k: [] for k in ("energy", "temperature", "counts", "phi", "psi")
+    }
+    about = {"kind": "md", "seed": options.seed, "seconds": 0.0, "md_ps": 0.0}
+    saved = time.monotonic()
+    while about["md_ps"] < options.ps:
+        began = time.perf_counter()
+        integrator.step(every)
+        about["seconds"] += time.perf_counter() - began
+        about["md_ps"] += every * STEP_PS
+        energy, temperature, counts = observe(context)
+        phi, psi = observe.torsions(context)
+        for key, value in zip(arrays, (energy, temperature, counts, phi, psi), strict=True):
+            arrays[key].append(value)
+        if time.monotonic() - saved > SAVE_SECONDS or about["md_ps"] >= options.ps:
+            _save(options.folder / f"md-{options.seed}.npz", arrays, about)
+            saved = time.monotonic()
+
+
+def run_mixed(options: argparse.Namespace) -> None:
+    """A mixed run of the box, looked at after every jump."""
+    box = _load(options.folder)
+    model = ScoreModel.load(MODEL)
+    settings = {} if options.settle is None else {"settleSteps": options.settle}
+    integrator = ScoreDynamicsIntegrator(
+        model,
+        300.0,
+        1.0,
+        STEP_PS,
+        burst=options.burst,
+        lag=options.lag,
+        seed=options.seed,
+        **settings,
+    )
+    system = openmm.XmlSerializer.clone(box.system)
+    solute = list(integrator.attach(system, box.topology, platform=options.platform).particles)
+    context = _context(box, system, integrator, options)
+    observe = Observer(box, solute)
+    integrator.setJumping(False)
+    integrator.step(round(20.0 / STEP_PS))
+    integrator.setJumping(True)
+    burst = round(options.burst / STEP_PS)
+    stops = sorted(
+        {min(round(t / STEP_PS), burst) for t in TIMES_PS if t < options.burst} | {burst}
+    )
+    keys = ("energy", "temperature", "counts", "accepted", "before", "after")
+    arrays: dict[str, list[Any]] = {k: [] for k in keys}
+    about: dict[str, Any] = {
+        "kind": "mixed",
+        "lag_ps": options.lag,
+        "burst_ps": options.burst,
+        "settle_steps": integrator.getSettleSteps(),
+        "seed": options.seed,
+        "stops_ps": [round(s * STEP_PS, 6) for s in stops],
+    }
+    name = f"mixed-lag{options.lag:g}-burst{options.burst:g}"
+    name += ("" if options.settle is None else f"-settle{options.settle}") + f"-{options.seed}.npz"
+    saved = time.monotonic()
+    seconds = 0.0
+    accepted = False
+    before = after = observe.torsions(context)
+    for jump in range(options.jumps):
+        done = 0
+        rows = []
+        for stop in stops:
+            # The burst's last step belongs to the jump, so what comes before it is looked at.
+            steps = stop - done - (stop == burst)
+            if steps > 0:
+                began = time.perf_counter()
+                integrator.step(steps)
+                seconds += time.perf_counter() - began
+                done += steps
+            rows.append(observe(context))
+        for k, key in enumerate(("energy", "temperature", "counts")):
+            arrays[key].append([row[k] for row in rows])
+        arrays["accepted"].append(accepted)
+        arrays["before"].append(before)
+        arrays["after"].append(after)
+        before = observe.torsions(context)
+        tried = integrator.getNumJumps()
+        began = time.perf_counter()
+        integrator.step(burst - done)
+        seconds += time.perf_counter() - began
+        accepted = integrator.getNumJumps() > tried
+        after = observe.torsions(context)
+        if time.monotonic() - saved > SAVE_SECONDS or jump + 1 == options.jumps:
+            about |= {"seconds": seconds, "statistics": integrator.getStatistics()}
+            _save(options.folder / name, arrays, about)
+            saved = time.monotonic()
+
+
+# -- report ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Measured:
+    """A figure with its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        digits = max(0, 1 - int(np.floor(np.log10(self.error)))) if self.error > 0 else 2
+        return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
+
+    def minus(self, other: Measured) -> Measured:
+        return Measured(self.value - other.value, float(np.hypot(self.error, other.error)))
+
+
+def blocked(values: NDArray[Any], blocks: int = BLOCKS) -> Measured:
+    """Mean with the standard error over blocks along the first axis."""
+    means = np.array([part.mean() for part in np.array_split(np.asarray(values, float), blocks)])
+    return Measured(float(np.mean(values)), float(means.std(ddof=1) / np.sqrt(blocks)))
+
+
+def shells(counts: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Number of water oxygens in the first shell of each kind of site, (..., bins) -> (...)."""
+    result = {}
+    for k, (name, (_, reach)) in enumerate(SITES.items()):
+        result[name] = counts[..., k, : round(reach / BIN_NM)].sum(-1)
+    return result
+
+
+def _merged(files: list[Path]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Runs of the same settings, one after the other."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(file.stem.rsplit("-", 1)[0], []).append(file)
+    for name, members in sorted(groups.items()):
+        loaded = [np.load(file, allow_pickle=False) for file in members]
+        abouts = [json.loads(str(content["about"])) for content in loaded]
+        keys = [key for key in loaded[0].files if key != "about"]
+        yield (
+            name,
+            {key: np.concatenate([content[key] for content in loaded]) for key in keys},
+            {"runs": abouts, **abouts[0]},
+        )
+
+
+def report(options: argparse.Namespace) -> None:
+    """Print tables of all runs in the folder."""
+    _, md, about = next(_merged(sorted(options.folder.glob("md-*.npz"))))
+    seconds = sum(run["seconds"] for run in about["runs"])
+    md_ns_per_day = sum(run["md_ps"] for run in about["runs"]) / seconds * 86.4
+    reference = {
+        "energy": blocked(md["energy"]),
+        "temperature": blocked(md["temperature"]),
+        **{name: blocked(values) for name, values in shells(md["counts"]).items()},
+    }
+    width = float(np.std(md["energy"]))
+    columns = list(reference)
+    print(
+        f"plain MD: {len(md['energy'])} looks, sd of the energy {width:.0f} kJ/mol, "
+        f"{md_ns_per_day:.1f} ns/day"
+    )
+    print("; ".join(f"{name} {value}" for name, value in reference.items()))
+    result: dict[str, Any] = {
+        "md": {name: dataclasses.asdict(value) for name, value in reference.items()}
+        | {"energy_sd": width, "ns_per_day": md_ns_per_day},
+        "mixed": {},
+    }
+    for name, data, about in _merged(sorted(options.folder.glob("mixed-*.npz"))):
+        after_jump = np.flatnonzero(data["accepted"])
+        turned = np.abs(np.angle(np.exp(1j * (data["after"] - data["before"])))).max(1)
+        flipped = turned > np.deg2rad(FLIP_DEGREES)
+        print(f"\n### {name}: {len(after_jump)} jumps, {flipped[after_jump].mean():.2f} flips\n")
+        entry: dict[str, Any] = {"about": _totals(about), "after_jump": {}}
+        for kind, rows in (
+            ("all", after_jump),
+            ("flips", after_jump[flipped[after_jump]]),
+        ):
+            if len(rows) < 2 * BLOCKS:
+                continue
+            print(f"| {kind}: ps after the jump | " + " | ".join(columns) + " | sigma |")
+            print("|---" * (len(columns) + 2) + "|")
+            table = []
+            for k, stop in enumerate(about["stops_ps"]):
+                found = {
+                    "energy": blocked(data["energy"][rows, k]),
+                    "temperature": blocked(data["temperature"][rows, k]),
+                    **{s: blocked(v) for s, v in shells(data["counts"][rows, k]).items()},
+                }
+                away = {key: found[key].minus(reference[key]) for key in columns}
+                sigma = {key: away[key].value / away[key].error for key in columns}
+                worst = max(sigma, key=lambda key: abs(sigma[key]))
+                print(
+                    f"| {stop:g} | "
+                    + " | ".join(str(away[key]) for key in columns)
+                    + f" | {sigma[worst]:+.1f} ({worst}) |"
+                )
+                table.append(
+                    {"ps": stop}
+                    | {
+                        key: {**dataclasses.asdict(away[key]), "sigma": sigma[key]}
+                        for key in columns
+                    }
+                )
+            entry["after_jump"][kind] = table
+        totals = entry["about"]
+        state = basins(*data["before"].T)
+        populations = {
+            basin: blocked(state == k) for k, basin in enumerate(("beta", "PII", "alphaR"))
+        }
+        populations["phi > 0"] = blocked(data["before"][:, 0] > 0)
+        print(
+            f"\naccepted {totals['accepted_fraction']:.4f}, settling steps a jump "
+            f"{totals['settle_steps']:.2f}, energy after the jump {totals['energy_before']:+.0f}, "
+            f"settled {totals['energy_after']:+.0f} kJ/mol; "
+            f"{totals['effective_ns_per_day']:.0f} ns/day effective, "
+            f"{totals['effective_ns_per_day'] / md_ns_per_day:.1f} times plain MD; "
+            + ", ".join(f"{k} {v}" for k, v in populations.items())
+        )
+        entry["populations"] = {k: dataclasses.asdict(v) for k, v in populations.items()}
+        result["mixed"][name] = entry
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.figure:
+        draw(result, options.figure)
+
+
+def _totals(about: dict[str, Any]) -> dict[str, Any]:
+    runs = [run["statistics"] for run in about["runs"]]
+    seconds = sum(run["seconds"] for run in about["runs"])
+
+    def total(key: str) -> float:
+        return sum(run[key] for run in runs)
+
+    accepted = total("jumps_accepted")
+
+    def mean(key: str) -> float:
+        parts = [run["settle"][key] * run["jumps_accepted"] for run in runs]
+        return sum(parts) / accepted
+
+    return {
+        "jumps_tried": total("jumps_tried"),
+        "accepted_fraction": accepted / total("jumps_tried"),
+        "redraws": total("redraws"),
+        "fallbacks": total("fallbacks"),
+        "novel": total("novel"),
+        "rejections": {
+            key: sum(run["rejections"][key] for run in runs) for key in runs[0]["rejections"]
+        },
+        "settle_steps": mean("steps"),
+        "energy_before": mean("energy_before_kJ_per_mol"),
+        "energy_after": mean("energy_after_kJ_per_mol"),
+        "seconds": {key: sum(run["seconds"][key] for run in runs) for key in runs[0]["seconds"]},
+        # The first 20 ps are plain MD and were not timed.
+        "effective_ns_per_day": (total("effective_time_ps") - 20.0 * len(runs)) / seconds * 86.4,
+    }
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """Draw what differs from MD against the time since the jump."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = ("energy", "temperature", *SITES)
+    figure = Figure(figsize=(11, 3.2 * 2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3).ravel()
+    for axis, column in zip(axes, columns, strict=False):
+        for name, entry in result["mixed"].items():
+            table = entry["after_jump"].get("all")
+            if not table or table[-1]["ps"] < 3.9:
+                continue
+            x = np.array([row["ps"] for row in table])
+            y = np.array([row[column]["value"] for row in table])
+            e = np.array([row[column]["error"] for row in table])
+            axis.errorbar(x, y, 2 * e, marker="o", markersize=3, linewidth=1, label=name[6:])
+        axis.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
+        axis.set(xscale="log", xlabel="ps after the jump", title=column)
+    axes[len(columns) - 1].legend(fontsize=7)
+    axes[-1].set_visible(False)
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()
