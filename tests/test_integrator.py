@@ -532,6 +532,184 @@ def test_mirror_image_is_refused(engine, peptide, ala2):
         integrator.step(1)
 
 
+# -- what a settled jump may cost, and what happens from an unknown frame --------------------------
+
+
+class Fickle(Propagator):
+    """Stays at lag 1, swells at lag 2; in half of the draws goes far at 3 and nowhere at 4."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 3)
+
+    def forward(self, frame, lag, noise):
+        if bool(lag[0] == 2.0):
+            return frame * 1.06
+        if bool(lag[0] > 2.0):
+            way = 0.25 if bool(lag[0] == 3.0) else float("nan")
+            far = torch.tensor([way, 0.0, 0.0]).expand(frame.shape[0], 3)
+            there = torch.where(noise[:, :1] > 0.0, far, 0.001 * noise)
+            return frame + there.unsqueeze(1)
+        return frame
+
+
+def test_energy_is_judged_by_what_md_reaches(engine, peptide, ala2):
+    system = peptide.forcefield.createSystem(peptide.topology)  # bonds that swell cost energy
+    ends = []
+    for sigma, lag in ((4.0, 2.0), (None, 2.0), (4.0, 1.0)):
+        context, integrator = start(
+            engine,
+            Fickle(ala2.n_atoms),
+            peptide,
+            ala2,
+            system=copy.deepcopy(system) if engine.bridge == "pythonforce" else system,
+            frictionCoeff=0.0,
+            stepSize=0.001,
+            burst=0.01,
+            lag=2.0,
+            maxEnergySigma=sigma,
+            maxTries=3,
+        )
+        context.setVelocitiesToTemperature(300, 3)
+        integrator.step(10)  # too early to know what MD reaches
+        assert integrator.getStatistics()["jumps_accepted"] == 1
+        context.setPositions(peptide.positions)
+        integrator.setLag(1.0)
+        integrator.step(300)
+        assert integrator.getStatistics()["fallbacks"] == 0
+        integrator.setLag(lag)
+        integrator.step(10)
+        numbers = integrator.getStatistics()
+        ends.append(positions_of(context))
+        refused = sigma is not None and lag == 2.0
+        assert numbers["rejections"]["energy"] == (3 if refused else 0)
+        assert numbers["fallbacks"] == refused
+        assert numbers["redraws"] == 2 * refused
+        assert numbers["jumps_accepted"] == 32 - refused
+        if not refused:
+            assert numbers["settle"]["steps"] in (None, 0.0)
+    if engine.exact:
+        # What was taken back was never there.
+        np.testing.assert_array_equal(ends[0], ends[2])
+    assert np.abs(ends[0] - ends[1]).max() > 1e-3
+
+
+def test_what_the_water_refuses_is_drawn_again(engine, water_box, ala2):
+    context, integrator = start(
+        engine, Fickle(ala2.n_atoms), water_box, ala2, lag=3.0, maxEnergyRise=300.0, settleSteps=2
+    )
+    context.setVelocitiesToTemperature(300, 3)
+    integrator.step(12)
+    numbers = integrator.getStatistics()
+    # Half of the draws go into the water: one jump of sixteen finds no other way in four draws.
+    assert numbers["rejections"]["energy_rise"] >= 3
+    assert numbers["jumps_accepted"] >= 9
+    assert numbers["rejections"]["energy_rise"] == numbers["redraws"] + numbers["fallbacks"]
+    assert abs(numbers["settle"]["energy_after_kJ_per_mol"]) < 50
+    assert 0 <= numbers["settle"]["steps"] <= 2
+    assert np.isfinite(positions_of(context)).all()
+
+
+def test_candidates_decide_about_speed_only(reference, peptide, ala2):
+    ends = []
+    for candidates in (1, 3, 15):
+        context, integrator = start(
+            reference, Fickle(ala2.n_atoms), peptide, ala2, maxTries=6, candidates=candidates
+        )
+        context.setVelocitiesToTemperature(300, 3)
+        integrator.setLag(4.0)
+        integrator.step(1)  # its first draw fails
+        landed = positions_of(context)
+        integrator.step(29)
+        numbers = integrator.getStatistics()
+        del numbers["seconds"], numbers["settle"]
+        ends.append((landed, numbers))
+        assert integrator.getCandidates() == candidates
+    # Afterwards MD's own random numbers go other ways: the platform has one stream for all.
+    assert ends[0][1]["redraws"] > 5
+    for positions, numbers in ends[1:]:
+        np.testing.assert_array_equal(positions, ends[0][0])
+        assert numbers == ends[0][1]
+
+
+class Size(torch.nn.Module):
+    """A novelty score: how far the outermost atom is from the centroid, nm."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, frames):
+        return torch.linalg.vector_norm(frames, dim=2).amax(1)
+
+
+def test_md_covers_the_lag_from_a_novel_frame(engine, peptide, ala2):
+    model = model_of(Identity(ala2.n_atoms), ala2)
+    model.novelty = Size(0.1)
+    context, integrator = start(engine, model, peptide, ala2, burst=5 * STEP, lag=20 * STEP)
+    assert integrator.getMaxNovelty() == 0.1
+    context.setVelocitiesToTemperature(300, 3)
+    integrator.step(5)
+    numbers = integrator.getStatistics()
+    assert numbers["novel"] == numbers["jumps_tried"] == 1
+    assert numbers["fallbacks"] == numbers["redraws"] == sum(numbers["rejections"].values()) == 0
+    for steps, tried in ((19, 1), (1, 2), (19, 2), (1, 3)):
+        integrator.step(steps)
+        numbers = integrator.getStatistics()
+        assert numbers["novel"] == numbers["jumps_tried"] == tried
+    # No time is counted but that of the MD.
+    assert numbers["effective_time_ps"] == pytest.approx(45 * STEP)
+    # A restart in the middle of such a lag goes on with it.
+    integrator.step(7)
+    checkpoint = context.createCheckpoint()
+    integrator.setMaxNovelty(10.0)
+    for again in range(2):
+        integrator.step(12)
+        assert integrator.getStatistics()["jumps_tried"] == 3
+        integrator.step(1)
+        assert integrator.getStatistics()["jumps_accepted"] == (0 if again else 1)
+        if not again:
+            # The next burst is an ordinary one.
+            integrator.step(5)
+            assert integrator.getStatistics()["jumps_accepted"] == 2
+            context.loadCheckpoint(checkpoint)
+            assert integrator.getMaxNovelty() == 0.1
+    assert integrator.getStatistics()["novel"] == 4
+
+
+def test_novelty_settings(ala2):
+    model = model_of(Identity(ala2.n_atoms), ala2)
+    integrator = ScoreDynamicsIntegrator(model)
+    assert integrator.getMaxNovelty() is None
+    with pytest.raises(ValueError, match="maxNovelty needs a model that knows its training data"):
+        integrator.setMaxNovelty(1.0)
+    model.novelty = Size(0.7)
+    integrator = ScoreDynamicsIntegrator(model, maxNovelty=2.0)
+    assert integrator.getMaxNovelty() == copy.deepcopy(integrator).getMaxNovelty() == 2.0
+    integrator.setMaxNovelty()
+    assert integrator.getMaxNovelty() == 0.7
+    integrator.setMaxNovelty(None)
+    assert integrator.getMaxNovelty() is None
+    for bad in (-1.0, float("nan"), "none"):
+        with pytest.raises(ValueError, match="maxNovelty must be a positive number"):
+            integrator.setMaxNovelty(bad)
+
+
+def test_sigma_and_candidate_settings(ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(Identity(ala2.n_atoms), ala2))
+    assert integrator.getMaxEnergySigma() == 4.0
+    integrator.setMaxEnergySigma(None)
+    assert integrator.getMaxEnergySigma() is None
+    assert copy.deepcopy(integrator).getMaxEnergySigma() is None
+    with pytest.raises(ValueError, match="maxEnergySigma must be a positive number"):
+        integrator.setMaxEnergySigma(0)
+    for bad in (0, 16, 2.5):
+        with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 15"):
+            integrator.setCandidates(bad)
+
+
+# -- compiling -------------------------------------------------------------------------------------
+
+
 def test_unscriptable_kernel(peptide, ala2):
     class Plain(Propagator):
         def __init__(self):
