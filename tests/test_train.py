@@ -367,6 +367,11 @@ def test_train_command(data, tmp_path, capfd, network):
     assert model.contact_distances
     assert len(model.constraint_lengths) == 12
     assert model.card["training"]["data_sets"][0]["file"] == "chains.h5"
+    entry = model.card["novelty"]
+    assert entry["threshold"] == model.novelty.threshold >= 1.25
+    assert entry["frames"] == model.card["training"]["frames"]
+    assert entry["held_out_frames"] > 0
+    assert entry["held_out_fired"] <= 1
     # Its own training frames pass its gates.
     chains = Rollout(model, RolloutSettings(chains=8, lag_ps=1.0))
     chains.advance()

@@ -3,7 +3,8 @@
 Data sets are what 'generate' and 'import' write. A training that was stopped goes on when the same
 command is given again. The bundle is written at the end. Also: --learning-rate --condition-noise
 --ema-decay --turn-weight --no-rare-first --no-bf16 --no-time-reversal --compose-from --markov-lag
---drop --start-frames --description --recommended-lag --recommended-burst, see docs/training.md.
+--drop --start-frames --description --recommended-lag --recommended-burst --novelty-only --without,
+see docs/training.md.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, metavar="FILE", help="bundle, ending in .safetensors")
     for option, field, kind, unit, text in _OPTIONS:
         add(f"--{option}", dest=field, type=kind, metavar=unit, help=text)
+    # The novelty score of a bundle that has none, and runs that it leaves out.
+    add("--novelty-only", metavar="BUNDLE", help=HIDDEN)
+    add("--without", action="append", metavar="RUN", help=HIDDEN)
     add("--bf16", action=argparse.BooleanOptionalAction, help=HIDDEN)
     add("--rare-first", action=argparse.BooleanOptionalAction, help=HIDDEN)
     add("--time-reversal", action=argparse.BooleanOptionalAction, help=HIDDEN)
@@ -66,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..train.stage import StageSettings, train_bundle
+    from ..train.stage import StageSettings, add_novelty, train_bundle
     from ..train.trainer import TrainSettings
 
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
@@ -84,6 +88,23 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     )
     taken = {f.name: given[f.name] for f in fields(StageSettings) if f.name in given}
     settings = StageSettings(**{**taken, "network_settings": network, "training": training})
+    if arguments.novelty_only is not None:
+        result = add_novelty(
+            arguments.novelty_only,
+            arguments.datasets,
+            arguments.output,
+            settings,
+            without=arguments.without or (),
+            report=progress,
+        )
+        return Outcome(
+            result,
+            f"a frame is novel beyond {result['threshold']:g}: {result['held_out_fired']} of "
+            f"{result['held_out_frames']} held-out frames are, the highest score among them is "
+            f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
+        )
+    if arguments.without:
+        raise ValueError("--without goes with --novelty-only")
     result = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
     losses = result.get("held_out_loss_by_lag_ps", {})
     text = (

@@ -9,7 +9,8 @@ A bundle is a safetensors file. Its header's ``__metadata__`` has two entries:
     The SHA-256 of the whole file with these 64 hex digits replaced by 64 times ``0``. It covers
     header and weights alike, so no byte of the file can change unnoticed.
 
-The tensors are the network's weights and, if the model has them, its start frames (`START_FRAMES`).
+The tensors are the network's weights and, if the model has them, its start frames (`START_FRAMES`)
+and the statistics of its novelty score (`NOVELTY`).
 
 Pickle and zip files, which is what PyTorch itself writes, are refused by their first bytes and
 never opened: unpickling a file runs whatever code its author put there.
@@ -38,6 +39,9 @@ START_FRAMES: Final = "openmm_sd.start_frames"
 
 START_FRAMES_UNIT_NM: Final = 1e-4
 """Unit of the start frames, which are stored as int16."""
+
+NOVELTY: Final = "openmm_sd.novelty."
+"""What the names of the optional tensors of the novelty score begin with; no weights either."""
 
 _CONTENT_KEYS: Final = ("architecture", "card", "format_version", "molecules")
 _ARCHITECTURE_KEYS: Final = ("hyperparameters", "name")

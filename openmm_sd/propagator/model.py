@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .bundle import (
     FORMAT_VERSION,
+    NOVELTY,
     START_FRAMES,
     START_FRAMES_UNIT_NM,
     BundleError,
@@ -27,6 +28,7 @@ from .bundle import (
     save_bundle,
 )
 from .molecule import Molecule
+from .novelty import Novelty
 from .registry import architecture, architecture_name
 from .script import script_frozen
 
@@ -62,15 +64,21 @@ class ScoreModel:
         ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm),
         ``contact_distances_nm`` (list of atom, atom, shortest distance in nm),
         ``constraint_lengths_nm`` (list of heavy atom, hydrogen, distance in nm: the bonds that the
-        MD of the training data held fixed).
+        MD of the training data held fixed), ``novelty`` (mapping with ``threshold``: the score
+        beyond which a frame is called novel; set from `novelty`).
     start_frames : array, shape (M, N, 3), optional
         Equilibrium frames of the first molecule, nm, whole, in its atom order: where rollouts
         begin. Each is moved so that its centroid is at the origin and rounded to 1e-4 nm.
+    novelty : Novelty, optional
+        Score of a frame: how unlike the training frames it is; see
+        :func:`~openmm_sd.propagator.novelty.fit_novelty`.
 
     Attributes
     ----------
     propagator : torch.nn.Module
     molecules : tuple of Molecule
+    novelty : Novelty or None
+        None for a model without: then nothing is known about how novel a frame is.
     name : str or None
         The shipped name or the path it was loaded from; None for a model made in this process.
     sha256 : str or None
@@ -90,6 +98,7 @@ class ScoreModel:
 
     propagator: torch.nn.Module
     molecules: tuple[Molecule, ...]
+    novelty: Novelty | None
     name: str | None = None
     sha256: str | None = None
 
@@ -99,6 +108,7 @@ class ScoreModel:
         molecules: Molecule | Sequence[Molecule],
         card: Mapping[str, Any] | None = None,
         start_frames: ArrayLike | None = None,
+        novelty: Novelty | None = None,
     ) -> None:
         if not isinstance(propagator, torch.nn.Module):
             raise ValueError(
@@ -128,6 +138,8 @@ class ScoreModel:
         self.molecules = known
         # As stored in the bundle, for the same reason as the card's way through JSON.
         self._start_frames = None if start_frames is None else _packed(start_frames, n_atoms)
+        self.novelty = None if novelty is None else novelty.eval().requires_grad_(False)
+        self._check_novelty()
         self._check_card()
 
     def __repr__(self) -> str:
@@ -322,6 +334,7 @@ class ScoreModel:
     def _from_bundle(cls, path: Path, name: str) -> ScoreModel:
         tensors, content = load_bundle(path)
         start = tensors.pop(START_FRAMES, None)
+        statistics = {name: tensors.pop(name) for name in list(tensors) if name.startswith(NOVELTY)}
         try:
             propagator = _built(
                 content["architecture"]["name"], content["architecture"]["hyperparameters"]
@@ -330,7 +343,11 @@ class ScoreModel:
             propagator.load_state_dict(tensors)
             molecules = [Molecule.from_dict(molecule) for molecule in content["molecules"]]
             model = cls(
-                propagator, molecules, content["card"], None if start is None else _unpacked(start)
+                propagator,
+                molecules,
+                content["card"],
+                None if start is None else _unpacked(start),
+                _read_novelty(statistics, molecules[0], content["card"]),
             )
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
             raise BundleError(f"{path}: {' '.join(str(error).split())}") from error
@@ -373,18 +390,23 @@ class ScoreModel:
             raise BundleError(
                 f"cannot save {path}: the hyperparameters do not rebuild the module: {error}"
             ) from error
-        if START_FRAMES in tensors:
-            raise BundleError(
-                f"cannot save {path}: the weights hold {START_FRAMES}, a name kept for "
-                "the start frames"
-            )
+        for kept, what in ((START_FRAMES, "the start frames"), (NOVELTY, "the novelty score")):
+            taken = next((key for key in tensors if key.startswith(kept)), None)
+            if taken is not None:
+                raise BundleError(
+                    f"cannot save {path}: the weights hold {taken}, a name kept for {what}"
+                )
         if self._start_frames is not None:
             tensors[START_FRAMES] = torch.from_numpy(self._start_frames.copy())
+        card = self.card
+        if self.novelty is not None:
+            card["novelty"]["threshold"] = self.novelty.threshold
+            tensors |= {NOVELTY + k: tensor for k, tensor in self.novelty.state_dict().items()}
         content = {
             "format_version": FORMAT_VERSION,
             "architecture": {"name": name, "hyperparameters": plain},
             "molecules": [molecule.to_dict() for molecule in self.molecules],
-            "card": self._card,
+            "card": card,
         }
         save_bundle(path, tensors, content)
 
@@ -444,6 +466,10 @@ class ScoreModel:
             lines.append(f"start frames:  {len(self._start_frames)}")
         if self.constraint_lengths:
             lines.append(f"constraints:   {len(self.constraint_lengths)} bonds to hydrogen")
+        if self.novelty is not None:
+            lines.append(
+                f"novelty:       scores frames; beyond {self.novelty.threshold:g} is novel"
+            )
         shown = {
             "description",
             "temperature_K",
@@ -454,6 +480,7 @@ class ScoreModel:
             "bond_windows_nm",
             "contact_distances_nm",
             "constraint_lengths_nm",
+            "novelty",
         }
         for key in sorted(self._card.keys() - shown):
             value = self._card[key]
@@ -491,6 +518,24 @@ class ScoreModel:
         ):
             getattr(self, name)
 
+    def _check_novelty(self) -> None:
+        """Make the card and the score say the same threshold."""
+        entry = self._card.get("novelty")
+        if self.novelty is None:
+            if entry is not None:
+                raise ValueError("card: novelty is described, but the model has no novelty score")
+            return
+        for molecule in self.molecules:
+            if self.novelty.atomic_numbers != molecule.atomic_numbers:
+                raise ValueError(f"novelty: the score is of other atoms than {molecule.name} has")
+        if entry is None:
+            entry = self._card["novelty"] = {"threshold": self.novelty.threshold}
+        if _threshold(entry) != self.novelty.threshold:
+            raise ValueError(
+                f"card: novelty has the threshold {entry['threshold']}, the score "
+                f"{self.novelty.threshold}"
+            )
+
     def _number(self, key: str) -> float | None:
         """Return a positive number of the card, None if it has none: never zero."""
         value = self._card.get(key)
@@ -503,6 +548,28 @@ class ScoreModel:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _threshold(entry: Any) -> float:
+    value: Any = entry.get("threshold") if isinstance(entry, dict) else None
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"card: novelty must hold a positive threshold, got {entry!r}")
+    return float(value)
+
+
+def _read_novelty(
+    tensors: Mapping[str, Tensor], molecule: Molecule, card: Mapping[str, Any]
+) -> Novelty | None:
+    """Return the score that a bundle's tensors and card describe; None if it has none."""
+    if not tensors:
+        return None
+    found = {name.removeprefix(NOVELTY): tensor for name, tensor in tensors.items()}
+    if found.keys() != set(Novelty.STATISTICS):
+        raise ValueError(
+            f"novelty: wanted are the tensors {', '.join(Novelty.STATISTICS)}, found "
+            f"{', '.join(sorted(found))}"
+        )
+    return Novelty(molecule.atomic_numbers, **found, threshold=_threshold(card.get("novelty")))
 
 
 def _packed(frames: ArrayLike, n_atoms: int) -> NDArray[np.int16]:

@@ -231,6 +231,27 @@ class Molecule:
         """The handedness of the reference frame; see :class:`Handedness`."""
         return _handedness(self.graph(), self.positions)
 
+    @cached_property
+    def equivalent_atoms(self) -> tuple[int, ...]:
+        """A number for each atom, from 0, the same for atoms that the bond graph exchanges.
+
+        Handedness plays no part: the two hydrogens of a CH2 beside a stereocentre are equivalent.
+        """
+        graph = self.graph()
+        colours: dict[Any, Any] = dict(graph.nodes(data="z"))
+        classes: list[int] = []
+        first: list[int] = []
+        for atom in graph:
+            for number, other in enumerate(first):
+                one, two = colours | {other: "marked"}, colours | {atom: "marked"}
+                if next(_isomorphisms(graph, graph, one, two), None) is not None:
+                    classes.append(number)
+                    break
+            else:
+                classes.append(len(first))
+                first.append(atom)
+        return tuple(classes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the molecule as JSON-able values, positions (nm) rounded to 1e-5 nm."""
         return {

@@ -32,6 +32,7 @@ from ..propagator.internal_tree import (
 )
 from ..propagator.model import ScoreModel
 from ..propagator.molecule import Molecule
+from ..propagator.novelty import Novelty, fit_novelty
 from ..version import __version__
 from .markov import MarkovModel, fit_markov, timescales_by_lag
 from .pairs import TransitionPairs, methyl_rotors
@@ -83,6 +84,8 @@ _CONTACT_MARGIN_NM: Final = 0.01
 _CONTACT_REACH_NM: Final = 0.3
 #: Pair vectors that are worked on at once: a few times 12 MB.
 _CONTACT_CHUNK: Final = 1 << 20
+#: Frames that a novelty score is made from, and held-out ones that its threshold is made from.
+_NOVELTY_FRAMES: Final = 20_000
 #: The displacement bound is this many times the largest displacement seen.
 _DISPLACEMENT_MARGIN: Final = 1.5
 
@@ -190,12 +193,7 @@ def train_bundle(
     settings = settings or StageSettings()
     say = report or (lambda what, how_far: None)
     output = Path(output)
-    if output.suffix != ".safetensors":
-        raise ValueError(f"the output must end in .safetensors, got {output.name}")
-    if not output.parent.is_dir():
-        raise ValueError(f"{output.parent} is not a directory: make it first")
-    if not datasets:
-        raise ValueError("name at least one data set")
+    _check_output(output, datasets)
     say("reading", ", ".join(Path(d).name for d in datasets))
     parts = [read_dataset(path) for path in datasets]
     data = merge(parts) if len(parts) > 1 else parts[0]
@@ -283,7 +281,9 @@ def train_bundle(
         network = network.to("cpu")
     card = make_card(data, runs, spacing, (lag_min, lag_max), settings, description)
     frames = equilibrium_frames(runs, biased, molecule, settings)
-    model = ScoreModel(network, molecule, card, start_frames=frames)
+    say("measuring what the training frames cover", f"{len(pairs)} frames")
+    novelty, card["novelty"] = novelty_of(molecule, kept, held, settings.training.seed)
+    model = ScoreModel(network, molecule, card, start_frames=frames, novelty=novelty)
     model.save(output)
     checkpoint.unlink(missing_ok=True)
     return {
@@ -293,6 +293,132 @@ def train_bundle(
         "recommended_lag_ps": model.recommended_lag,
         **{k: v for k, v in description.items() if k != "history"},
     }
+
+
+def add_novelty(
+    bundle: Path | str,
+    datasets: Sequence[Path | str],
+    output: Path | str,
+    settings: StageSettings | None = None,
+    *,
+    without: Sequence[str] = (),
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Give a bundle a novelty score made from its training data; all else stays as it is.
+
+    Parameters
+    ----------
+    bundle : Path or str
+        A bundle, or the name of a shipped model.
+    datasets : sequence of Path or str
+        The data sets that it was trained on.
+    output : Path or str
+        The new bundle, with the ending ``.safetensors``; it may be the old one's path.
+    settings : StageSettings, optional
+        `held_out`, `drop_ps` and the seed of training are used: those that the model was trained
+        with, so that the held-out runs are the same.
+    without : sequence of str
+        Names of runs that are left out: what only they show is novel.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        The card's entry ``novelty``, and where the new bundle is.
+    """
+    settings = settings or StageSettings()
+    say = report or (lambda what, how_far: None)
+    output = Path(output)
+    _check_output(output, datasets)
+    model = ScoreModel.load(bundle)
+    say("reading", ", ".join(Path(d).name for d in datasets))
+    parts = [read_dataset(path) for path in datasets]
+    data = merge(parts) if len(parts) > 1 else parts[0]
+    molecule = model.molecules[0]
+    different = difference(molecule, data.molecule)
+    if different:
+        raise ValueError(f"{bundle} is of another molecule than the data: {different}")
+    runs, _ = _prepared(data, settings)
+    unknown = sorted(set(without) - {run.name for run in runs})
+    if unknown:
+        raise ValueError(f"there is no run {unknown[0]} in the data sets")
+    kept, held = (
+        [run for run in some if run.name not in without]
+        for some in split_runs(runs, settings.held_out, settings.training.seed)
+    )
+    if not kept:
+        raise ValueError("every run is left out")
+    say("measuring what the training frames cover", f"{sum(r.n_frames for r in kept)} frames")
+    novelty, entry = novelty_of(molecule, kept, held, settings.training.seed)
+    entry["data_sets"] = [{"file": Path(d).name, "sha256": file_sha256(d)} for d in datasets]
+    entry["runs_left_out"] = sorted(without)
+    card = model.card | {"novelty": entry}
+    say("writing", output.name)
+    ScoreModel(
+        model.propagator, model.molecules, card, start_frames=model.start_frames, novelty=novelty
+    ).save(output)
+    return {"bundle": str(output), "sha256": file_sha256(output), **entry}
+
+
+def novelty_of(
+    molecule: Molecule, kept: Sequence[Run], held: Sequence[Run], seed: int
+) -> tuple[Novelty, dict[str, Any]]:
+    """Make the novelty score of training runs, and what the card says about it.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule.
+    kept, held : sequence of Run
+        Runs that were trained on, and runs held out; without the latter the threshold is made
+        from the last tenth of the former's frames.
+    seed : int
+        Seed of the choice among more frames than are needed.
+
+    Returns
+    -------
+    novelty : Novelty
+        The score.
+    entry : dict
+        ``threshold``, ``frames`` (number that the statistics are from), ``held_out_frames``,
+        ``held_out_fired`` (how many of these are beyond the threshold), ``held_out_highest``
+        (their highest score) and ``environment`` (what describes an atom's surroundings).
+    """
+    rng = np.random.default_rng(seed)
+    frames = _some(kept, rng)
+    if held:
+        others = _some(held, rng)
+    else:
+        cut = len(frames) - max(1, len(frames) // 10)
+        frames, others = frames[:cut], frames[cut:]
+    novelty = fit_novelty(molecule, frames, others, seed=seed)
+    scores = torch.cat([novelty(part) for part in torch.from_numpy(others).split(1000)])
+    return novelty, {
+        "threshold": novelty.threshold,
+        "frames": len(frames),
+        "held_out_frames": len(others),
+        "held_out_fired": int((scores > novelty.threshold).sum()),
+        "held_out_highest": round(float(scores.max()), 4),
+        "environment": "atomic environment vectors with the symmetry functions of ANI-2x",
+    }
+
+
+def _some(runs: Sequence[Run], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return some of the runs' frames in their order, all of them if there are few."""
+    frames = np.concatenate([run.positions for run in runs]).astype(np.float32)
+    if len(frames) > _NOVELTY_FRAMES:
+        frames = frames[np.sort(rng.choice(len(frames), _NOVELTY_FRAMES, replace=False))]
+    return frames
+
+
+def _check_output(output: Path, datasets: Sequence[Path | str]) -> None:
+    if output.suffix != ".safetensors":
+        raise ValueError(f"the output must end in .safetensors, got {output.name}")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent} is not a directory: make it first")
+    if not datasets:
+        raise ValueError("name at least one data set")
 
 
 def build_network(
