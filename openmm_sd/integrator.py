@@ -324,7 +324,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 self.model.contact_distances,
             ),
             found.constraints,
-            getattr(self.model, "novelty", None),
+            self.model.novelty,
         )
         force = BRIDGES[self.bridge].create_force(
             jump,
@@ -938,7 +938,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         novelty : float or "card" or None
             "card" takes the model's own threshold, None sets no limit.
         """
-        score = getattr(self.model, "novelty", None)
+        score = self.model.novelty
         if novelty is None or (score is None and novelty == "card"):
             self._set("max_novelty", _NO_LIMIT)
             return
