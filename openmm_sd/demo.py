@@ -17,10 +17,8 @@ with. It writes, into one directory:
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform as machine
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -34,10 +32,13 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from .analysis.torsions import dihedral
-from .bridges import BRIDGES, choose_bridge, platform_names
-from .bridges.probe import probe_all
+from .bridges import platform_names
+from .imaging import Imaging
 from .integrator import ScoreDynamicsIntegrator
+from .machine import PlainMD, ns_per_day, platform_and_bridge, versions
+from .notes import ensemble_notes
 from .prepare import PreparedBox, equilibrate, solvate
+from .propagator.bundle import write_atomically
 from .propagator.model import ScoreModel
 from .propagator.molecule import Molecule
 
@@ -52,9 +53,6 @@ HYDROGEN_MASS_AMU = 3.0
 STEP_PS = 0.004
 FRICTION_PER_PS = 1.0
 
-# OpenCL is left to those who ask for it: on a machine without a GPU it is an emulation that runs
-# slower than the CPU platform, yet OpenMM would choose it.
-_PLATFORMS = ("CUDA", "HIP", "CPU")
 # Medians are taken over this many pairs of a plain and a mixed stretch.
 _REPEATS = 5
 # Share of the time that goes to plain MD.
@@ -168,7 +166,7 @@ def run_demo(
         seed=settings.seed,
     )
     say("trying the bridge", "")
-    platform, bridge = _platform_and_bridge(settings)
+    platform, bridge = platform_and_bridge(settings.platform, settings.bridge)
     integrator.bridge = bridge
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
@@ -221,10 +219,15 @@ def run_demo(
         "platform": platform,
         "bridge": bridge,
         "wall_clock_s": time.perf_counter() - began,
-        "versions": _versions(),
-        "notes": _notes(model, numbers, lag, burst),
+        "versions": versions(),
+        "notes": [
+            *ensemble_notes(model, numbers, lag, burst),
+            "Speeds are medians over stretches of plain MD and mixed run in turn, on the same "
+            "system and machine, without the writing of files; effective time is no MD time.",
+        ],
     }
-    _write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "summary.json", text.encode())
     say("done", f"{time.perf_counter() - began:.0f} s, files are in {folder}")
     return summary
 
@@ -257,29 +260,6 @@ def _torsions(molecule: Molecule) -> tuple[tuple[int, ...], tuple[int, ...]]:
             f"({molecule.formula}) has none"
         )
     return tuple(map(int, phi[0])), tuple(map(int, psi[0]))
-
-
-def _platform_and_bridge(settings: DemoSettings) -> tuple[str, str]:
-    """Choose what was left open, by evaluating bridges for real."""
-    here = platform_names()
-    if settings.platform is not None:
-        candidates = [settings.platform]
-    else:
-        candidates = [name for name in _PLATFORMS if name in here] or here
-    reasons = []
-    for platform in candidates:
-        if settings.bridge != "auto":
-            answer = probe_all([settings.bridge], [platform])[settings.bridge, platform]
-            if answer.ok:
-                return platform, settings.bridge
-            hint = BRIDGES[settings.bridge].install_hint
-            reasons.append(f"{settings.bridge} on {platform}: {answer.detail} ({hint})")
-            continue
-        try:
-            return platform, choose_bridge(platform)
-        except RuntimeError as error:
-            reasons.append(str(error))
-    raise RuntimeError("; ".join(reasons))
 
 
 # -- the run -------------------------------------------------------------------------------------
@@ -318,14 +298,21 @@ class _MixedRun:
         burst = integrator.getBurst().value_in_unit(unit.picosecond)
         self.burst_steps = round(burst / STEP_PS)
 
-        plain = openmm.LangevinMiddleIntegrator(self._temperature, FRICTION_PER_PS, STEP_PS)
-        plain.setRandomNumberSeed(self._seed)
-        self._plain = self._context(openmm.XmlSerializer.clone(box.system), plain, platform)
+        self._plain = PlainMD(
+            openmm.XmlSerializer.clone(box.system),
+            box.positions,
+            box.box_vectors,
+            temperature=self._temperature,
+            friction=FRICTION_PER_PS,
+            step_ps=STEP_PS,
+            seed=self._seed,
+            platform=platform,
+        )
         mixed = openmm.XmlSerializer.clone(box.system)
         solute = integrator.attach(mixed, box.topology, platform=platform)
         self._solute = list(solute.particles)
         self._mixed = self._context(mixed, integrator, platform)
-        self._molecules = [np.array(atoms) for atoms in self._mixed.getMolecules()]
+        self._imaged = Imaging(self._mixed.getMolecules(), self._solute)
         self._file = mdtraj.formats.XTCTrajectoryFile(
             str(folder / "trajectory.xtc"), "w", force_overwrite=True
         )
@@ -345,10 +332,7 @@ class _MixedRun:
 
     def plain_steps(self, steps: int) -> float:
         """Run plain MD and return the seconds it took."""
-        began = time.perf_counter()
-        self._plain.getIntegrator().step(steps)
-        self._plain.getState(positions=True)
-        return time.perf_counter() - began
+        return self._plain.steps(steps)
 
     def burst(self) -> float:
         """Run one burst and its jump, write two frames, return the seconds without writing."""
@@ -375,7 +359,7 @@ class _MixedRun:
         return self.integrator.getEffectiveTime().value_in_unit(unit.picosecond)
 
     def _write(self) -> None:
-        positions = self._imaged(_positions(self._mixed))
+        positions = self._imaged(_positions(self._mixed), self._box.box_vectors)
         box = self._box.box_vectors
         if not self.frames:
             with open(self._folder / "topology.pdb", "w", encoding="utf-8") as file:
@@ -392,14 +376,6 @@ class _MixedRun:
         solute = positions[self._solute]
         phi, psi = (float(dihedral(solute, torsion)) for torsion in self._torsions)
         return _Frame(phi, psi, self.effective_time())
-
-    def _imaged(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Put the solute into the middle of the box and every molecule close to it, whole."""
-        edges = np.diag(self._box.box_vectors)  # the box is rectangular
-        moved = positions - positions[self._solute].mean(axis=0)
-        for atoms in self._molecules:
-            moved[atoms] -= np.round(moved[atoms].mean(axis=0) / edges) * edges
-        return moved + 0.5 * edges
 
 
 def _positions(context: openmm.Context) -> NDArray[np.float64]:
@@ -420,7 +396,7 @@ def _sample(run: _MixedRun, settings: DemoSettings, say: Report) -> tuple[list[f
             say("plain MD", f"stretch {repeat + 1}")
             seconds += run.plain_steps(run.burst_steps)
             steps += run.burst_steps
-        plain_speeds.append(_ns_per_day(steps * STEP_PS, seconds))
+        plain_speeds.append(ns_per_day(steps * STEP_PS, seconds))
 
         start, seconds, done = run.effective_time(), 0.0, 0
         while done == 0 or (time.perf_counter() < until if bursts is None else done < bursts):
@@ -430,7 +406,7 @@ def _sample(run: _MixedRun, settings: DemoSettings, say: Report) -> tuple[list[f
             elapsed = time.perf_counter() - began
             goal = f" of {settings.seconds:.0f}" if settings.jumps is None else ""
             say("bursts and jumps", f"{tried} jumps, {elapsed:.0f}{goal} s")
-        mixed_speeds.append(_ns_per_day(run.effective_time() - start, seconds))
+        mixed_speeds.append(ns_per_day(run.effective_time() - start, seconds))
     return plain_speeds, mixed_speeds
 
 
@@ -442,10 +418,6 @@ def _stretches(settings: DemoSettings) -> Iterator[int | None]:
     repeats = min(_REPEATS, settings.jumps)
     for k in range(repeats):
         yield settings.jumps // repeats + (k < settings.jumps % repeats)
-
-
-def _ns_per_day(ps: float, seconds: float) -> float:
-    return ps / 1000.0 / seconds * 86400.0
 
 
 # -- after the run -------------------------------------------------------------------------------
@@ -481,42 +453,3 @@ def _draw(run: _MixedRun, name: str, numbers: dict[str, Any], file: Path) -> Non
     )
     axes.legend(loc="lower right", framealpha=0.9)
     figure.savefig(file)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": machine.python_version()}
-    for package in ("openmm-sd", "openmm", "torch", "openmmtorch", "mdtraj"):
-        try:
-            versions[package.replace("-", "_")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _notes(model: ScoreModel, numbers: dict[str, Any], lag: float, burst: float) -> list[str]:
-    """What a reader of the numbers has to know."""
-    notes = []
-    solvent = str(model.card.get("solvent", ""))
-    if "implicit" in solvent.lower():
-        notes.append(
-            f"The model was trained in implicit solvent ({solvent}), so the populations of this "
-            "run in explicit water are not to be believed: it shows the machinery."
-        )
-    notes += [
-        "There is no Metropolis test: what a mixed run samples is the model's ensemble as much as "
-        "the force field's.",
-        f"Effective time counts {lag:g} ps for every accepted jump beside the MD time; between two "
-        f"jumps lie {burst:g} ps of MD.",
-        "Speeds are medians over stretches of plain MD and mixed run in turn, on the same system "
-        "and machine, without the writing of files; effective time is no MD time.",
-        f"{numbers['rejections']['energy']} jumps were taken back because the water did not give "
-        "way; what is taken back is no random selection.",
-    ]
-    return notes
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -23,21 +23,16 @@ Frames have their centroid at the origin and do not tumble: a learned jump carri
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import fcntl
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,23 +42,23 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .machine import versions
 from .propagator.bundle import write_atomically
 from .propagator.gates import ChiralityGate
 from .propagator.jump import ERRORS, REJECTIONS, STATUS_ACCEPTED, Jump, JumpError, build_gates
 from .propagator.model import ScoreModel
-from .propagator.molecule import ELEMENT_SYMBOLS, Molecule, match_atoms, read_topology
+from .propagator.molecule import Molecule, match_atoms, read_topology
 from .propagator.noise import MAX_SEED, standard_normal_rows
+from .resumable import interrupts, locked, model_digest
+from .trajectories import FORMATS as _TRAJECTORIES
+from .trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
 
 #: File formats of a trajectory, with the file each one gives.
-FORMATS: Final = {"xtc": "trajectory.xtc", "h5": "trajectory.h5"}
+FORMATS: Final = {name: _TRAJECTORIES[name] for name in ("xtc", "h5")}
 
 _CHECKPOINT: Final = "checkpoint.npz"
 _SUMMARY: Final = "rollout.json"
 _TOPOLOGY: Final = "topology.pdb"
-_RAW: Final = "trajectory.part"
-"""Frames of an unfinished HDF5 run. An HDF5 file that is open when its writer is killed is lost;
-plain float32 numbers can be cut back to the last checkpoint."""
-
 _CHUNK_FRAMES: Final = 8192
 """Frames gathered before they are encoded and written."""
 
@@ -72,8 +67,6 @@ _REPORT_SECONDS: Final = 0.2
 
 _MAX_BOND: Final = 0.4
 """Longest bond (nm) believed in a start frame; I-I, a long one, has 0.27 nm."""
-
-_XTC_PRECISION_NM: Final = 0.001
 
 _STATUSES: Final = max(REJECTIONS) + 1
 
@@ -625,7 +618,7 @@ def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
     shape = (count // chains, chains, n_atoms, 3)
     if not count:
         return np.zeros(shape, dtype=np.float32)
-    raw = folder / _RAW
+    raw = folder / RAW_FILE
     if raw.exists():
         frames = np.fromfile(raw, dtype="<f4", count=count * n_atoms * 3)
     elif file.suffix == ".h5":
@@ -654,11 +647,11 @@ class _Run:
         self._every = every
         self._source = source
         self._trajectory = FORMATS[format]
-        self._stream = folder / (_RAW if format == "h5" else FORMATS[format])
+        self._stream = folder / (RAW_FILE if format == "h5" else FORMATS[format])
         self._encode = _raw_bytes if format == "h5" else self._xtc_bytes
         settings = rollout.settings
         self._arguments = {
-            "model": _digest(rollout.model),
+            "model": model_digest(rollout.model),
             "start": hashlib.sha256(rollout.frames.tobytes()).hexdigest(),
             "chains": settings.chains,
             "steps": settings.steps,
@@ -674,30 +667,9 @@ class _Run:
         self._size = 0
         self._buffer: list[tuple[int, NDArray[np.float32]]] = []
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Make the directory and keep other processes out of it."""
-        if self._folder.exists() and not self._folder.is_dir():
-            raise ValueError(f"output: {self._folder} is a file, wanted is a directory")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._folder, os.O_RDONLY)
-        except OSError as error:
-            raise ValueError(
-                f"output: cannot write to {self._folder}: {error.strerror or error}"
-            ) from None
-        try:
-            if not os.access(self._folder, os.W_OK | os.X_OK):
-                raise ValueError(f"output: cannot write to {self._folder}: no permission")
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"output: another rollout is writing to {self._folder}") from None
-            except OSError:
-                pass  # some network file systems cannot lock a directory
-            yield
-        finally:
-            os.close(handle)
+        return locked(self._folder, "rollout")
 
     def __call__(self, minutes: float | None, interval: float, say: Report) -> dict[str, Any]:
         rollout, settings = self._rollout, self._rollout.settings
@@ -709,7 +681,7 @@ class _Run:
             return summary
         began = last = said = time.monotonic()
         before = self._wall
-        with open(self._stream, "ab") as stream, _interrupts() as interrupted:
+        with open(self._stream, "ab") as stream, interrupts() as interrupted:
             stream.truncate(self._size)
             stream.seek(0, os.SEEK_END)
             while rollout.step_number < settings.steps:
@@ -734,7 +706,7 @@ class _Run:
         summary = self._summary(complete)
         if complete:
             self._save(complete=True)
-            if self._stream.name == _RAW:
+            if self._stream.name == RAW_FILE:
                 self._stream.unlink(missing_ok=True)
         if interrupted():
             raise KeyboardInterrupt
@@ -801,19 +773,8 @@ class _Run:
             self._buffer.clear()
 
     def _xtc_bytes(self, frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
-        """Encode frames; an XTC file is its frames one after the other."""
-        import mdtraj
-
-        chunk = self._folder / ".chunk.xtc"
-        with mdtraj.formats.XTCTrajectoryFile(str(chunk), "w", force_overwrite=True) as file:
-            file.write(
-                frames,
-                time=(steps * self._rollout.lag_ps).astype(np.float32),
-                step=steps.astype(np.int32),
-            )
-        data = chunk.read_bytes()
-        chunk.unlink()
-        return data
+        times = (steps * self._rollout.lag_ps).astype(np.float32)
+        return xtc_bytes(frames, times, steps.astype(np.int32), None, self._folder)
 
     def _checkpoint(self, stream: io.BufferedWriter) -> None:
         self._flush(stream)
@@ -857,7 +818,7 @@ class _Run:
             "atoms": rollout.molecule.n_atoms,
             "molecule": rollout.molecule.name,
             "trajectory": self._trajectory,
-            "precision_nm": _XTC_PRECISION_NM if self._trajectory == FORMATS["xtc"] else None,
+            "precision_nm": XTC_PRECISION_NM if self._trajectory == FORMATS["xtc"] else None,
             "lag_ps": rollout.lag_ps,
             "seed": settings.seed,
             "max_tries": settings.max_tries,
@@ -871,7 +832,7 @@ class _Run:
             "wall_seconds": self._wall,
             "device": _device_name(rollout.device),
             "threads": torch.get_num_threads(),
-            "versions": _versions(),
+            "versions": versions(),
             "model": {"name": rollout.model.name, "sha256": rollout.model.sha256},
         }
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
@@ -889,95 +850,36 @@ class _Run:
 
     def _publish(self) -> None:
         """Make the HDF5 file of the raw frames."""
-        if self._stream.name != _RAW or not self._stream.exists():
+        if self._stream.name != RAW_FILE or not self._stream.exists():
             return
-        import h5py
+        settings, molecule = self._rollout.settings, self._rollout.molecule
+        write_hdf5(
+            self._folder / self._trajectory,
+            molecule.to_topology(),
+            self._rollout.step_number // self._every * settings.chains,
+            self._blocks(),
+            application="openmm-sd rollout",
+            title=f"{settings.chains} chains of {molecule.name}, step by step",
+        )
 
-        molecule, lag = self._rollout.molecule, self._rollout.lag_ps
-        chains = self._rollout.settings.chains
-        count = self._rollout.step_number // self._every * chains
-        temporary = self._folder / f".{self._trajectory}.tmp"
-        with h5py.File(temporary, "w") as file, open(self._stream, "rb") as raw:
-            # The layout of mdtraj's HDF5TrajectoryFile.
-            for name, text in (
-                ("conventions", "Pande"),
-                ("conventionVersion", "1.1"),
-                ("program", "openmm-sd"),
-                ("programVersion", importlib.metadata.version("openmm-sd")),
-                ("application", "openmm-sd rollout"),
-                ("title", f"{chains} chains of {molecule.name}, step by step"),
-            ):
-                file.attrs[name] = np.bytes_(text)
-            per_chunk = min(max(count, 1), _CHUNK_FRAMES)
-            coordinates = file.create_dataset(
-                "coordinates",
-                shape=(count, molecule.n_atoms, 3),
-                maxshape=(None, molecule.n_atoms, 3),
-                chunks=(min(per_chunk, 256), molecule.n_atoms, 3),
-                dtype="<f4",
-            )
-            coordinates.attrs["units"] = np.bytes_("nanometers")
-            steps = np.repeat(np.arange(1, count // chains + 1) * self._every, chains)
-            times = file.create_dataset("time", data=(steps * lag).astype("<f4"))
-            times.attrs["units"] = np.bytes_("picoseconds")
-            text = json.dumps(_mdtraj_topology(molecule))
-            file.create_dataset("topology", data=np.array([text.encode("ascii")]))
-            for begin in range(0, count, per_chunk):
-                size = min(per_chunk, count - begin)
-                block = np.fromfile(raw, dtype="<f4", count=size * molecule.n_atoms * 3)
-                coordinates[begin : begin + size] = block.reshape(size, molecule.n_atoms, 3)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self._folder / self._trajectory)
+    def _blocks(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Read the raw frames, some records at a time."""
+        rollout, chains = self._rollout, self._rollout.settings.chains
+        n_atoms, records = rollout.molecule.n_atoms, rollout.step_number // self._every
+        per_block = max(1, _CHUNK_FRAMES // chains)
+        with open(self._stream, "rb") as raw:
+            for begin in range(0, records, per_block):
+                numbers = np.arange(begin, min(begin + per_block, records)) + 1
+                steps = np.repeat(numbers * self._every, chains)
+                block = np.fromfile(raw, dtype="<f4", count=len(steps) * n_atoms * 3)
+                yield {
+                    "coordinates": block.reshape(len(steps), n_atoms, 3),
+                    "time": (steps * rollout.lag_ps).astype("<f4"),
+                }
 
 
 def _raw_bytes(frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
     return frames.astype("<f4").tobytes()
-
-
-def _mdtraj_topology(molecule: Molecule) -> dict[str, Any]:
-    """The molecule as mdtraj's HDF5 files describe a topology."""
-    residues: list[dict[str, Any]] = []
-    label: tuple[str, str] | None = None
-    for i, z in enumerate(molecule.atomic_numbers):
-        if label != (molecule.residue_names[i], molecule.residue_ids[i]):
-            label = (molecule.residue_names[i], molecule.residue_ids[i])
-            digits = "".join(c for c in label[1] if c.isdigit())
-            residues.append(
-                {
-                    "index": len(residues),
-                    "name": label[0],
-                    "resSeq": int(digits) if digits else len(residues) + 1,
-                    "segmentID": "",
-                    "atoms": [],
-                }
-            )
-        residues[-1]["atoms"].append(
-            {"index": i, "name": molecule.atom_names[i], "element": ELEMENT_SYMBOLS[z]}
-        )
-    return {
-        "chains": [{"index": 0, "residues": residues}],
-        "bonds": [list(bond) for bond in molecule.bonds],
-    }
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first interrupt into an answer, so that it cannot fall between two writes."""
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen.is_set
-        return
-
-    def note(number: int, frame: Any) -> None:
-        seen.set()
-        signal.signal(signal.SIGINT, before)  # a second one stops at once
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 # -- checks --------------------------------------------------------------------------------------
@@ -1048,24 +950,3 @@ def _draw(available: int, chains: int, seed: int) -> NDArray[np.int64]:
 
 def _centred(frames: Tensor) -> Tensor:
     return frames - frames.mean(dim=1, keepdim=True)
-
-
-def _digest(model: ScoreModel) -> str:
-    """A hash of all that decides what a model's chains do."""
-    hasher = hashlib.sha256(type(model.propagator).__qualname__.encode())
-    hyperparameters = getattr(model.propagator, "hyperparameters", None)
-    hasher.update(repr(hyperparameters).encode())
-    hasher.update(json.dumps(model.card, sort_keys=True).encode())
-    hasher.update(json.dumps(model.molecules[0].to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.propagator.state_dict().items()):
-        hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("openmm-sd", "torch", "numpy", "mdtraj", "h5py"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package.replace("-", "_")] = importlib.metadata.version(package)
-    return versions

@@ -98,3 +98,26 @@ def test_the_way_to_a_model_of_your_own(tmp_path, monkeypatch, peptide, capfd):
     assert Path("report/validation.html").is_file()
     summary = json.loads(Path("chains/rollout.json").read_text())
     assert (summary["chains"], summary["steps"]) == (4, 3)
+
+
+def test_the_run_of_your_own(tmp_path, monkeypatch, peptide, capfd):
+    """The command of the README and the script of its page, with the least of everything."""
+    (line,) = re.findall(r"^openmm-sd run .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    with open("ala2.pdb", "w") as file:
+        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file)
+    small = "--effective-ns 0.01 --waters 240 --equilibration 0.2 --burst 0.08 --platform CPU"
+    assert main([*line.split()[1:], *small.split()]) == 0, capfd.readouterr().err
+    files = {file.name for file in Path("run1").iterdir()}
+    assert files >= {"trajectory.xtc", "topology.pdb", "log.csv", "summary.json"}
+
+    (script,) = blocks(ROOT / "docs" / "running.md", "python")
+    script = script.replace("jumps=1000", "jumps=1").replace('"run1"', '"run2"')
+    names = {
+        "topology": peptide.topology,
+        "system": peptide.system(),
+        "positions": peptide.positions,
+        "box_vectors": None,
+    }
+    exec(script, names)
+    assert names["summary"]["jumps_tried"] == 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
 from openmm_sd import rollout as module
 from openmm_sd.cli import main
-from openmm_sd.propagator.jump import Jump, build_gates
+from openmm_sd.propagator.jump import Jump, build_gates, read_status
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
 from openmm_sd.propagator.noise import standard_normal, standard_normal_rows
 from openmm_sd.rollout import (
@@ -194,17 +194,19 @@ def test_one_step_is_the_jump_of_a_mixed_run(jitter, ala2):
         def forward(self, frame, lag, noise):
             return self.inner(frame, lag, self.noise)
 
-    statuses = []
+    outcomes = []
     for row in range(20):
         jump = Jump(Fixed(row), ala2, gates, jitter.constraint_lengths)
         given = torch.tensor(before[row], dtype=torch.float64)
-        moved, status = jump(given, torch.zeros(3, 3, dtype=torch.float64), 0, 0, 1, 10.0)
+        no_box = torch.zeros(3, 3, dtype=torch.float64)
+        moved, status = jump(given, no_box, 0, 0, 1, 1, 10.0, 1e30)
         landed = (given + moved).numpy()
         np.testing.assert_allclose(after[row], landed - landed.mean(axis=0), atol=1e-7)
-        statuses.append(int(status))
-    assert {1, 4} == set(statuses)
+        accepted, causes = read_status(int(status))
+        outcomes.append("accepted" if accepted else next(k for k, n in causes.items() if n))
+    assert {"accepted", "bonds"} == set(outcomes)
     counts = rollout.statistics()
-    assert counts["rejections"]["bonds"] == counts["fallbacks"] == statuses.count(4)
+    assert counts["rejections"]["bonds"] == counts["fallbacks"] == outcomes.count("bonds")
 
 
 # -- failures ------------------------------------------------------------------------------------

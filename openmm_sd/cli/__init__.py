@@ -34,6 +34,7 @@ COMMANDS = {
     "generate": "molecular dynamics of a solute in water, to a data set",
     "import": "a data set from trajectories that you already have",
     "train": "train a model on data sets",
+    "run": "a mixed run of your own system to a trajectory, resumable",
     "rollout": "many chains of pure Score Dynamics to a trajectory",
     "validate": "equilibrium, kinetics and geometry of a model against MD",
     "demo": "a mixed run of a small peptide in water, from nothing to a picture",

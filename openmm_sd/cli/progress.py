@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
@@ -26,6 +27,8 @@ class Progress:
         line = f"{what}: {how_far}" if how_far else what
         now = time.monotonic()
         if self._terminal:
+            # A line that wraps could not be overwritten.
+            line = line[: shutil.get_terminal_size().columns - 1]
             start = "\r\x1b[K" if what == self._what else "\n" if self._what else ""
             self._stream.write(start + line)
         elif what != self._what or now - self._said > _INTERVAL:

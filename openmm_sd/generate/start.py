@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..prepare import solvate
+from ..prepare.structure import read_structure as _read_structure
 from ..propagator.molecule import Molecule
 from .seeding import Torsion
 from .settings import GenerateSettings
@@ -84,16 +85,9 @@ def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
     positions : ndarray, shape (N, 3)
         nm.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    reader = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif", ".pdbx") else app.PDBFile
-    try:
-        file = reader(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    topology = file.topology
+    topology, positions = _read_structure(path)
     topology.setPeriodicBoxVectors(None)
-    return topology, np.array(file.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+    return topology, positions
 
 
 def make_start(

@@ -1,0 +1,92 @@
+"""Run MD bursts and learned jumps in turn, and write a trajectory.
+
+START is a prepared directory, or a PDB or mmCIF file, complete and with hydrogens, of a solvated
+system with its box or of the solute alone, which then gets its water. The same command goes on
+where a stopped or killed run was; with a greater length it extends a run. Also: --friction
+--solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
+--equilibration, see docs/running.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .outcome import Outcome
+from .progress import Progress
+
+EXAMPLE = "openmm-sd run ala2.pdb -o run1 --effective-ns 100"
+
+# Help that fits a screen leaves these to the documentation.
+HIDDEN = argparse.SUPPRESS
+
+# Option, field of RunSettings, type, unit, help.
+_OPTIONS = (
+    ("effective-ns", "effective_ns", float, "NS", "length: MD time plus lags of accepted jumps"),
+    ("jumps", "jumps", int, "N", "length: number of jumps tried"),
+    ("md-ps", "md_ps", float, "PS", "length: MD time"),
+    ("lag", "lag_ps", float, "PS", "time one jump covers (the model's advice)"),
+    ("burst", "burst_ps", float, "PS", "MD time between two jumps (the model's advice)"),
+    ("step", "step_fs", float, "FS", "MD step (4; as prepared; 2 for other systems)"),
+    ("temperature", "temperature_K", float, "K", "(as prepared, else the model's)"),
+    ("friction", "friction_per_ps", float, "1/PS", HIDDEN),
+    ("pressure", "pressure_bar", float, "BAR", "constant pressure (constant volume)"),
+    ("solute", "solute", str, "WHICH", HIDDEN),
+    ("waters", "waters", int, "N", "waters to add to a solute (1 nm around it)"),
+    ("padding", "padding_nm", float, "NM", HIDDEN),
+    ("water-model", "water_model", str, "NAME", HIDDEN),
+    ("cutoff", "cutoff_nm", float, "NM", HIDDEN),
+    ("equilibration", "equilibration_ps", float, "PS", HIDDEN),
+    ("format", "format", str, "F", "xtc (0.001 nm), dcd or h5 (float32) (xtc)"),
+    ("every", "every_ps", float, "PS", "MD time between two frames (that of a burst)"),
+    ("platform", "platform", str, "P", "OpenMM platform (a GPU's if one works, else CPU)"),
+    ("precision", "precision", str, "P", HIDDEN),
+    ("bridge", "bridge", str, "B", "auto, pythonforce or torchforce (auto)"),
+    ("seed", "seed", int, "N", "seed of all random numbers (1)"),
+    ("checkpoint-seconds", "checkpoint_seconds", float, "S", HIDDEN),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.usage = "openmm-sd run START -o DIR --effective-ns NS [options]"
+    add = parser.add_argument
+    add("start", metavar="START", help="where to start from")
+    add("-o", "--output", required=True, metavar="DIR", help="directory to write to")
+    add("--model", metavar="NAME", help="shipped model or bundle (the shipped one that fits)")
+    for option, field, kind, metavar, text in _OPTIONS:
+        add(f"--{option}", dest=field, type=kind, metavar=metavar, help=text)
+    add("--solute-only", action="store_true", help="save the solute's atoms only")
+    add("--force-field", action="append", metavar="XML", help=HIDDEN)
+
+
+def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
+    """Run the command."""
+    from ..run import RunSettings, run_mixed
+
+    given: dict[str, Any] = {field: getattr(arguments, field) for _, field, *_ in _OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if str(given.get("solute", "")).isdecimal():
+        given["solute"] = int(given["solute"])
+    if arguments.force_field:
+        given["force_field"] = tuple(arguments.force_field)
+    settings = RunSettings(**given, solute_only=arguments.solute_only)
+    summary = run_mixed(
+        arguments.model, arguments.start, arguments.output, settings, report=progress
+    )
+    plain, mixed = summary["md_ns_per_day"], summary["effective_ns_per_day"]
+    text = (
+        f"{summary['jumps_accepted']} of {summary['jumps_tried']} jumps accepted, "
+        f"{summary['redraws']} redraws, {summary['fallbacks']} fallbacks\n"
+        f"{summary['md_time_ps']:.1f} ps of MD, {summary['effective_time_ps']:.1f} ps effective, "
+        f"{summary['frames']} frames\n"
+        f"mixed run {_speed(mixed)} effective, plain MD {_speed(plain)} "
+        f"({summary['platform']}, {summary['bridge']})\n"
+        + "".join(f"note: {note}\n" for note in summary["notes"])
+        + f"files are in {arguments.output}"
+    )
+    return Outcome(summary, text)
+
+
+def _speed(value: float | None) -> str:
+    return "(not measured)" if value is None else f"{value:.1f} ns/day"

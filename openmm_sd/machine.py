@@ -1,0 +1,142 @@
+"""What this machine offers: the platform and bridge to use, the speed of plain MD, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import platform as machine
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import openmm
+    from numpy.typing import NDArray
+
+# OpenCL is left to those who ask for it: on a machine without a GPU it is an emulation that runs
+# slower than the CPU platform, yet OpenMM would choose it.
+_PLATFORMS = ("CUDA", "HIP", "CPU")
+
+_PACKAGES = ("openmm-sd", "openmm", "torch", "openmmtorch", "numpy", "mdtraj", "h5py")
+
+
+def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
+    """Choose what was left open, by evaluating bridges for real.
+
+    Parameters
+    ----------
+    platform : str, optional
+        OpenMM platform; a GPU's if one works here, else CPU.
+    bridge : str
+        Name of a bridge, or ``auto``.
+
+    Returns
+    -------
+    platform, bridge : str
+
+    Raises
+    ------
+    RuntimeError
+        If nothing works, with the reason for each.
+    """
+    from .bridges import BRIDGES, choose_bridge, platform_names
+    from .bridges.probe import probe_all
+
+    here = platform_names()
+    if platform is not None:
+        candidates = [platform]
+    else:
+        candidates = [name for name in _PLATFORMS if name in here] or here
+    reasons = []
+    for name in candidates:
+        if bridge != "auto":
+            answer = probe_all([bridge], [name])[bridge, name]
+            if answer.ok:
+                return name, bridge
+            hint = BRIDGES[bridge].install_hint
+            reasons.append(f"{bridge} on {name}: {answer.detail} ({hint})")
+            continue
+        try:
+            return name, choose_bridge(name)
+        except RuntimeError as error:
+            reasons.append(str(error))
+    raise RuntimeError("; ".join(reasons))
+
+
+class PlainMD:
+    """Plain MD of a System in a Context of its own: the speed that jumps are compared with.
+
+    Parameters
+    ----------
+    system : openmm.System
+        Without the force of a jump.
+    positions : ndarray, shape (N, 3)
+        nm.
+    box_vectors : ndarray, shape (3, 3), optional
+        nm.
+    temperature : float
+        K.
+    friction : float
+        1/ps.
+    step_ps : float
+        MD step, ps.
+    seed : int
+        Of velocities and thermostat.
+    platform : str
+        OpenMM platform.
+    properties : dict, optional
+        Of the platform.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        positions: NDArray[Any],
+        box_vectors: NDArray[Any] | None,
+        *,
+        temperature: float,
+        friction: float,
+        step_ps: float,
+        seed: int,
+        platform: str,
+        properties: dict[str, str] | None = None,
+    ) -> None:
+        import openmm
+
+        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step_ps)
+        integrator.setRandomNumberSeed(seed)
+        self.step_ps = step_ps
+        self._context = openmm.Context(
+            system, integrator, openmm.Platform.getPlatformByName(platform), properties or {}
+        )
+        if box_vectors is not None:
+            self._context.setPeriodicBoxVectors(*box_vectors)
+        self._context.setPositions(positions)
+        self._context.setVelocitiesToTemperature(temperature, seed)
+
+    def steps(self, steps: int) -> float:
+        """Make MD steps and return the seconds they took."""
+        began = time.perf_counter()
+        self._context.getIntegrator().step(steps)
+        # GPU platforms work ahead of the caller; reading something waits for them.
+        self._context.getState(positions=True)
+        return time.perf_counter() - began
+
+
+def ns_per_day(ps: float, seconds: float) -> float:
+    """Return a speed in ns per day."""
+    return ps / 1000.0 / seconds * 86400.0
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what takes part."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {"python": machine.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package.replace("-", "_")] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,25 @@
+"""Mixed runs to a directory: MD bursts and learned jumps in turn, resumable, exact.
+
+`run_mixed` is the driver behind ``openmm-sd run``. A run's directory holds
+
+``trajectory.xtc``, ``trajectory.dcd`` or ``trajectory.h5``
+    Frames in nm (DCD: angstroms), molecules whole, the solute in the middle of the box. Times are
+    effective times in ps (a DCD file has none; ``log.csv`` has them). The HDF5 file appears when
+    the run ends or is stopped; until then its frames are in ``trajectory.part``.
+``topology.pdb``
+    The atoms of the trajectory, at the start of the run.
+``log.csv``
+    One line a frame, in the same order: clocks, jump counters, energy, temperature.
+``summary.json``
+    Counters, clocks, speeds, settings, and notes in plain language; renewed at every checkpoint.
+``checkpoint.npz``
+    Where the run stands, see `openmm_sd.run.files`.
+``start/``
+    The prepared directory that the run started from, see `openmm_sd.prepare.directory`.
+"""
+
+from .driver import fitting_model, run_mixed
+from .files import RunError
+from .settings import RunSettings
+
+__all__ = ["RunError", "RunSettings", "fitting_model", "run_mixed"]

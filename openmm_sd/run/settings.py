@@ -1,0 +1,167 @@
+"""What a run does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..bridges import BRIDGES, platform_names
+from ..propagator.noise import MAX_SEED
+from ..trajectories import FORMATS
+
+#: Lengths of a run, of which one is given, with their units.
+LENGTHS: Final = {"effective_ns": "ns", "jumps": "", "md_ps": "ps"}
+
+#: Platforms that compute in a precision of the user's choice, and the choices.
+PRECISE_PLATFORMS: Final = ("CUDA", "HIP", "OpenCL")
+PRECISIONS: Final = ("single", "mixed", "double")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run does; one of the three lengths must be given.
+
+    Attributes
+    ----------
+    effective_ns : float, optional
+        Length: effective time, ns. That is MD time plus the lags of accepted jumps.
+    jumps : int, optional
+        Length: number of jumps tried.
+    md_ps : float, optional
+        Length: MD time, ps.
+    lag_ps, burst_ps : float, optional
+        Time that a jump covers, and MD time between two jumps, ps; the model's advice by default.
+    step_fs : float, optional
+        MD step, fs. By default what a prepared directory says; 4 fs where the System is made here,
+        with heavy hydrogens; otherwise 2 fs.
+    temperature_K : float, optional
+        K. By default what a prepared directory says, else the model's.
+    friction_per_ps : float
+        Of the Langevin dynamics, 1/ps.
+    pressure_bar : float, optional
+        With a Monte Carlo barostat at this pressure, bar; constant volume by default.
+    solute : int or str, optional
+        Which copy of the molecule jumps, where there are several: its number or its chain's id.
+    platform : str, optional
+        OpenMM platform; a GPU's if one works here, else CPU.
+    precision : str, optional
+        ``single``, ``mixed`` or ``double`` on CUDA, HIP and OpenCL; mixed by default.
+    bridge : str
+        How the model reaches OpenMM.
+    seed : int
+        Of jumps, velocities, thermostat and barostat.
+    format : str
+        ``xtc`` (rounded to 0.001 nm), ``dcd`` or ``h5`` (float32).
+    every_ps : float, optional
+        MD time between two frames, ps; that of a burst by default. A frame is taken one MD step
+        before the time is full, so that with the default it shows the end of each burst, just
+        before the jump.
+    solute_only : bool
+        Whether to save the solute's atoms only.
+    checkpoint_seconds : float
+        Wall-clock time between checkpoints, s. Frames and log lines appear with them.
+    force_field : tuple of str, optional
+        Where the System is made here: files for ``openmm.app.ForceField``; the model's by default.
+    water_model : str
+        What OpenMM calls the water of that force field, where water is added.
+    waters : int, optional
+        How many water molecules to add to a solute alone.
+    padding_nm : float, optional
+        Least distance between periodic copies of the solute instead, nm; 1 nm by default.
+    cutoff_nm : float
+        Cutoff where the System is made here, nm.
+    equilibration_ps : float
+        Where the System is made here: length of the MD at constant pressure that relaxes it, ps,
+        after a short minimisation. 0 for neither.
+    """
+
+    effective_ns: float | None = None
+    jumps: int | None = None
+    md_ps: float | None = None
+    lag_ps: float | None = None
+    burst_ps: float | None = None
+    step_fs: float | None = None
+    temperature_K: float | None = None
+    friction_per_ps: float = 1.0
+    pressure_bar: float | None = None
+    solute: int | str | None = None
+    platform: str | None = None
+    precision: str | None = None
+    bridge: str = "auto"
+    seed: int = 1
+    format: str = "xtc"
+    every_ps: float | None = None
+    solute_only: bool = False
+    checkpoint_seconds: float = 60.0
+    force_field: tuple[str, ...] | None = None
+    water_model: str = "tip3p"
+    waters: int | None = None
+    padding_nm: float | None = None
+    cutoff_nm: float = 0.9
+    equilibration_ps: float = 10.0
+
+    def __post_init__(self) -> None:
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = ", ".join(given) or "none"
+            raise ValueError(f"give one length: {', '.join(LENGTHS)} (got {got})")
+        for name, wanted in (
+            *LENGTHS.items(),
+            ("lag_ps", "ps"),
+            ("burst_ps", "ps"),
+            ("step_fs", "fs"),
+            ("temperature_K", "K"),
+            ("pressure_bar", "bar"),
+            ("every_ps", "ps"),
+            ("checkpoint_seconds", "s"),
+            ("padding_nm", "nm"),
+            ("cutoff_nm", "nm"),
+        ):
+            if name != "jumps":
+                _number(name, getattr(self, name), wanted)
+        _number("friction_per_ps", self.friction_per_ps, "1/ps", zero=True)
+        _number("equilibration_ps", self.equilibration_ps, "ps", zero=True)
+        _whole("jumps", self.jumps)
+        _whole("waters", self.waters)
+        _whole("seed", self.seed, MAX_SEED)
+        if self.waters is not None and self.padding_nm is not None:
+            raise ValueError("give waters or padding_nm, not both")
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        if self.bridge != "auto" and self.bridge not in BRIDGES:
+            raise ValueError(
+                f"bridge must be auto or one of {', '.join(BRIDGES)}, got {self.bridge!r}"
+            )
+        if self.platform is not None and self.platform not in platform_names():
+            raise ValueError(f"platform must be one of {platform_names()}, got {self.platform!r}")
+        if self.precision is not None:
+            if self.precision not in PRECISIONS:
+                raise ValueError(
+                    f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+                )
+            if self.platform is not None and self.platform not in PRECISE_PLATFORMS:
+                raise ValueError(f"precision: the {self.platform} platform has no choice of it")
+
+
+def _number(name: str, value: Any, wanted: str, zero: bool = False) -> None:
+    if value is None:
+        return
+    fine = (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (value > 0 or (zero and value == 0))
+    )
+    if not fine:
+        kind = "a number of at least 0" if zero else "a positive number"
+        raise ValueError(f"{name} must be {kind} of {wanted}, got {value!r}")
+
+
+def _whole(name: str, value: Any, most: int | None = None) -> None:
+    if value is None:
+        return
+    fine = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not fine or (most is not None and value > most):
+        bounds = "of at least 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")

@@ -1,0 +1,997 @@
+"""Runs to a directory: exact going on, kills, full disks, signals, formats, and what is refused."""
+
+import csv
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import mdtraj
+import numpy as np
+import openmm
+import pytest
+from conftest import PDB, model_of
+from openmm import app, unit
+from small_molecules import ethane
+
+from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd.cli import main
+from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
+from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
+from openmm_sd.run import RunError, RunSettings, driver, files, fitting_model, run_mixed
+from openmm_sd.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_frames
+
+#: Small steps, short bursts: 12 jumps are 120 MD steps.
+COMMON = {
+    "lag_ps": 10.0,
+    "burst_ps": 0.02,
+    "every_ps": 0.014,
+    "platform": "Reference",
+    "bridge": "pythonforce",
+    "seed": 7,
+    # Plain MD is timed for a share of this.
+    "checkpoint_seconds": 5.0,
+}
+# What differs from run to run.
+CHANGING = {"seconds", "wall_clock_s", "effective_ns_per_day", "md_ns_per_day", "parts", "settings"}
+
+
+class Broken(Propagator):
+    """Never gives a frame that passes the gates."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 0)
+        self.hyperparameters = {"n_atoms": n_atoms}
+
+    def forward(self, frame, lag, noise):
+        return frame * float("nan")
+
+
+class Jitter(OrnsteinUhlenbeck):
+    """Needs noise; TorchScript, which takes seconds, cannot read it."""
+
+    def forward(self, *arguments):
+        return super().forward(*arguments)
+
+
+class Late(Jitter):
+    """Fails at its fifth call; the first is the check at the start."""
+
+    calls = 0
+
+    def forward(self, *arguments):
+        Late.calls += 1
+        if Late.calls > 4:
+            raise RuntimeError("the network is gone")
+        return super().forward(*arguments)
+
+
+def settings(**changes):
+    return RunSettings(**{**COMMON, "jumps": 12, **changes})
+
+
+@pytest.fixture(scope="module")
+def vacuum(peptide):
+    return PreparedSystem(peptide.topology, peptide.system(), peptide.positions)
+
+
+@pytest.fixture(scope="module")
+def watery(water_box):
+    vectors = np.array(water_box.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    return PreparedSystem(water_box.topology, water_box.system(), water_box.positions, vectors)
+
+
+@pytest.fixture(scope="module")
+def jitter(ala2):
+    """Jumps that need noise, most of which are accepted in vacuum."""
+    return model_of(Jitter(ala2.n_atoms, 1000.0, 0.01), ala2, temperature_K=300.0)
+
+
+@pytest.fixture(scope="module")
+def on_disk(vacuum, ala2, tmp_path_factory):
+    """A prepared directory and a bundle."""
+    folder = tmp_path_factory.mktemp("disk")
+    write_prepared(vacuum, folder / "prepared")
+    kernel = OrnsteinUhlenbeck(ala2.n_atoms, 1000.0, 0.01)
+    ScoreModel(kernel, ala2, {"temperature_K": 300.0}).save(folder / "model.safetensors")
+    return folder
+
+
+def same(one, two):
+    """Compare the visible files of two runs to the last bit."""
+    names = {f.name for f in one.iterdir()}
+    assert names == {f.name for f in two.iterdir()}
+    assert (one / "log.csv").read_bytes() == (two / "log.csv").read_bytes()
+    assert (one / "topology.pdb").read_bytes() == (two / "topology.pdb").read_bytes()
+    for name in names & {"trajectory.xtc", "trajectory.dcd", "trajectory.part"}:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    if "trajectory.h5" in names:
+        found, wanted = (mdtraj.load(str(f / "trajectory.h5")) for f in (one, two))
+        np.testing.assert_array_equal(found.xyz, wanted.xyz)
+        np.testing.assert_array_equal(found.time, wanted.time)
+        if wanted.unitcell_vectors is not None:
+            np.testing.assert_array_equal(found.unitcell_vectors, wanted.unitcell_vectors)
+
+
+def rows_of(folder):
+    """Lines of a run's log."""
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def stable(summary):
+    return {k: v for k, v in summary.items() if k not in CHANGING}
+
+
+# -- what is written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_files_of_a_run(watery, jitter, tmp_path, format):
+    said = []
+    summary = run_mixed(
+        *(jitter, watery, tmp_path / "out", settings(jumps=3, format=format)),
+        report=lambda *words: said.append(words),
+    )
+    names = {"checkpoint.npz", "log.csv", "start", "summary.json", "topology.pdb"}
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {*names, FORMATS[format]}
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    assert (summary["jumps_tried"], summary["complete"]) == (3, True)
+    assert summary["md_time_ps"] == pytest.approx(0.06)
+    assert summary["frames"] == 4
+    assert summary["md_ns_per_day"] > 0
+    assert summary["effective_ns_per_day"] > 0
+    assert set(summary["seconds"]) == {"md", "model", "settle"}
+    rows = rows_of(tmp_path / "out")
+    assert [int(row["Step"]) for row in rows] == [6, 13, 20, 27]
+    times = [float(row["Effective Time (ps)"]) for row in rows]
+    top = tmp_path / "out/topology.pdb"
+    file = str(tmp_path / "out" / FORMATS[format])
+    frames = mdtraj.load(file) if format == "h5" else mdtraj.load(file, top=str(top))
+    assert frames.n_frames == 4
+    assert frames.n_atoms == watery.system.getNumParticles()
+    if format != "dcd":
+        np.testing.assert_allclose(frames.time, times, rtol=1e-6)
+    np.testing.assert_allclose(frames.unitcell_vectors[0], watery.box_vectors, atol=1e-5)
+    bonds = [(a.index, b.index) for a, b in mdtraj.load(str(top)).topology.bonds]
+    assert mdtraj.compute_distances(frames, bonds, periodic=False).max() < 0.2
+    # The solute is in the middle.
+    centre = frames.xyz[:, :22].mean(axis=1) - 0.5 * np.diag(watery.box_vectors)
+    assert np.abs(centre).max() < 1e-3
+    assert said[-1][0] == "done"
+    assert any("[####" in how_far for what, how_far in said if what == "running")
+
+
+def test_frames_are_what_the_simulation_has(vacuum, ala2, tmp_path):
+    """By default one a burst, one step before the jump."""
+    model = model_of(Identity(ala2.n_atoms), ala2, temperature_K=300.0)
+    run_mixed(
+        model, vacuum, tmp_path / "out", settings(jumps=3, every_ps=None, format="h5", seed=3)
+    )
+    found = mdtraj.load(str(tmp_path / "out/trajectory.h5"))
+    system = openmm.XmlSerializer.clone(vacuum.system)
+    integrator = ScoreDynamicsIntegrator(
+        model, 300, 1, 0.002, burst=0.02, lag=10, bridge="pythonforce", seed=3
+    )
+    integrator.attach(system, vacuum.topology)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, integrator, platform)
+    context.setPositions(vacuum.positions)
+    context.setVelocitiesToTemperature(300, 3)
+    for k in range(3):
+        integrator.step(10 if k else 9)
+        x = context.getState(positions=True).getPositions(asNumpy=True)._value
+        np.testing.assert_array_equal(found.xyz[k], np.asarray(x, dtype=np.float32))
+        assert found.time[k] == pytest.approx(integrator.getEffectiveTime()._value)
+
+
+def test_solute_only(watery, jitter, tmp_path):
+    summary = run_mixed(
+        jitter, watery, tmp_path / "out", settings(jumps=2, solute_only=True, every_ps=None)
+    )
+    assert summary["atoms_saved"] == 22
+    frames = mdtraj.load(
+        str(tmp_path / "out/trajectory.xtc"), top=str(tmp_path / "out/topology.pdb")
+    )
+    assert (frames.n_frames, frames.n_atoms) == (2, 22)
+    assert len(list(frames.topology.bonds)) == 21
+
+
+def test_dcd_is_what_openmm_writes(watery, tmp_path):
+    path = tmp_path / "theirs.dcd"
+    with open(path, "wb+") as stream:
+        file = app.DCDFile(stream, watery.topology, 0.002)
+        file.writeModel(watery.positions, periodicBoxVectors=watery.box_vectors * unit.nanometer)
+    header = len(dcd_header(1, 1, True, 1.0))
+    mine = dcd_bytes(watery.positions[None].astype(np.float32), watery.box_vectors[None])
+    theirs = path.read_bytes()[header:]
+    assert mine[56:].__len__() == theirs[56:].__len__()
+    values = [np.frombuffer(b[4:52], dtype="<f8") for b in (mine, theirs)]
+    np.testing.assert_allclose(*values, atol=1e-12)
+    values = [np.frombuffer(b[56:], dtype="<f4") for b in (mine, theirs)]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
+def test_xtc_that_was_cut_is_noticed(vacuum, jitter, tmp_path):
+    run_mixed(jitter, vacuum, tmp_path / "out", settings())
+    data = (tmp_path / "out/trajectory.xtc").read_bytes()
+    assert b"".join(xtc_frames(data)) == data
+    for cut in (1, 10, 60, 100):
+        with pytest.raises(ValueError, match="cut off"):
+            xtc_frames(data[:-cut])
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that follows it is done."""
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_run_that_died_goes_on_bit_for_bit(vacuum, jitter, tmp_path, monkeypatch, format):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    chosen = settings(format=format)
+    expected = run_mixed(jitter, vacuum, whole, chosen)
+    assert 0 < expected["jumps_accepted"]
+    advance, commit = driver._Run._advance, driver._Run._commit
+    often = settings(format=format, checkpoint_seconds=1e-9)
+    for deaths in (0, 17, 18, 63, 63, 118):
+
+        def dies(self, steps, deaths=deaths):
+            if self._steps >= deaths:
+                raise Killed
+            advance(self, steps)
+
+        def sometimes(self):
+            # So that there are frames beyond the checkpoint, which are made again.
+            if self._steps % 2 == 0:
+                commit(self)
+
+        monkeypatch.setattr(driver._Run, "_advance", dies)
+        monkeypatch.setattr(driver._Run, "_commit", sometimes)
+        with pytest.raises(Killed):
+            run_mixed(jitter, vacuum, broken, often)
+    monkeypatch.undo()
+    found = run_mixed(jitter, vacuum, broken, chosen)
+    assert found["parts"] > 3
+    assert stable(found) == stable(expected)
+    same(broken, whole)
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_killed_in_the_middle_of_a_commit(vacuum, jitter, tmp_path, monkeypatch, format):
+    """Between any two writes, and in the middle of one."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_mixed(jitter, vacuum, whole, settings(format=format))
+    often = settings(format=format, checkpoint_seconds=1e-9)
+    write, atomically = files._write, files.write_atomically
+    seen, deaths = [], 0
+    for number in range(5, 40, 4):
+        count = 0
+
+        def cut(stream, place, data, number=number):
+            nonlocal count
+            count += 1
+            if count >= number:
+                write(stream, place, data[: len(data) // 2])
+                raise Killed
+            write(stream, place, data)
+
+        def before(target, data, number=number):
+            nonlocal count
+            count += 1
+            if count >= number:
+                raise Killed
+            atomically(target, data)
+
+        monkeypatch.setattr(files, "_write", cut)
+        monkeypatch.setattr(files, "write_atomically", before)
+        try:
+            run_mixed(jitter, vacuum, broken, often)
+        except Killed:
+            deaths += 1
+        else:
+            break
+        if (broken / "log.csv").exists():
+            seen.append((broken / "log.csv").read_bytes())
+    monkeypatch.undo()
+    run_mixed(jitter, vacuum, broken, settings(format=format))
+    same(broken, whole)
+    log = (whole / "log.csv").read_bytes()
+    assert deaths > 3
+    assert all(log.startswith(part) for part in seen)
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_finished_run_is_extended(watery, jitter, tmp_path, format):
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    expected = run_mixed(jitter, watery, whole, settings(jumps=6, format=format))
+    first = run_mixed(jitter, watery, longer, settings(jumps=2, format=format))
+    said = []
+    again = run_mixed(
+        *(jitter, watery, longer, settings(jumps=2, format=format)),
+        report=lambda *words: said.append(words),
+    )
+    assert stable(again) == stable(first)
+    assert said[-1][0] == "done before"
+    found = run_mixed(jitter, watery, longer, settings(jumps=6, format=format))
+    assert (found["parts"], found["jumps_tried"]) == (2, 6)
+    assert stable(found) == stable(expected)
+    same(longer, whole)
+
+
+@pytest.mark.parametrize(
+    ("length", "key", "value"),
+    [("md_ps", "md_time_ps", 0.1), ("effective_ns", "effective_time_ps", 25.0)],
+)
+def test_other_lengths(vacuum, jitter, tmp_path, length, key, value):
+    given = value / 1000.0 if length == "effective_ns" else value
+    summary = run_mixed(jitter, vacuum, tmp_path / "out", settings(jumps=None, **{length: given}))
+    assert value - 1e-9 <= summary[key] < value + 10.2
+    assert summary["complete"]
+
+
+def test_another_platform_goes_on_from_the_portable_state(vacuum, jitter, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 50)
+    with pytest.raises(KeyboardInterrupt):
+        run_mixed(jitter, vacuum, tmp_path / "out", settings())
+    monkeypatch.undo()
+    before = (tmp_path / "out/log.csv").read_bytes()
+    summary = run_mixed(jitter, vacuum, tmp_path / "out", settings(platform="CPU"))
+    assert summary["platform"] == "CPU"
+    assert summary["complete"]
+    (note,) = [note for note in summary["notes"] if "portable state" in note]
+    assert "Reference there, CPU here" in note
+    assert (tmp_path / "out/log.csv").read_bytes().startswith(before)
+    assert summary["jumps_tried"] == 12
+    rows = rows_of(tmp_path / "out")
+    assert [int(row["Step"]) for row in rows] == list(range(6, 120, 7))
+
+
+def stop_after(monkeypatch, step):
+    """A request to stop that comes at an MD step."""
+    advance = driver._Run._advance
+
+    def advancing(self, steps):
+        advance(self, steps)
+        if self._steps >= step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(driver._Run, "_advance", advancing)
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_stopped_run_has_all_its_frames_on_the_disk(
+    vacuum, jitter, tmp_path, monkeypatch, format
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run_mixed(jitter, vacuum, whole, settings(format=format))
+    said = []
+    stop_after(monkeypatch, 60)
+    with pytest.raises(KeyboardInterrupt):
+        run_mixed(
+            *(jitter, vacuum, out, settings(format=format)),
+            report=lambda *words: said.append(words),
+        )
+    monkeypatch.undo()
+    assert said[-1][0] == "stopped"
+    summary = json.loads((out / "summary.json").read_text())
+    assert not summary["complete"]
+    assert summary["frames"] == len((out / "log.csv").read_text().splitlines()) - 1 == 8
+    top = str(out / "topology.pdb")
+    file = str(out / FORMATS[format])
+    frames = mdtraj.load(file) if format == "h5" else mdtraj.load(file, top=top)
+    assert frames.n_frames == 8
+    run_mixed(jitter, vacuum, out, settings(format=format))
+    same(out, whole)
+
+
+def test_what_does_not_fit_is_left_alone(vacuum, watery, jitter, ala2, tmp_path):
+    out = tmp_path / "out"
+    run_mixed(jitter, vacuum, out, settings())
+    before = {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()}
+    changes = {"seed": 8, "lag_ps": 11.0, "burst_ps": 0.04, "step_fs": 1.0, "every_ps": 0.02,
+               "temperature_K": 300.2, "friction_per_ps": 2.0, "format": "dcd",
+               "solute_only": True}  # fmt: skip
+    for name, value in changes.items():
+        shown = {"step_fs": "step_ps"}.get(name, name)
+        with pytest.raises(ValueError, match=f"other settings .*{shown} .* there, .* here"):
+            run_mixed(jitter, vacuum, out, settings(**{name: value}))
+    with pytest.raises(ValueError, match="other settings .*start"):
+        run_mixed(jitter, watery, out, settings())
+    other = model_of(Identity(ala2.n_atoms), ala2, temperature_K=300.0)
+    with pytest.raises(ValueError, match="other settings .*model"):
+        run_mixed(other, vacuum, out, settings())
+    assert {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()} == before
+
+    with driver.locked(out, "run"), pytest.raises(ValueError, match="another run is writing"):
+        run_mixed(jitter, vacuum, out, settings())
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="holds files but no run .thesis.txt"):
+        run_mixed(jitter, vacuum, full, settings())
+    assert [f.name for f in full.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ValueError, match="is a file"):
+        run_mixed(jitter, vacuum, full / "thesis.txt", settings())
+
+
+def test_files_that_were_changed_are_refused(vacuum, jitter, tmp_path):
+    out = tmp_path / "out"
+    run_mixed(jitter, vacuum, out, settings(checkpoint_seconds=1e-9))
+    longer = settings(jumps=20)
+    trajectory = (out / "trajectory.xtc").read_bytes()
+    for changed in (trajectory[:100], trajectory + b"more"):
+        (out / "trajectory.xtc").write_bytes(changed)
+        with pytest.raises(ValueError, match="changed after the run was stopped"):
+            run_mixed(jitter, vacuum, out, longer)
+        assert (out / "trajectory.xtc").read_bytes() == changed
+    (out / "trajectory.xtc").write_bytes(trajectory)
+    checkpoint = (out / "checkpoint.npz").read_bytes()
+    middle = len(checkpoint) // 2
+    flipped = checkpoint[:middle] + bytes([checkpoint[middle] ^ 1]) + checkpoint[middle + 1 :]
+    for damaged in (b"no archive", checkpoint[:-200], flipped, b""):
+        (out / "checkpoint.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="checkpoint.npz is damaged"):
+            run_mixed(jitter, vacuum, out, longer)
+    (out / "checkpoint.npz").write_bytes(checkpoint)
+    run_mixed(jitter, vacuum, out, longer)
+    assert (out / "trajectory.xtc").read_bytes().startswith(trajectory)
+    # What the last checkpoint appended is compared with it.
+    run_mixed(jitter, vacuum, tmp_path / "once", settings())
+    path = tmp_path / "once/trajectory.xtc"
+    path.write_bytes(path.read_bytes()[:-5] + b"wrong")
+    with pytest.raises(ValueError, match="changed after the run was stopped"):
+        run_mixed(jitter, vacuum, tmp_path / "once", longer)
+
+
+# -- models that fail ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exact_cpu():
+    """The CPU platform with forces that are the same every time."""
+    platform = openmm.Platform.getPlatformByName("CPU")
+    kept = {
+        name: platform.getPropertyDefaultValue(name) for name in ("Threads", "DeterministicForces")
+    }
+    platform.setPropertyDefaultValue("Threads", "1")
+    platform.setPropertyDefaultValue("DeterministicForces", "true")
+    yield platform
+    for name, value in kept.items():
+        platform.setPropertyDefaultValue(name, value)
+
+
+@pytest.mark.usefixtures("exact_cpu")
+@pytest.mark.parametrize("kind", ["vacuum", "watery"])
+@pytest.mark.parametrize(("platform", "friction"), [("CPU", 1.0), ("Reference", 0.0)])
+def test_a_model_that_always_fails_is_plain_md(kind, platform, friction, ala2, tmp_path, request):
+    """To the last bit; on Reference without noise, whose stream the jump program shares there."""
+    prepared = request.getfixturevalue(kind)
+    model = model_of(Broken(ala2.n_atoms), ala2, temperature_K=300.0)
+    said = []
+    chosen = settings(jumps=8, every_ps=None, platform=platform, friction_per_ps=friction)
+    summary = run_mixed(
+        *(model, prepared, tmp_path / "out", chosen), report=lambda *words: said.append(words)
+    )
+    assert (summary["jumps_tried"], summary["jumps_accepted"]) == (8, 0)
+    assert summary["fallbacks"] == 8
+    assert "None of 8 jumps was accepted: this is plain MD." in summary["notes"]
+    assert summary["effective_time_ps"] == summary["md_time_ps"]
+    assert any(what == "note" and "plain MD" in how_far for what, how_far in said)
+
+    integrator = openmm.LangevinMiddleIntegrator(300, friction, 0.002)
+    integrator.setRandomNumberSeed(COMMON["seed"])
+    context = openmm.Context(
+        prepared.system, integrator, openmm.Platform.getPlatformByName(platform)
+    )
+    if prepared.box_vectors is not None:
+        context.setPeriodicBoxVectors(*prepared.box_vectors)
+    context.setPositions(prepared.positions)
+    context.setVelocitiesToTemperature(300, COMMON["seed"])
+    rows = rows_of(tmp_path / "out")
+    for k, row in enumerate(rows):
+        integrator.step(10 if k else 9)
+        energy = context.getState(energy=True).getPotentialEnergy()._value
+        assert float(row["Potential Energy (kJ/mol)"]) == energy, k
+    assert len(rows) == 8
+
+
+def test_a_model_that_raises_stops_the_run(vacuum, ala2, tmp_path, monkeypatch):
+    monkeypatch.setattr(Late, "calls", 0)
+    model = model_of(Late(ala2.n_atoms, 1000.0, 0.01), ala2, temperature_K=300.0)
+    with pytest.raises(RunError, match="network is gone.*the last checkpoint is intact") as caught:
+        run_mixed(model, vacuum, tmp_path / "out", settings(checkpoint_seconds=1e-9))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out/checkpoint.npz").exists()
+
+
+def test_md_that_blows_up(vacuum, jitter, tmp_path):
+    wild = np.zeros_like(vacuum.positions)
+    wild[5] = 1e9
+    prepared = PreparedSystem(
+        vacuum.topology, vacuum.system, vacuum.positions, velocities=wild, step_ps=0.002
+    )
+    with pytest.raises(RunError, match="last checkpoint is intact and holds 0 ps"):
+        run_mixed(jitter, prepared, tmp_path / "out", settings())
+    assert (tmp_path / "out/log.csv").read_bytes() == b""
+
+
+# -- kills -----------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+from openmm_sd.run import RunSettings, run_mixed
+settings = RunSettings(
+    jumps=int(sys.argv[4]), lag_ps=10.0, burst_ps=0.02, every_ps=0.014, platform="Reference",
+    bridge="pythonforce", seed=7, format=sys.argv[3], checkpoint_seconds=0.05,
+)
+run_mixed(sys.argv[1] + "/model.safetensors", sys.argv[1] + "/prepared", sys.argv[2], settings)
+"""
+
+
+def started(folder, out, format, jumps, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), str(out), format, str(jumps)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **kwargs,
+    )
+
+
+def visible(out, format):
+    """Bytes of the log and of the frames, without a DCD file's counts."""
+    found = {}
+    for name in ("log.csv", "trajectory.part" if format == "h5" else FORMATS[format]):
+        file = out / name
+        data = file.read_bytes() if file.exists() else b""
+        found[name] = data[:8] + data[12:20] + data[24:] if format == "dcd" else data
+    return found
+
+
+def kill(folder, tmp_path, format, kills, jumps, seed):
+    """Kill a run at random moments; what was visible before each kill must stay as it is."""
+    out, rng = tmp_path / "out", random.Random(seed)
+    log = out / "log.csv"
+    seen, starting = [], 1.0
+    while len(seen) < kills:
+        before = log.read_bytes() if log.exists() else b""
+        process, began = started(folder, out, format, jumps), time.monotonic()
+        if seen and rng.random() < 0.25:
+            # While the run is being taken up.
+            time.sleep(rng.uniform(0.0, starting))
+        else:
+            until = began + 120
+            while (log.read_bytes() if log.exists() else b"") == before:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            starting = time.monotonic() - began
+            time.sleep(rng.uniform(0.0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == 0:
+            break
+        seen.append(visible(out, format))
+    return out, seen
+
+
+def check_kills(on_disk, tmp_path, format, kills, jumps, seed):
+    out, seen = kill(on_disk, tmp_path, format, kills, jumps, seed)
+    assert len(seen) == kills, "the run ended before the last kill"
+    whole = tmp_path / "whole"
+    for folder in (out, whole):
+        process = started(on_disk, folder, format, jumps)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        if format == "h5":
+            # The finished run has its frames in the HDF5 file only.
+            saved = json.loads((folder / "summary.json").read_text())
+            assert saved["complete"]
+    same(out, whole)
+    if format == "h5":
+        raw = files.RawFrames(22, False)
+        raw.from_hdf5(whole / "trajectory.h5", whole / "trajectory.part")
+    final = visible(whole, format)
+    for before in seen:
+        for name, data in before.items():
+            # The last frame may have been cut short by the kill; what there is of it is right.
+            assert final[name].startswith(data), name
+    assert any(before["log.csv"] for before in seen)
+
+
+def test_killed_at_random_moments(on_disk, tmp_path):
+    check_kills(on_disk, tmp_path, "xtc", 3, 2500, seed=random.randrange(2**31))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_killed_fifty_times(on_disk, tmp_path, format):
+    check_kills(on_disk, tmp_path, format, 50, 20000, seed=random.randrange(2**31))
+
+
+# -- full disks ------------------------------------------------------------------------------------
+
+
+def limited(size):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    return limit
+
+
+@pytest.mark.parametrize(
+    ("format", "seconds", "size", "named"),
+    [
+        ("xtc", 0.05, 70_000, r"out/(trajectory|\.chunk)\.xtc"),
+        ("dcd", 0.05, 70_000, r"out/trajectory\.dcd"),
+        ("h5", 0.05, 70_000, r"out/trajectory\.part"),
+        ("dcd", 1000.0, 70_000, r"out/checkpoint\.npz"),
+        ("xtc", 0.05, 10_000, r"out/start"),
+    ],
+)
+def test_a_file_that_cannot_grow(on_disk, tmp_path, format, seconds, size, named):
+    program = PROGRAM.replace("checkpoint_seconds=0.05", f"checkpoint_seconds={seconds}")
+    program = program.replace("import sys", "import sys; from openmm_sd.cli import main")
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "openmm_sd", "run", on_disk / "prepared", "-o", out),
+        *("--model", on_disk / "model.safetensors", "--jumps", 600, "--lag", 10),
+        *("--burst", 0.02, "--every", 0.014, "--platform", "Reference"),
+        *("--bridge", "pythonforce", "--seed", 7, "--format", format, "--json"),
+        *("--checkpoint-seconds", seconds),
+    ]
+    command = list(map(str, command))
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited(size))
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    (line,) = [text for text in done.stderr.splitlines() if "RunError" in text]
+    assert line == done.stderr.splitlines()[-1]
+    assert re.search(rf"cannot write \S*{named}: File too large; ", line), line
+    assert not [f.name for f in out.glob(".*")]
+    if "start" in named:
+        assert "nothing has been run yet" in line
+    else:
+        held = float(re.search(r"intact and holds (\S+) ps of effective time", line).group(1))
+        state = files.read_checkpoint(out).state
+        assert held == pytest.approx(state["numbers"]["effective_time_ps"], rel=1e-4)
+    before = visible(out, format)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "whole"
+    subprocess.run([str(whole) if c == str(out) else c for c in command], check=True)
+    same(out, whole)
+    if format != "h5":
+        final = visible(out, format)
+        assert all(final[name].startswith(data) for name, data in before.items())
+
+
+def test_a_full_disk(vacuum, jitter, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no small file system can be mounted here")
+    try:
+        out, ballast = disk / "out", disk / "ballast"
+        run_mixed(jitter, vacuum, out, settings(jumps=100))
+        before = visible(out, "xtc")
+        free = os.statvfs(disk)
+        ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - 4096))
+        longer = settings(jumps=600, checkpoint_seconds=0.05)
+        with pytest.raises(RunError, match="No space left on device; the last checkpoint is inta"):
+            run_mixed(jitter, vacuum, out, longer)
+        assert not list(out.glob(".*"))
+        for name, data in before.items():
+            assert (out / name).read_bytes().startswith(data)
+        ballast.unlink()
+        run_mixed(jitter, vacuum, out, longer)
+        run_mixed(jitter, vacuum, tmp_path / "whole", longer)
+        same(out, tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_command(on_disk, tmp_path, number):
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "openmm_sd", "run", on_disk / "prepared", "-o", out),
+        *("--model", on_disk / "model.safetensors", "--effective-ns", 1e6, "--lag", 10),
+        *("--burst", 0.02, "--platform", "Reference", "--bridge", "pythonforce", "--json"),
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 120
+    while not (out / "log.csv").exists() and time.monotonic() < until:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "stopped" in stderr.splitlines()[-1]
+    summary = json.loads((out / "summary.json").read_text())
+    assert not summary["complete"]
+    assert summary["frames"] > 0
+    assert len((out / "log.csv").read_text().splitlines()) == summary["frames"] + 1
+
+
+def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
+    pdb, out = tmp_path / "ala2.pdb", tmp_path / "out"
+    with open(pdb, "w") as file:
+        positions = np.asarray(ala2.positions) * unit.nanometer
+        app.PDBFile.writeFile(ala2.to_topology(), positions, file)
+    command = ["run", str(pdb), "-o", str(out), "--waters", "240", "--equilibration", "0.2"]
+    command += ["--burst", "0.08", "--lag", "20", "--platform", "CPU", "--bridge", "pythonforce"]
+    assert main([*command, "--jumps", "2", "--json"]) == 0
+    captured = capfd.readouterr()
+    summary = json.loads(captured.out)
+    assert summary["model"]["name"] == "ala2-water"
+    assert (summary["jumps_tried"], summary["frames"]) == (2, 2)
+    assert (summary["step_ps"], summary["force_field"]) == (
+        0.004,
+        ["amber99sbildn.xml", "tip3p.xml"],
+    )
+    prepared = read_prepared(out / "start")
+    assert prepared.system.getNumParticles() == 22 + 3 * 240
+    assert prepared.step_ps == 0.004
+    # Water is added at random: going on takes what is there.
+    assert main([*command, "--jumps", "3"]) == 0
+    captured = capfd.readouterr()
+    assert "of 3 jumps accepted" in captured.out
+    assert "building" not in captured.err
+    assert main([*command, "--jumps", "3", "--waters", "241"]) == 2
+    assert "waters 240 there, 241 here" in capfd.readouterr().err
+
+    # What it made is a prepared directory, and its structure a solvated file.
+    other = ["--lag", "20", "--burst", "0.08", "--platform", "CPU", "--bridge", "pythonforce"]
+    other += ["--jumps", "1", "--json"]
+    assert main(["run", str(out / "start"), "-o", str(tmp_path / "two"), *other]) == 0
+    assert json.loads(capfd.readouterr().out)["step_ps"] == 0.004
+    solvated = tmp_path / "solvated.pdb"
+    with open(solvated, "w") as file:
+        app.PDBFile.writeFile(prepared.topology, prepared.positions * unit.nanometer, file)
+    other += ["--equilibration", "0.2", "--pressure", "1"]
+    assert main(["run", str(solvated), "-o", str(tmp_path / "three"), *other]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert summary["atoms"] == 22 + 3 * 240
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "one length"),
+        (["--jumps", "1", "--md-ps", "1"], "one length"),
+        (["--jumps", "0"], "jumps"),
+        (["--effective-ns", "-1"], "effective_ns"),
+        (["--md-ps", "nan"], "md_ps"),
+        (["--jumps", "1", "--lag", "-1"], "lag_ps"),
+        (["--jumps", "1", "--lag", "99999"], "lag must be between"),
+        (["--jumps", "1", "--burst", "0"], "burst_ps"),
+        (["--jumps", "1", "--burst", "0.0001"], "burst must be at least one MD step"),
+        (["--jumps", "1", "--every", "0"], "every_ps"),
+        (["--jumps", "1", "--seed", "0"], "seed"),
+        (["--jumps", "1", "--format", "trr"], "format"),
+        (["--jumps", "1", "--platform", "Abacus"], "platform"),
+        (["--jumps", "1", "--bridge", "drawbridge"], "bridge"),
+        (["--jumps", "1", "--platform", "CPU", "--precision", "double"], "precision"),
+        (["--jumps", "1", "--temperature", "0"], "temperature_K"),
+        (["--jumps", "1", "--pressure", "1"], "no pressure"),
+        (["--jumps", "1", "--solute", "4"], "solute"),
+        (["--jumps", "1", "--model", "no-such-model"], "no-such-model"),
+        (["--jumps", "1", "--checkpoint-seconds", "0"], "checkpoint_seconds"),
+    ],
+)
+def test_wrong_arguments(arguments, said, on_disk, tmp_path, capfd):
+    out = tmp_path / "out"
+    command = ["run", str(on_disk / "prepared"), "-o", str(out), "--model", "ala2-water"]
+    assert main([*command, *arguments, "--json"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert said in captured.err.splitlines()[-1]
+    assert not out.exists()
+
+
+def test_wrong_starts(ala2, peptide, tmp_path, capfd):
+    def refused(start, *more):
+        command = ["run", str(start), "-o", str(tmp_path / "out"), "--jumps", "1", "--json", *more]
+        assert main(command) == 2
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert not (tmp_path / "out").exists()
+        return captured.err.splitlines()[-1]
+
+    assert "there is no file" in refused(tmp_path / "nothing.pdb")
+    (tmp_path / "text.pdb").write_text("no structure at all\n")
+    assert "text.pdb" in refused(tmp_path / "text.pdb")
+    (tmp_path / "empty").mkdir()
+    assert "is no prepared directory: it has no prepared.json" in refused(tmp_path / "empty")
+    # Hydrogens are missing in this file.
+    line = refused(PDB)
+    assert "nothing is repaired here" in line
+    assert "ala2-water" in line
+    molecule = ethane()
+    topology = molecule.to_topology()
+    for atom, name in zip(topology.atoms(), "C1 C2 H1 H2 H3 H4 H5 H6".split(), strict=True):
+        atom.name = name
+    with open(tmp_path / "ethane.pdb", "w") as file:
+        app.PDBFile.writeFile(topology, molecule.positions * unit.nanometer, file)
+    assert "none of the shipped models fits" in refused(tmp_path / "ethane.pdb")
+    with open(tmp_path / "ala2.pdb", "w") as file:
+        positions = np.asarray(ala2.positions) * unit.nanometer
+        app.PDBFile.writeFile(ala2.to_topology(), positions, file)
+    assert "use more water" in refused(tmp_path / "ala2.pdb", "--waters", "20")
+    assert "force field" in refused(tmp_path / "ala2.pdb", "--force-field", "nonsense.xml")
+    assert "nothing is repaired" in refused(tmp_path / "ala2.pdb", "--force-field", "tip3p.xml")
+    atoms = (("23  O  ", 9.0, "O"), ("24  H1 ", 9.9, "H"), ("25  H2 ", 8.1, "H"))
+    water = [
+        f"HETATM   {name} HOH B   1       {x:5.3f}   9.000   9.000  1.00  0.00{element:>12}  "
+        for name, x, element in atoms
+    ]
+    lines = (tmp_path / "ala2.pdb").read_text().splitlines()
+    place = next(k for k, text in enumerate(lines) if text.startswith("TER"))
+    boxless = [t for t in [*lines[: place + 1], *water, *lines[place + 1 :]] if "CRYST1" not in t]
+    (tmp_path / "wet.pdb").write_text("\n".join(boxless) + "\n")
+    assert "water but no box" in refused(tmp_path / "wet.pdb")
+
+
+def test_objects_that_do_not_fit(vacuum, jitter, peptide, ala2, tmp_path):
+    with pytest.raises(ValueError, match="start must be a prepared directory"):
+        run_mixed(jitter, 5, tmp_path / "out", settings())
+    with pytest.raises(ValueError, match=r"positions must have shape \(22, 3\)"):
+        PreparedSystem(vacuum.topology, vacuum.system, vacuum.positions[1:])
+    with pytest.raises(ValueError, match="positions holds NaN"):
+        PreparedSystem(vacuum.topology, vacuum.system, vacuum.positions * np.nan)
+    attached = peptide.system()
+    ScoreDynamicsIntegrator(jitter, bridge="pythonforce").attach(attached, peptide.topology)
+    prepared = PreparedSystem(peptide.topology, attached, peptide.positions)
+    with pytest.raises(ValueError, match="holds a jump already"):
+        run_mixed(jitter, prepared, tmp_path / "out", settings())
+    assert fitting_model(vacuum.topology).name == "ala2-water"
+    assert not (tmp_path / "out").exists()
+
+
+# -- the prepared directory ------------------------------------------------------------------------
+
+
+def bonds(topology):
+    return {frozenset((one.index, two.index)) for one, two in topology.bonds()}
+
+
+def names(topology):
+    return [(a.name, a.element, a.residue.name, a.residue.index) for a in topology.atoms()]
+
+
+@pytest.mark.parametrize("kind", ["vacuum", "watery", "tip4p_box"])
+def test_prepared_directory_comes_back(kind, tmp_path, request):
+    prepared = request.getfixturevalue(kind)
+    if kind == "tip4p_box":
+        box = prepared
+        vectors = np.array(box.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+        prepared = PreparedBox(
+            box.topology, box.system(), box.positions, vectors, 1, ("amber99sbildn.xml",)
+        )
+    write_prepared(prepared, tmp_path / "made")
+    found = read_prepared(tmp_path / "made")
+    assert bonds(found.topology) == bonds(prepared.topology)
+    assert names(found.topology) == names(prepared.topology)
+    np.testing.assert_array_equal(found.positions, prepared.positions)
+    assert found.velocities is None
+    if prepared.box_vectors is None:
+        assert found.box_vectors is None
+        assert found.topology.getPeriodicBoxVectors() is None
+    else:
+        np.testing.assert_array_equal(found.box_vectors, prepared.box_vectors)
+    xml = openmm.XmlSerializer.serialize
+    assert xml(found.system) == xml(prepared.system)
+
+
+def test_prepared_directory_of_an_alkane(tmp_path):
+    """No reader knows the bonds of its residue."""
+    molecule = ethane()
+    topology = molecule.to_topology()
+    for atom, name in zip(topology.atoms(), "C1 C2 H1 H2 H3 H4 H5 H6".split(), strict=True):
+        atom.name = name
+    system = app.ForceField("charmm36.xml").createSystem(topology, constraints=app.HBonds)
+    rng = np.random.default_rng(1)
+    made = PreparedSystem(
+        topology,
+        system,
+        molecule.positions,
+        velocities=rng.normal(size=(8, 3)),
+        temperature_K=298.0,
+        step_ps=0.004,
+        force_field=("charmm36.xml",),
+        provenance={"by": "a test"},
+    )
+    write_prepared(made, tmp_path)
+    found = read_prepared(tmp_path)
+    assert len(bonds(found.topology)) == 7
+    assert bonds(found.topology) == bonds(topology)
+    np.testing.assert_array_equal(found.velocities, made.velocities)
+    assert (found.temperature_K, found.step_ps) == (298.0, 0.004)
+    assert found.force_field == ("charmm36.xml",)
+    assert found.provenance == {"by": "a test"}
+    for atom in topology.atoms():
+        atom.name = "X"
+    system_of_twins = PreparedSystem(topology, system, molecule.positions)
+    with pytest.raises(ValueError, match="need names of their own"):
+        write_prepared(system_of_twins, tmp_path)
+
+
+def test_damaged_prepared_directories(vacuum, tmp_path):
+    write_prepared(vacuum, tmp_path)
+    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    for name, text in kept.items():
+        (tmp_path / name).write_text(text[: len(text) // 2])
+        with pytest.raises(ValueError, match=name):
+            read_prepared(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(ValueError, match=f"it has no {name}"):
+            read_prepared(tmp_path)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "prepared.json").write_text(
+        kept["prepared.json"].replace('"format_version": 1', '"format_version": 99')
+    )
+    with pytest.raises(ValueError, match="format version 99, this version of openmm-sd reads 1"):
+        read_prepared(tmp_path)
+
+
+# -- reporters of others ---------------------------------------------------------------------------
+
+
+def test_reporters_of_openmm_and_mdtraj(watery, jitter, tmp_path):
+    import mdtraj.reporters
+
+    integrator = ScoreDynamicsIntegrator(
+        jitter, 300, 1, 0.002, burst=0.02, lag=10, bridge="pythonforce", seed=1
+    )
+    system = openmm.XmlSerializer.clone(watery.system)
+    integrator.attach(system, watery.topology)
+    simulation = app.Simulation(
+        watery.topology, system, integrator, openmm.Platform.getPlatformByName("Reference")
+    )
+    simulation.context.setPositions(watery.positions)
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    ours = {
+        "openmm.xtc": app.XTCReporter,
+        "openmm.dcd": app.DCDReporter,
+        "mdtraj.h5": mdtraj.reporters.HDF5Reporter,
+        "mdtraj.xtc": mdtraj.reporters.XTCReporter,
+    }
+    for name, reporter in ours.items():
+        simulation.reporters.append(reporter(str(tmp_path / name), 10))
+    simulation.step(40)
+    assert integrator.getStatistics()["jumps_tried"] == 4
+    for reporter in simulation.reporters:
+        if hasattr(reporter, "close"):
+            reporter.close()
+    simulation.reporters.clear()
+    top = tmp_path / "top.pdb"
+    with open(top, "w") as file:
+        app.PDBFile.writeFile(watery.topology, watery.positions * unit.nanometer, file)
+    end = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+    for name in ours:
+        path = str(tmp_path / name)
+        frames = mdtraj.load(path) if name.endswith("h5") else mdtraj.load(path, top=str(top))
+        assert frames.n_frames == 4
+        # Reporters of OpenMM wrap molecules into the box; the solute's shape is the same.
+        shape = frames.xyz[-1, :22] - frames.xyz[-1, :1]
+        np.testing.assert_allclose(shape, end[:22] - end[:1], atol=2e-3)
