@@ -2,11 +2,12 @@
 
     python benchmarks/kill_run.py --kills 50 --output /somewhere/kills
 
-A run with the model `ala2-water` is started and killed after a random time, again and again.
-After each kill the files are kept as anybody could have read them. When the run has ended, each of
-those is compared with the finished files byte for byte. The table says how much was visible before
-each kill and whether all of it is still there, unaltered. Forces on the CPU platform are not the
-same to the last bit from run to run, so nothing here could be made again if it were lost.
+A run with the model `ala2-water` is started and killed, again and again: mostly at a random time
+after new frames have appeared, sometimes while it is being taken up. After each kill the files are
+kept as anybody could have read them. When the run has ended, each of those is compared with the
+finished files byte for byte. The table says how much was visible before each kill; the last line,
+after how many kills anything was lost or altered. Forces on the CPU platform are not the same to
+the last bit from run to run, so nothing here could be made again if it were lost.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from openmm import app, unit
@@ -38,12 +41,30 @@ def whole_frames(data: bytes) -> int:
     return 0
 
 
+def size(out: Path) -> int:
+    """Bytes of the log."""
+    log = out / "log.csv"
+    return log.stat().st_size if log.exists() else 0
+
+
+def grown(out: Path, before: int) -> bool:
+    """Whether the log has become longer."""
+    return size(out) > before
+
+
+def wait(process: subprocess.Popen, done: Callable[[], bool], seconds: float) -> None:
+    """Wait until something is done, the process has ended, or time is up."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None and not done():
+        time.sleep(0.002)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", help="directory for the run (a temporary one)")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
-    parser.add_argument("--most-seconds", type=float, default=12.0, help="from start to kill")
+    parser.add_argument("--most-seconds", type=float, default=3.0, help="from new frames to kill")
     parser.add_argument("--waters", type=int, default=400)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -69,14 +90,19 @@ def main() -> int:
     print(f"seed {arguments.seed}, files in {folder}")
     print("kill  after s  frames  log lines  bytes visible")
     seen: list[dict[str, bytes]] = []
+    starting = 1.0
     while len(seen) < arguments.kills:
         process = started(1e6)
         began = time.monotonic()
-        while not (out / "checkpoint.npz").exists() and process.poll() is None:
-            time.sleep(0.01)
-        wait = rng.uniform(0.0, arguments.most_seconds)
-        while time.monotonic() - began < wait and process.poll() is None:
-            time.sleep(0.001)
+        before = size(out)
+        if seen and rng.random() < 0.2:
+            # While the run is being taken up.
+            wait(process, lambda: False, rng.uniform(0.0, starting))
+        else:
+            wait(process, partial(grown, out, before), 600.0)
+            starting = time.monotonic() - began
+            wait(process, lambda: False, rng.uniform(0.0, arguments.most_seconds))
+        waited = time.monotonic() - began
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
         if process.returncode != -signal.SIGKILL:
@@ -86,7 +112,7 @@ def main() -> int:
         seen.append(found)
         lines = found[FILES[1]].count(b"\n")
         print(
-            f"{len(seen):4d}  {wait:7.2f}  {whole_frames(found[FILES[0]]):6d}  "
+            f"{len(seen):4d}  {waited:7.2f}  {whole_frames(found[FILES[0]]):6d}  "
             f"{lines:9d}  {sum(map(len, found.values())):13d}",
             flush=True,
         )

@@ -345,6 +345,9 @@ def test_another_platform_goes_on_from_the_portable_state(vacuum, jitter, tmp_pa
     summary = run_mixed(jitter, vacuum, tmp_path / "out", settings(platform="CPU"))
     assert summary["platform"] == "CPU"
     assert summary["complete"]
+    assert summary["seed"] == 7
+    # The noise of the jumps goes on; that of the thermostat starts from another seed.
+    assert re.search(r'sd_seed="7"', files.read_checkpoint(tmp_path / "out").portable)
     (note,) = [note for note in summary["notes"] if "portable state" in note]
     assert "Reference there, CPU here" in note
     assert (tmp_path / "out/log.csv").read_bytes().startswith(before)
@@ -431,6 +434,10 @@ def test_files_that_were_changed_are_refused(vacuum, jitter, tmp_path):
         with pytest.raises(ValueError, match="changed after the run was stopped"):
             run_mixed(jitter, vacuum, out, longer)
         assert (out / "trajectory.xtc").read_bytes() == changed
+    (out / "trajectory.xtc").unlink()
+    with pytest.raises(ValueError, match="is missing, .* changed after the run was stopped"):
+        run_mixed(jitter, vacuum, out, longer)
+    assert not (out / "trajectory.xtc").exists()
     (out / "trajectory.xtc").write_bytes(trajectory)
     checkpoint = (out / "checkpoint.npz").read_bytes()
     middle = len(checkpoint) // 2
@@ -440,7 +447,10 @@ def test_files_that_were_changed_are_refused(vacuum, jitter, tmp_path):
         with pytest.raises(ValueError, match="checkpoint.npz is damaged"):
             run_mixed(jitter, vacuum, out, longer)
     (out / "checkpoint.npz").write_bytes(checkpoint)
+    # What a kill in the middle of writing leaves is taken away.
+    (out / ".checkpoint.npz.99.tmp").write_bytes(checkpoint[:50])
     run_mixed(jitter, vacuum, out, longer)
+    assert not list(out.glob(".*"))
     assert (out / "trajectory.xtc").read_bytes().startswith(trajectory)
     # What the last checkpoint appended is compared with it.
     run_mixed(jitter, vacuum, tmp_path / "once", settings())

@@ -62,7 +62,7 @@ _PLAIN_STEPS: Final = 20
 _WARM_STEPS: Final = 10
 # Progress is told no more often than anyone reads, s.
 _REPORT_SECONDS: Final = 0.2
-_BAR: Final = 20
+_BAR: Final = 10
 # The Reference platform has one stream of random numbers for all Contexts of a process.
 _SHARED_STREAM: Final = "Reference"
 
@@ -311,6 +311,10 @@ class _Run:
         plan, settings = self._plan, self._plan.settings
         self._began = self._session_began = time.monotonic()
         identity = plan.identity()
+        # What a kill in the middle of writing has left; nobody else is at work here.
+        for pattern in (".*.tmp", ".chunk.xtc", f"{START}/.*.tmp"):
+            for file in self._folder.glob(pattern):
+                file.unlink()
         checkpoint = read_checkpoint(self._folder)
         if checkpoint is not None:
             self._compare(checkpoint, identity)
@@ -426,7 +430,8 @@ class _Run:
         self._precision = settings.precision
         properties = {}
         if self._platform in PRECISE_PLATFORMS:
-            self._precision = settings.precision or "mixed"
+            before = None if checkpoint is None else checkpoint.state["engine"]["precision"]
+            self._precision = settings.precision or before or "mixed"
             properties = {"Precision": self._precision}
         system = openmm.XmlSerializer.clone(prepared.system)
         # Each part of a run has a seed of its own, in case the stream cannot be taken up.
@@ -697,7 +702,7 @@ class _Run:
         elapsed = time.monotonic() - self._session_began
         if share > first and elapsed > 0:
             text += f", {_duration((1.0 - share) * elapsed / (share - first))} left"
-        return text + f", {numbers['jumps_accepted']} of {numbers['jumps_tried']} jumps"
+        return text + f", {numbers['jumps_accepted']}/{numbers['jumps_tried']} jumps"
 
     def _summary(self, numbers: dict[str, Any]) -> dict[str, Any]:
         plan, settings = self._plan, self._plan.settings

@@ -394,14 +394,14 @@ def append(
     """
     data = b"".join(pieces)
     new = not file.exists()
+    size = 0 if new else file.stat().st_size
+    if not end <= size <= end + len(data):
+        raise ValueError(
+            f"output: {file} {'is missing' if new else f'has {size} bytes'}, its checkpoint asks "
+            f"for {end + len(data)}: it was changed after the run was stopped"
+        )
     # Unbuffered, so that what fails has failed here.
     with open(file, "w+b" if new else "r+b", buffering=0) as stream:
-        size = stream.seek(0, os.SEEK_END)
-        if size < end or size > end + len(data):
-            raise ValueError(
-                f"output: {file} has {size} bytes, its checkpoint asks for {end + len(data)}: it "
-                "was changed after the run was stopped"
-            )
         stream.seek(end)
         if stream.read() != data[: size - end]:
             raise ValueError(f"output: {file} was changed after the run was stopped")
