@@ -1152,20 +1152,25 @@ def test_pressure_coupling(engine, water_box, ala2):
     assert worst_constraint(context) < 5e-6
 
 
-def test_the_shipped_model_with_default_settings(engine, water_box):
+@pytest.mark.parametrize("precision", ["single", "mixed"])
+def test_the_shipped_model_with_default_settings(engine, water_box, precision):
     """Learned jumps in water with settling and gates as users get them."""
+    if precision == "mixed" and engine.name != "OpenCL":
+        pytest.skip("only GPU platforms know precisions")
     integrator = ScoreDynamicsIntegrator(
-        ScoreModel.load("ala2-implicit"), burst=0.05, lag=100, bridge=engine.bridge, seed=2
+        ScoreModel.load("ala2-water"), burst=0.05, lag=100, bridge=engine.bridge, seed=2
     )
     system = water_box.system()
     solute = integrator.attach(system, water_box.topology)
-    context = openmm.Context(system, integrator, engine.platform)
+    properties = {"Precision": precision} if engine.name == "OpenCL" else {}
+    context = openmm.Context(system, integrator, engine.platform, properties)
     context.setPositions(water_box.positions)
     context.setVelocitiesToTemperature(300, 1)
     before = positions_of(context)
     integrator.step(4 * 25 + 10)
     numbers = integrator.getStatistics()
     assert numbers["jumps_tried"] == 4
+    assert numbers["novel"] == 0
     assert numbers["jumps_accepted"] >= 2
     assert np.abs(positions_of(context) - before)[list(solute.particles)].max() > 0.03
     degrees = 3 * 22 - 12 - 3 + 6 * (len(before) - 22) // 3
@@ -1173,6 +1178,39 @@ def test_the_shipped_model_with_default_settings(engine, water_box):
     kelvin = 2 * state.getKineticEnergy()._value / degrees / 0.00831446
     assert 240 < kelvin < 370
     assert worst_constraint(context) < 5e-6
+
+
+def test_a_cis_peptide_is_left_to_md(engine, peptide):
+    """The shipped model has never seen one, and must not be asked what comes next."""
+    model = ScoreModel.load("ala2-water")
+    for turn in (0.0, np.pi):
+        integrator = ScoreDynamicsIntegrator(
+            model, stepSize=0.001, burst=0.005, lag=10.0, bridge=engine.bridge, seed=1
+        )
+        system = peptide.system()
+        solute = integrator.attach(system, peptide.topology)
+        context = openmm.Context(system, integrator, engine.platform)
+        x = peptide.positions.copy()
+        own = np.array(solute.particles)
+        frame = x[own]
+        # ACE turned about the bond from its carbon to alanine's nitrogen.
+        side = np.arange(6)
+        axis = frame[6] - frame[4]
+        axis /= np.linalg.norm(axis)
+        arm = frame[side] - frame[4]
+        along = np.outer(arm @ axis, axis)
+        across = arm - along
+        frame[side] = (
+            frame[4] + along + np.cos(turn) * across + np.sin(turn) * np.cross(axis, across)
+        )
+        x[own] = frame
+        context.setPositions(x)
+        context.setVelocitiesToTemperature(300, 1)
+        integrator.step(5)
+        numbers = integrator.getStatistics()
+        assert numbers["jumps_tried"] == 1
+        assert numbers["novel"] == (1 if turn else 0)
+        assert numbers["jumps_accepted"] == (0 if turn else 1)
 
 
 def test_virtual_sites_ions_and_heavy_hydrogens(engine, tip4p_box, ala2):
