@@ -226,11 +226,8 @@ def test_cis_peptide_bonds(shipped, frames):
     for axis, side in PEPTIDE_BONDS:
         cis = turned(frames[:100], axis, side, 180.0)
         assert (shipped.novelty(tensor(cis)) > shipped.novelty.threshold).all()
-    # The bundle's start frames hold a few: it must be them, and all of them, that are novel.
-    start = shipped.start_frames
-    cis = np.abs(omega(start)).min(axis=1) < np.pi / 2
-    novel = (shipped.novelty(tensor(start)) > shipped.novelty.threshold).numpy()
-    np.testing.assert_array_equal(novel, cis)
+    # Chains that start cis would stay cis.
+    assert (np.abs(omega(shipped.start_frames)) > np.pi / 2).all()
 
 
 def test_stretched_and_clashing_molecules(shipped, frames):
