@@ -1109,10 +1109,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def _due_steps(self) -> int:
         """MD steps between two jumps, or those that cover a lag without a jump."""
-        length = self._get("burst")
-        if self._get("waiting"):
-            length = max(length, self._get("lag"))
-        return max(1, round(length / self._step_size()))
+        burst = max(1, round(self._get("burst") / self._step_size()))
+        if not self._get("waiting"):
+            return burst
+        # Whole bursts, so that whoever looks at their ends goes on doing so.
+        return burst * math.ceil(round(self._get("lag") / self._step_size()) / burst)
 
     def _compare_with_card(self, mine: float) -> None:
         card = self.model.temperature

@@ -41,9 +41,14 @@ def ensemble_notes(
         "the force field's.",
         f"Effective time counts {lag:g} ps for every accepted jump beside the MD time; between two "
         f"jumps lie {burst:g} ps of MD.",
-        f"{back} jumps were taken back because the water did not give "
+        f"{back} proposals were taken back because the water did not give "
         "way; what is taken back is no random selection.",
     ]
+    if numbers["novel"]:
+        notes.append(
+            f"At {numbers['novel']} of {numbers['jumps_tried']} jumps the frame was unlike the "
+            "model's training data, and MD covered the lag instead."
+        )
     return notes
 
 
@@ -58,6 +63,11 @@ def dropped_jumps(numbers: dict[str, Any]) -> str | None:
     tried, accepted = numbers["jumps_tried"], numbers["jumps_accepted"]
     if tried < _ENOUGH or accepted >= _FEW * tried:
         return None
+    if numbers["novel"] >= _FEW * tried:
+        return (
+            f"{numbers['novel']} of {tried} frames were unlike those the model was trained on, so "
+            "that MD covered the lag instead of a jump: is it the model for this system?"
+        )
     if not accepted:
         return f"None of {tried} jumps was accepted: this is plain MD."
     if accepted < _PLAIN * tried:

@@ -676,6 +676,19 @@ def test_md_covers_the_lag_from_a_novel_frame(engine, peptide, ala2):
     assert integrator.getStatistics()["novel"] == 4
 
 
+def test_md_instead_of_a_jump_lasts_whole_bursts(reference, peptide, ala2):
+    model = model_of(Identity(ala2.n_atoms), ala2)
+    model.novelty = Size(0.1)
+    for lag, steps in ((18, 20), (20, 20), (21, 25), (2, 5)):
+        _, integrator = start(reference, model, peptide, ala2, burst=5 * STEP, lag=lag * STEP)
+        integrator.step(5)
+        for done in range(1, 3):
+            integrator.step(steps - 1)
+            assert integrator.getStatistics()["novel"] == done
+            integrator.step(1)
+            assert integrator.getStatistics()["novel"] == done + 1
+
+
 def test_novelty_settings(ala2):
     model = model_of(Identity(ala2.n_atoms), ala2)
     integrator = ScoreDynamicsIntegrator(model)

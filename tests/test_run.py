@@ -21,6 +21,7 @@ from small_molecules import ethane
 
 from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
+from openmm_sd.notes import dropped_jumps, ensemble_notes
 from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
 from openmm_sd.run import RunError, RunSettings, driver, files, fitting_model, run_mixed
@@ -1005,3 +1006,27 @@ def test_reporters_of_openmm_and_mdtraj(watery, jitter, tmp_path):
         # Reporters of OpenMM wrap molecules into the box; the solute's shape is the same.
         shape = frames.xyz[-1, :22] - frames.xyz[-1, :1]
         np.testing.assert_allclose(shape, end[:22] - end[:1], atol=2e-3)
+
+
+def test_notes_say_what_a_run_is_worth(ala2):
+    model = model_of(Identity(ala2.n_atoms), ala2)
+    numbers = {
+        "jumps_tried": 40,
+        "jumps_accepted": 40,
+        "fallbacks": 0,
+        "novel": 0,
+        "rejections": {"bonds": 7, "energy": 2, "energy_rise": 1},
+    }
+    assert dropped_jumps(numbers) is None
+    notes = " ".join(ensemble_notes(model, numbers, 10.0, 1.0))
+    assert "3 proposals were taken back" in notes
+    assert "unlike" not in notes
+    few = numbers | {"jumps_accepted": 15, "fallbacks": 25}
+    assert "15 of 40 accepted" in dropped_jumps(few)
+    novel = numbers | {"jumps_accepted": 10, "novel": 30}
+    assert "30 of 40 frames were unlike" in dropped_jumps(novel)
+    assert "At 30 of 40 jumps the frame was unlike" in " ".join(
+        ensemble_notes(model, novel, 10.0, 1.0)
+    )
+    assert "None of 40" in dropped_jumps(numbers | {"jumps_accepted": 0, "fallbacks": 40})
+    assert dropped_jumps(numbers | {"jumps_tried": 4, "jumps_accepted": 0}) is None
