@@ -134,7 +134,7 @@ def begin(
         integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, friction, step)
         integrator.setRandomNumberSeed(options.seed)
     else:
-        molecule = Molecule.from_topology(next_solute(topology), positions[:22], "solute")
+        molecule = Molecule.from_topology(solute_topology(topology), positions[:22], "solute")
         integrator = ScoreDynamicsIntegrator(
             ScoreModel(Identity(molecule.n_atoms), molecule),
             TEMPERATURE_K,
@@ -152,7 +152,7 @@ def begin(
     return context, integrator
 
 
-def next_solute(topology: app.Topology) -> app.Topology:
+def solute_topology(topology: app.Topology) -> app.Topology:
     """The solute alone: what stands before the water."""
     modeller = app.Modeller(topology, np.zeros((topology.getNumAtoms(), 3)) * unit.nanometer)
     modeller.delete([chain for chain in list(topology.chains())[1:]])

@@ -78,7 +78,7 @@ _STATE: dict[str, float] = {
 # What the user chose; variables of the program as well.
 _SETTINGS = (
     "temperature", "friction", "step", "burst", "lag", "seed", "max_tries", "candidates",
-    "max_rise", "max_sigma", "max_novelty", "settle_steps", "enabled",
+    "max_rise", "max_sigma", "max_novelty", "settle_steps", "enabled", "tolerance",
 )  # fmt: skip
 # What only lives while the program runs: its switches, and what it finds.
 _SCRATCH = (
@@ -96,8 +96,9 @@ _SETTLE_LIMIT = 0.005
 # water takes some tens, so that the energy ends on either side of the old one, and a jump that
 # changes next to nothing moves no water at all.
 _SETTLE_TARGET = 25.0
-# The energy's running mean and variance forget what is further back than this many bursts, so that
-# they follow a box that is still being equilibrated, and are believed from so many on.
+# The energy's running mean and variance forget all but the last quarter of a run, and what is
+# further back than this many bursts, so that they follow a box that is still being equilibrated. They are
+# believed from so many on.
 _ENERGY_MEMORY = 500
 _ENERGY_ENOUGH = 20
 # Two positions closer than this, nm, differ by rounding.
@@ -248,6 +249,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin = openmm.LangevinMiddleIntegrator(temperature, friction, step)
         self.addIntegrator(self._langevin)
         self._waiting.update(temperature=temperature, friction=friction, step=step, enabled=1.0)
+        self._waiting["tolerance"] = self._langevin.getConstraintTolerance()
         self.setMaxTries(maxTries)
         self.setCandidates(candidates)
         self.setSettleSteps(settleSteps)
@@ -574,6 +576,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             self._langevin.setFriction(friction)
         if self._step_size() != step:
             self.setStepSize(step)
+        if self.getConstraintTolerance() != self._get("tolerance"):
+            self.setConstraintTolerance(self._get("tolerance"))
 
     def _md(self, integrator: int, steps: int) -> int:
         """Do MD steps, with OpenMM's own integrator or the one for the step after a jump.
@@ -633,6 +637,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             self._context().setParameter(NUMBER, 0.0)
             if self._get("ok"):
                 self._run_jumper("returning")
+            stands = False
             raise
         finally:
             self._add("redraws", max(0.0, self._get("tries") - 1))
@@ -672,12 +677,16 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def _learn_energy(self, energy: float) -> None:
         """Take an energy of MD into the running mean and variance."""
-        count = min(self._get("energy_count") + 1, _ENERGY_MEMORY)
+        if not math.isfinite(energy):
+            return
+        seen = self._get("energy_count") + 1
+        # What is remembered grows with the run, so that a start far from equilibrium is forgotten.
+        memory = min(max(seen / 4, _ENERGY_ENOUGH), seen, _ENERGY_MEMORY)
         away = energy - self._get("energy_mean")
-        self._set("energy_count", count)
-        self._add("energy_mean", away / count)
+        self._set("energy_count", seen)
+        self._add("energy_mean", away / memory)
         variance = self._get("energy_variance")
-        self._set("energy_variance", (1 - 1 / count) * (variance + away**2 / count))
+        self._set("energy_variance", (1 - 1 / memory) * (variance + away**2 / memory))
 
     def _highest_energy(self) -> float:
         """Potential energy that a settled jump may not exceed, kJ/mol: what MD itself reaches."""
@@ -823,8 +832,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin.setTemperature(value)
         if self._refresher is not None:
             self._refresher.setGlobalVariableByName("kT", BOLTZMANN * value)
+        if value != self._get("temperature"):
+            self._set("energy_count", 0)  # the energies seen belong to another temperature
         self._set("temperature", value)
-        self._set("energy_count", 0)  # the energies seen belong to another temperature
 
     def getFriction(self) -> unit.Quantity:
         """Friction coefficient of the Langevin dynamics."""
@@ -853,6 +863,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin.setConstraintTolerance(tol)
         for program in self._programs():
             program.setConstraintTolerance(tol)
+        self._set("tolerance", tol)
 
     def getConstraintTolerance(self) -> float:
         """Relative tolerance of constraints."""
@@ -1032,7 +1043,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "integrator must be the CompoundIntegrator of an attached "
                 f"ScoreDynamicsIntegrator, got {type(integrator).__name__}"
             )
-        langevin, jumper = integrator.getIntegrator(0), integrator.getIntegrator(1)
+        jumper = integrator.getIntegrator(1)
         settings = {
             jumper.getGlobalVariableName(i).removeprefix(PREFIX): jumper.getGlobalVariable(i)
             for i in range(jumper.getNumGlobalVariables())
@@ -1042,7 +1053,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             raise ValueError(
                 f"integrator is not one that this version of openmm-sd wrote: it lacks {missing}"
             )
-        settings["tolerance"] = langevin.getConstraintTolerance()
         new = cls._build(model, settings, bridge, strict)
         if system is not None:
             new.attach(system, topology, solute, platform)
@@ -1051,10 +1061,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         return new
 
     def _settings(self) -> dict[str, float]:
-        return {
-            **{name: self._get(name) for name in (*_STATE, *_SETTINGS)},
-            "tolerance": self.getConstraintTolerance(),
-        }
+        return {name: self._get(name) for name in (*_STATE, *_SETTINGS)}
 
     @classmethod
     def _build(
@@ -1113,7 +1120,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if not self._get("waiting"):
             return burst
         # Whole bursts, so that whoever looks at their ends goes on doing so.
-        return burst * math.ceil(round(self._get("lag") / self._step_size()) / burst)
+        lag = max(1, round(self._get("lag") / self._step_size()))
+        return burst * math.ceil(lag / burst)
 
     def _compare_with_card(self, mine: float) -> None:
         card = self.model.temperature

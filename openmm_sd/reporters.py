@@ -22,7 +22,8 @@ class ScoreDynamicsReporter:
     reportInterval : int
         MD steps between two lines.
     append : bool
-        Continue an existing file, without a second header, after a restart.
+        Continue an existing file, without a second header, after a restart. Its columns must be
+        the same.
 
     Notes
     -----
@@ -54,9 +55,13 @@ class ScoreDynamicsReporter:
         self._interval = int(reportInterval)
         self._own = isinstance(file, (str, os.PathLike))
         self._header = True
+        self._before = None
         if self._own:
             path = Path(os.fspath(file))  # type: ignore[arg-type]
             self._header = not (append and path.exists() and path.stat().st_size > 0)
+            if not self._header:
+                with path.open(encoding="utf-8") as before:
+                    self._before: str | None = before.readline().rstrip("\n")
             self._file: IO[str] = path.open("a" if append else "w", encoding="utf-8")
         else:
             self._file = file  # type: ignore[assignment]
@@ -100,8 +105,15 @@ class ScoreDynamicsReporter:
             "Temperature (K)": f"{2.0 * kinetic / (self._dof * gas):.6g}",
             **{f"Seconds: {part}": f"{n:.6f}" for part, n in numbers["seconds"].items()},
         }
+        header = ",".join(f'"{name}"' for name in row)
+        if self._before is not None and self._before != header:
+            raise ValueError(
+                "the file to append to has other columns, perhaps from another version of "
+                f"openmm-sd; its first line is {self._before[:80]!r}"
+            )
+        self._before = None
         if self._header:
-            print(",".join(f'"{name}"' for name in row), file=self._file)
+            print(header, file=self._file)
             self._header = False
         print(",".join(str(value) for value in row.values()), file=self._file)
         self._file.flush()

@@ -593,6 +593,26 @@ def test_energy_is_judged_by_what_md_reaches(engine, peptide, ala2):
     assert np.abs(ends[0] - ends[1]).max() > 1e-3
 
 
+def test_running_energies_forget_a_start_far_from_equilibrium(ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(Identity(ala2.n_atoms), ala2))
+    rng = np.random.default_rng(1)
+    energies = rng.normal(-3e4, 100.0, 3000)
+    energies[:5] += [3e4, 1e4, 3e3, 1e3, 300]
+    for k, energy in enumerate(energies):
+        integrator._learn_energy(energy)
+        if k == 50:
+            integrator._learn_energy(float("nan"))
+        if k in (400, 2999):
+            low, high = (60, 250) if k == 400 else (85, 115)
+            assert low < np.sqrt(integrator._get("energy_variance")) < high
+            assert abs(integrator._get("energy_mean") + 3e4) < 25
+    assert integrator._get("energy_count") == 3000
+    integrator.setTemperature(300)
+    assert integrator._get("energy_count") == 3000
+    integrator.setTemperature(310)
+    assert integrator._get("energy_count") == 0
+
+
 def test_what_the_water_refuses_is_drawn_again(engine, water_box, ala2):
     context, integrator = start(
         engine, Fickle(ala2.n_atoms), water_box, ala2, lag=3.0, maxEnergyRise=300.0, settleSteps=2
@@ -986,6 +1006,7 @@ def test_settings_come_back_with_a_checkpoint(reference, peptide, ala2):
     integrator.setTemperature(350.0)
     integrator.setFriction(3.0)
     integrator.setLag(33.0)
+    integrator.setConstraintTolerance(1e-7)
     integrator.step(5)
     saved = context.createCheckpoint()
     integrator.step(20)
@@ -996,6 +1017,7 @@ def test_settings_come_back_with_a_checkpoint(reference, peptide, ala2):
     assert other.getTemperature() == 350 * unit.kelvin
     assert other.getFriction() == 3 / unit.picosecond
     assert other.getLag() == 33 * unit.picosecond
+    assert other.getConstraintTolerance() == 1e-7
     assert other.getBurst() == integrator.getBurst()
 
 

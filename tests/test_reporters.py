@@ -78,6 +78,15 @@ def test_appending_writes_no_second_header(simulation, tmp_path):
     assert [line.split(",")[0] for line in lines[1:]] == ["10", "20", "30", "40"]
 
 
+def test_appending_to_other_columns_is_refused(simulation, tmp_path):
+    path = tmp_path / "jumps.csv"
+    path.write_text('"Step","MD Time (ps)"\n10,0.02\n')
+    simulation.reporters = [ScoreDynamicsReporter(path, 10, append=True)]
+    with pytest.raises(ValueError, match="the file to append to has other columns"):
+        simulation.step(10)
+    assert path.read_text() == '"Step","MD Time (ps)"\n10,0.02\n'
+
+
 @pytest.mark.parametrize("interval", [0, -1, 2.5, True])
 def test_bad_interval(interval):
     with pytest.raises(ValueError, match="reportInterval must be a whole number"):
