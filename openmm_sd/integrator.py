@@ -34,7 +34,7 @@ from .propagator.jump import (
     STATUS_NOVEL,
     Jump,
     JumpError,
-    build_gates,
+    gates_of,
 )
 from .propagator.model import ScoreModel
 from .propagator.noise import MAX_SEED
@@ -97,8 +97,8 @@ _SETTLE_LIMIT = 0.005
 # changes next to nothing moves no water at all.
 _SETTLE_TARGET = 25.0
 # The energy's running mean and variance forget all but the last quarter of a run, and what is
-# further back than this many bursts, so that they follow a box that is still being equilibrated. They are
-# believed from so many on.
+# further back than this many bursts, so that they follow a box that is still being equilibrated.
+# They are believed from so many on.
 _ENERGY_MEMORY = 500
 _ENERGY_ENOUGH = 20
 # Two positions closer than this, nm, differ by rounding.
@@ -319,12 +319,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jump = Jump(
             propagator,
             found.molecule,
-            build_gates(
-                found.molecule,
-                self.model.max_displacement,
-                self.model.bond_windows,
-                self.model.contact_distances,
-            ),
+            gates_of(self.model, found.molecule),
             found.constraints,
             self.model.novelty,
         )

@@ -55,13 +55,13 @@ class ScoreDynamicsReporter:
         self._interval = int(reportInterval)
         self._own = isinstance(file, (str, os.PathLike))
         self._header = True
-        self._before = None
+        self._before: str | None = None
         if self._own:
             path = Path(os.fspath(file))  # type: ignore[arg-type]
             self._header = not (append and path.exists() and path.stat().st_size > 0)
             if not self._header:
                 with path.open(encoding="utf-8") as before:
-                    self._before: str | None = before.readline().rstrip("\n")
+                    self._before = before.readline().rstrip("\n")
             self._file: IO[str] = path.open("a" if append else "w", encoding="utf-8")
         else:
             self._file = file  # type: ignore[assignment]

@@ -45,7 +45,7 @@ from torch import Tensor
 from .machine import versions
 from .propagator.bundle import write_atomically
 from .propagator.gates import ChiralityGate
-from .propagator.jump import ERRORS, REJECTIONS, STATUS_ACCEPTED, Jump, JumpError, build_gates
+from .propagator.jump import ERRORS, REJECTIONS, STATUS_ACCEPTED, Jump, JumpError, gates_of
 from .propagator.model import ScoreModel
 from .propagator.molecule import Molecule, match_atoms, read_topology
 from .propagator.noise import MAX_SEED, standard_normal_rows
@@ -198,9 +198,7 @@ class Rollout:
         self._jump = Jump(
             propagator,
             self.molecule,
-            build_gates(
-                self.molecule, model.max_displacement, model.bond_windows, model.contact_distances
-            ),
+            gates_of(model, self.molecule),
             model.constraint_lengths,
         )
         self._jump = self._jump.to(self.device).eval()

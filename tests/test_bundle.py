@@ -429,12 +429,14 @@ def test_card_accessors(model):
     assert (bare.recommended_lag, bare.recommended_burst) == (10.0, 2.0)
     assert bare.max_displacement == 2.0
     assert bare.bond_windows == ()
-    assert bare.contact_distances == ()
+    assert bare.contact_distances == bare.angle_windows == bare.torsion_windows == ()
     card = {
         "temperature_K": 300,
         "lag_range_ps": (1, 1000),
         "max_displacement_nm": 0.5,
         "bond_windows_nm": [(0, 1, 0.09, 0.11)],
+        "angle_windows_nm": [(1, 2, 0.14, 0.16)],
+        "torsion_windows_nm": [(0, 2, 0.24, 0.26)],
         "contact_distances_nm": [(1, 2, 0.14)],
         "training_data": {"ns": 5, "history": [1.0] * 1000},
     }
@@ -442,6 +444,8 @@ def test_card_accessors(model):
     assert full.temperature == 300.0
     assert full.lag_range == (1.0, 1000.0)
     assert full.bond_windows == ((0, 1, 0.09, 0.11),)
+    assert full.angle_windows == ((1, 2, 0.14, 0.16),)
+    assert full.torsion_windows == ((0, 2, 0.24, 0.26),)
     assert full.contact_distances == ((1, 2, 0.14),)
     text = full.summary()
     assert "contact_distances" not in text
@@ -463,6 +467,8 @@ def test_card_accessors(model):
         ),
         ({"bond_windows_nm": [[0, 3, 0.1, 0.2]]}, "bond_windows_nm must be"),
         ({"bond_windows_nm": {"0-1": 3}}, "bond_windows_nm must be"),
+        ({"angle_windows_nm": [[0, 1, 0.2, 0.1]]}, "angle_windows_nm must be"),
+        ({"torsion_windows_nm": [[0, 0, 0.1, 0.2]]}, "torsion_windows_nm must be"),
         ({"contact_distances_nm": [[0, 3, 0.1]]}, "contact_distances_nm must be"),
         ({"contact_distances_nm": [[1, 1, 0.1]]}, "contact_distances_nm must be"),
         ({"contact_distances_nm": [[0, 1, -0.1]]}, "contact_distances_nm must be"),

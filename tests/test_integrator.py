@@ -631,7 +631,7 @@ def test_what_the_water_refuses_is_drawn_again(engine, water_box, ala2):
 
 def test_candidates_decide_about_speed_only(reference, peptide, ala2):
     ends = []
-    for candidates in (1, 3, 15):
+    for candidates in (1, 3, 7):
         context, integrator = start(
             reference, Fickle(ala2.n_atoms), peptide, ala2, maxTries=6, candidates=candidates
         )
@@ -735,8 +735,8 @@ def test_sigma_and_candidate_settings(ala2):
     assert copy.deepcopy(integrator).getMaxEnergySigma() is None
     with pytest.raises(ValueError, match="maxEnergySigma must be a positive number"):
         integrator.setMaxEnergySigma(0)
-    for bad in (0, 16, 2.5):
-        with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 15"):
+    for bad in (0, 8, 2.5):
+        with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 7"):
             integrator.setCandidates(bad)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_sd import Propagator
+from openmm_sd import Propagator, ScoreModel
 from openmm_sd.analysis.geometry import distances, distant_pairs
 from openmm_sd.propagator.gates import (
     GATES,
@@ -22,6 +22,7 @@ from openmm_sd.propagator.jump import (
     STATUS_NOVEL,
     Jump,
     build_gates,
+    gates_of,
     read_status,
 )
 from openmm_sd.propagator.kernels import Identity, Rotation, Shift
@@ -231,9 +232,9 @@ def test_candidates_of_a_batch_are_those_drawn_one_by_one(ala2, scripted):
 
 
 def test_a_status_holds_as_many_candidates_as_are_allowed(ala2):
-    _, status = run(jump_of(Faulty(ala2.n_atoms), ala2), ala2.positions, lag=1.0, candidates=15)
-    assert MAX_CANDIDATES == 15
-    assert read_status(status) == (False, dict.fromkeys(REJECTIONS.values(), 0) | {"nonfinite": 15})
+    _, status = run(jump_of(Faulty(ala2.n_atoms), ala2), ala2.positions, lag=1.0, candidates=7)
+    assert MAX_CANDIDATES == 7
+    assert read_status(status) == (False, dict.fromkeys(REJECTIONS.values(), 0) | {"nonfinite": 7})
     # GPUs may carry an energy in single precision: every status must be a number there.
     assert STATUS_BASE ** max(REJECTIONS) <= 2**24
 
@@ -318,9 +319,46 @@ def test_contact_gate(scripted):
 
 
 def test_contact_gate_only_with_distances(ala2):
-    names = [gate.name for gate in build_gates(ala2, 1.0, [(0, 1, 0.1, 0.2)], [(0, 9, 0.2)])]
+    window = [(0, 1, 0.1, 0.2)]
+    names = [gate.name for gate in build_gates(ala2, 1.0, window, [(0, 9, 0.2)], window, window)]
     assert names == [gate.name for gate in GATES]
     assert "contacts" not in [gate.name for gate in build_gates(ala2, 1.0, [])]
+
+
+def test_gates_of_the_shipped_model_see_bent_angles_and_turned_peptide_bonds():
+    model = ScoreModel.load("ala2-water")
+    molecule = model.molecules[0]
+    gates = {gate.name: gate for gate in gates_of(model, molecule)}
+    good = torch.tensor(model.start_frames[:200])
+    assert all(bool(gate(good, good).all()) for gate in gates.values())
+
+    def turn(axis, side, degrees):
+        origin = good[:, axis[0]].unsqueeze(1)
+        line = torch.nn.functional.normalize(good[:, axis[1]].unsqueeze(1) - origin, dim=2)
+        arm = good[:, side] - origin
+        along = (arm * line).sum(2, keepdim=True) * line
+        angle = torch.tensor(degrees).deg2rad()
+        across = torch.linalg.cross(line.expand_as(arm), arm)
+        out = good.clone()
+        out[:, side] = origin + along + (arm - along) * angle.cos() + across * angle.sin()
+        return out
+
+    # ACE about the bond from its carbon to alanine's nitrogen; bonds and angles stay as they are.
+    cis = turn((4, 6), [0, 1, 2, 3, 5], 180.0)
+    assert not gates["torsions"](good, cis).any()
+    for name in ("bonds", "angles", "chirality"):
+        assert gates[name](good, cis).all()
+    # Phi may turn.
+    assert gates["torsions"](good, turn((6, 8), [0, 1, 2, 3, 4, 5, 7], 120.0)).all()
+    # The side chain's carbon pulled sideways, at its old distance from CA.
+    bent = good.clone()
+    arm = good[:, 10] - good[:, 8]
+    towards = torch.nn.functional.normalize(good[:, 6] - good[:, 8], dim=1)
+    length = torch.linalg.vector_norm(arm, dim=1, keepdim=True)
+    new = torch.nn.functional.normalize(arm + 0.15 * towards, dim=1) * length
+    bent[:, 10] = good[:, 8] + new
+    assert gates["bonds"](good, bent).all()
+    assert not gates["angles"](good, bent).any()
 
 
 @pytest.mark.parametrize(

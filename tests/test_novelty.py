@@ -442,7 +442,7 @@ def test_a_bundle_is_given_a_score(dataset, tmp_path, capfd):
     [
         (["--novelty-only", "OLD", "--without", "nobody"], "there is no run nobody"),
         (["--novelty-only", "ala2-implicit"], "of another molecule than the data"),
-        (["--without", "odd"], "--without goes with --novelty-only"),
+        (["--without", "nobody"], "there is no run nobody"),
     ],
 )
 def test_wrong_options(dataset, tmp_path, capfd, options, message):

@@ -32,10 +32,12 @@ from openmm_sd.train.rare import RareFirst
 from openmm_sd.train.stage import (
     NETWORKS,
     StageSettings,
+    angle_windows,
     bond_windows,
     contact_distances,
     make_card,
     split_runs,
+    torsion_windows,
 )
 
 
@@ -364,6 +366,11 @@ def test_train_command(data, tmp_path, capfd, network):
     assert model.lag_range == (1.0, 20.0)
     assert model.start_frames.shape == (20, 22, 3)
     assert len(model.bond_windows) == 9
+    assert len(model.angle_windows) == 36
+    assert {frozenset(w[:2]) for w in model.torsion_windows} >= {
+        frozenset((1, 8)),  # the carbons next to the two peptide bonds
+        frozenset((8, 18)),
+    }
     assert model.contact_distances
     assert len(model.constraint_lengths) == 12
     assert model.card["training"]["data_sets"][0]["file"] == "chains.h5"
@@ -474,6 +481,30 @@ def test_bond_windows_hold_the_data(ala2):
     for i, j, low, high in windows:
         length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
         assert low < length.min() < length.max() < high
+
+
+def test_torsion_windows_are_of_what_does_not_turn(ala2):
+    rng = np.random.default_rng(2)
+    frames = np.asarray(ala2.positions) + rng.normal(scale=0.002, size=(50, 22, 3))
+    for windows in (angle_windows(ala2, frames), torsion_windows(ala2, frames)):
+        for i, j, low, high in windows:
+            length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
+            assert low < length.min() < length.max() < high
+    all_pairs = {tuple(w[:2]) for w in torsion_windows(ala2, frames)}
+    # ACE turned about phi, half-way round in some frames.
+    side = [0, 1, 2, 3, 4, 5, 7]
+    axis = frames[:, 8] - frames[:, 6]
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    arm = frames[:25, side] - frames[:25, 6:7]
+    frames[:25, side] = (
+        frames[:25, 6:7]
+        + 2 * (arm * axis[:25, None]).sum(-1, keepdims=True) * (axis[:25, None])
+        - arm
+    )
+    turned = {tuple(w[:2]) for w in torsion_windows(ala2, frames)}
+    assert {(4, 10), (4, 14)} <= all_pairs
+    assert all_pairs - turned == {(4, 10), (4, 14)}
+    assert {(0, 8), (5, 8), (8, 18)} <= turned
 
 
 def chain_of(n_atoms):

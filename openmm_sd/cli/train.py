@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     training = TrainSettings(
         **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
     )
+    given["without"] = tuple(arguments.without or ())
     taken = {f.name: given[f.name] for f in fields(StageSettings) if f.name in given}
     settings = StageSettings(**{**taken, "network_settings": network, "training": training})
     if arguments.novelty_only is not None:
@@ -103,8 +104,6 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             f"{result['held_out_frames']} held-out frames are, the highest score among them is "
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
-    if arguments.without:
-        raise ValueError("--without goes with --novelty-only")
     result = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
     losses = result.get("held_out_loss_by_lag_ps", {})
     text = (

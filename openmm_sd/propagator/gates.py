@@ -92,6 +92,24 @@ class BondGate(Gate):
         return ((length >= self.low) & (length <= self.high)).all(dim=1)
 
 
+class AngleGate(BondGate):
+    """Ends of angles keep their distance, within windows as `BondGate` has them."""
+
+    code = 7
+    name = "angles"
+
+
+class TorsionGate(BondGate):
+    """Ends of torsions that do not turn, like that of a peptide bond, keep their distance.
+
+    What is said of `BondGate` holds: a peptide bond that turned cis is told by the distance between
+    the two atoms next to it.
+    """
+
+    code = 8
+    name = "torsions"
+
+
 class ChiralityGate(Gate):
     """Every stereocentre keeps its hand.
 
@@ -173,4 +191,6 @@ GATES: tuple[type[Gate], ...] = (
     BondGate,
     ChiralityGate,
     ContactGate,
+    AngleGate,
+    TorsionGate,
 )

@@ -24,14 +24,17 @@ from torch import Tensor
 
 from .gates import (
     GATES,
+    AngleGate,
     BondGate,
     ChiralityGate,
     ContactGate,
     DisplacementGate,
     FiniteGate,
     Gate,
+    TorsionGate,
     signed_volumes,
 )
+from .model import ScoreModel
 from .molecule import Molecule
 from .noise import standard_normal
 
@@ -42,7 +45,7 @@ STATUS_ACCEPTED = 1
 #: Status of a jump from a frame unlike those that the model was trained on: nothing was drawn.
 STATUS_NOVEL = -1
 #: Candidates are counted in digits of this base.
-STATUS_BASE = 16
+STATUS_BASE = 8
 #: Most candidates that one call can draw: what a digit holds.
 MAX_CANDIDATES = STATUS_BASE - 1
 
@@ -89,6 +92,8 @@ def build_gates(
     max_displacement: float,
     bond_windows: Sequence,
     contact_distances: Sequence = (),
+    angle_windows: Sequence = (),
+    torsion_windows: Sequence = (),
 ) -> list[Gate]:
     """Build the gates of one molecule.
 
@@ -102,6 +107,8 @@ def build_gates(
         Atom, atom, shortest and longest distance in nm; may be empty.
     contact_distances : sequence of (int, int, float)
         Atom, atom and shortest distance in nm; may be empty.
+    angle_windows, torsion_windows : sequence of (int, int, float, float)
+        As `bond_windows`, for the ends of angles and of torsions that do not turn.
 
     Returns
     -------
@@ -122,7 +129,23 @@ def build_gates(
         )
     if len(contact_distances):
         gates.append(ContactGate([tuple(c) for c in contact_distances]))
+    if len(angle_windows):
+        gates.append(AngleGate([tuple(w) for w in angle_windows]))
+    if len(torsion_windows):
+        gates.append(TorsionGate([tuple(w) for w in torsion_windows]))
     return gates
+
+
+def gates_of(model: ScoreModel, molecule: Molecule) -> list[Gate]:
+    """Build the gates that a model's card asks for, in the atom order of one of its molecules."""
+    return build_gates(
+        molecule,
+        model.max_displacement,
+        model.bond_windows,
+        model.contact_distances,
+        model.angle_windows,
+        model.torsion_windows,
+    )
 
 
 class Jump(torch.nn.Module):
@@ -264,7 +287,7 @@ class Jump(torch.nn.Module):
                 displacement = torch.zeros_like(given)
                 displacement[order] = moved[k] - start[k]
                 return displacement, _status(status + 1, given)
-            status += 1 << 4 * (verdicts[k] - 1)  # a digit of STATUS_BASE
+            status += 1 << 3 * (verdicts[k] - 1)  # a digit of STATUS_BASE
         return nothing, _status(status, given)
 
     def propose(self, start: Tensor, lag: Tensor, noise: Tensor) -> tuple[Tensor, int]:

@@ -62,6 +62,8 @@ class ScoreModel:
         ``description`` (text), ``temperature_K`` (K), ``lag_range_ps`` (two numbers, ps),
         ``recommended_lag_ps`` (ps), ``recommended_burst_ps`` (ps), ``max_displacement_nm`` (nm),
         ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm),
+        ``angle_windows_nm`` and ``torsion_windows_nm`` (the same, for the ends of angles and of
+        torsions that do not turn),
         ``contact_distances_nm`` (list of atom, atom, shortest distance in nm),
         ``constraint_lengths_nm`` (list of heavy atom, hydrogen, distance in nm: the bonds that the
         MD of the training data held fixed), ``novelty`` (mapping with ``threshold``: the score
@@ -212,8 +214,21 @@ class ScoreModel:
 
     @property
     def bond_windows(self) -> tuple[tuple[int, int, float, float], ...]:
-        """Pairs of atoms with their shortest and longest distance, nm; may be empty."""
-        value = self._card.get("bond_windows_nm")
+        """Pairs of bonded atoms with their shortest and longest distance, nm; may be empty."""
+        return self._windows("bond_windows_nm")
+
+    @property
+    def angle_windows(self) -> tuple[tuple[int, int, float, float], ...]:
+        """The same for the ends of angles; may be empty."""
+        return self._windows("angle_windows_nm")
+
+    @property
+    def torsion_windows(self) -> tuple[tuple[int, int, float, float], ...]:
+        """The same for the ends of torsions that do not turn; may be empty."""
+        return self._windows("torsion_windows_nm")
+
+    def _windows(self, key: str) -> tuple[tuple[int, int, float, float], ...]:
+        value = self._card.get(key)
         windows = []
         for window in [] if value is None else value if isinstance(value, list) else [value]:
             if not (
@@ -225,7 +240,7 @@ class ScoreModel:
                 and 0 <= window[2] < window[3]
             ):
                 raise ValueError(
-                    "card: bond_windows_nm must be a list of [atom, atom, shortest nm, longest nm] "
+                    f"card: {key} must be a list of [atom, atom, shortest nm, longest nm] "
                     f"with different atoms 0 to {self.n_atoms - 1}, got {window!r}"
                 )
             windows.append((window[0], window[1], float(window[2]), float(window[3])))
@@ -478,6 +493,8 @@ class ScoreModel:
             "recommended_burst_ps",
             "max_displacement_nm",
             "bond_windows_nm",
+            "angle_windows_nm",
+            "torsion_windows_nm",
             "contact_distances_nm",
             "constraint_lengths_nm",
             "novelty",
@@ -513,6 +530,8 @@ class ScoreModel:
             "recommended_burst",
             "max_displacement",
             "bond_windows",
+            "angle_windows",
+            "torsion_windows",
             "contact_distances",
             "constraint_lengths",
         ):

@@ -6,7 +6,7 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,6 +117,8 @@ class StageSettings:
         Left out at the beginning of every run that is not plain: what it still owes to its start.
     held_out : float
         Share of the data kept for the held-out loss: whole runs, or the ends of long ones.
+    without : tuple of str
+        Names of runs that are left out.
     start_frames : int
         Equilibrium frames that the bundle carries for rollouts.
     init : str or None
@@ -140,6 +142,7 @@ class StageSettings:
     markov_lag_ps: float = 10.0
     drop_ps: float = 1.0
     held_out: float = 0.1
+    without: tuple[str, ...] = ()
     start_frames: int = 1000
     init: str | None = None
     name: str | None = None
@@ -197,10 +200,18 @@ def train_bundle(
     say("reading", ", ".join(Path(d).name for d in datasets))
     parts = [read_dataset(path) for path in datasets]
     data = merge(parts) if len(parts) > 1 else parts[0]
+    unknown = sorted(set(settings.without) - {run.name for run in data.runs})
+    if unknown:
+        raise ValueError(f"there is no run {unknown[0]} in the data sets")
     device = _device(settings.device)
     runs, spacing = _prepared(data, settings)
-    biased = [run for run in data.runs if run.kind == BIASED]
     kept, held = split_runs(runs, settings.held_out, settings.training.seed)
+    # After the split, so that leaving runs out exchanges nothing between its sides.
+    runs, kept, held = (left_in(some, settings.without) for some in (runs, kept, held))
+    if not kept:
+        raise ValueError("every run is left out")
+    data = replace(data, runs=tuple(left_in(data.runs, settings.without)))
+    biased = [run for run in data.runs if run.kind == BIASED]
 
     molecule = data.molecule
     lag_min, lag_max = _lag_range(kept, spacing, settings)
@@ -259,6 +270,7 @@ def train_bundle(
         "held_out_runs": len(held),
         "spacing_ps": spacing,
         "data_sets": [{"file": Path(path).name, "sha256": file_sha256(path)} for path in datasets],
+        "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {lag_min:g} to {lag_max:g} ps",
         "time_reversal": settings.time_reversal,
         "composed_from_ps": settings.compose_from_ps if markov is not None else None,
@@ -453,6 +465,11 @@ def build_network(
     return DenseDiffusion.for_molecule(molecule, frames, **arguments)
 
 
+def left_in(runs: Sequence[Run], without: Sequence[str]) -> list[Run]:
+    """Return the runs whose names are not among those to leave out."""
+    return [run for run in runs if run.name not in without]
+
+
 def split_runs(runs: Sequence[Run], share: float, seed: int) -> tuple[list[Run], list[Run]]:
     """Split runs into those that are trained on and those that are held out.
 
@@ -577,6 +594,8 @@ def make_card(
         "recommended_lag_ps": recommended,
         "max_displacement_nm": round(_displacement_bound(runs, spacing, lags, settings), 4),
         "bond_windows_nm": bond_windows(molecule, frames),
+        "angle_windows_nm": angle_windows(molecule, frames),
+        "torsion_windows_nm": torsion_windows(molecule, frames),
         # Biased runs too: their weights are not those of equilibrium, their frames are real.
         "contact_distances_nm": contact_distances(molecule, *(run.positions for run in data.runs)),
         "constraint_lengths_nm": known.get("constraint_lengths_nm")
@@ -606,15 +625,50 @@ def make_card(
 def bond_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
     """Return (atom, atom, shortest, longest nm) of the bonds between heavy atoms, from data."""
     z = molecule.atomic_numbers
-    windows: list[list[float]] = []
+    return [_window(frames, i, j) for i, j in molecule.bonds if z[i] != 1 and z[j] != 1]
+
+
+def angle_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
+    """Return (atom, atom, shortest, longest nm) of the ends of all angles, from data."""
+    near = _neighbours(molecule)
+    bonded = {frozenset(bond) for bond in molecule.bonds}
+    ends = {(i, j) for atoms in near for i in atoms for j in atoms if i < j}
+    return [_window(frames, i, j) for i, j in sorted(ends) if frozenset((i, j)) not in bonded]
+
+
+def torsion_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
+    """Return (atom, atom, shortest, longest nm) of the ends of torsions that never turn in data.
+
+    These are torsions of four heavy atoms, about a peptide bond for instance, that stay within
+    90 degrees of their mean.
+    """
+    near, z = _neighbours(molecule), molecule.atomic_numbers
+    windows = {}
+    for j, k in molecule.bonds:
+        for i in near[j] - {k}:
+            for m in near[k] - {j}:
+                if 1 in (z[i], z[j], z[k], z[m]) or i == m or m in near[i] or near[i] & near[m]:
+                    continue
+                angle = dihedral(frames, (i, j, k, m))
+                mean = np.angle(np.exp(1j * angle).mean())
+                if np.abs(np.angle(np.exp(1j * (angle - mean)))).max() < 0.5 * np.pi:
+                    windows[min(i, m), max(i, m)] = _window(frames, min(i, m), max(i, m))
+    return [windows[pair] for pair in sorted(windows)]
+
+
+def _neighbours(molecule: Molecule) -> list[set[int]]:
+    near: list[set[int]] = [set() for _ in range(molecule.n_atoms)]
     for i, j in molecule.bonds:
-        if z[i] == 1 or z[j] == 1:
-            continue
-        length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
-        low, high = float(length.min()), float(length.max())
-        margin = _WINDOW_MARGIN * (high - low) + 0.002
-        windows.append([i, j, round(low - margin, 5), round(high + margin, 5)])
-    return windows
+        near[i].add(j)
+        near[j].add(i)
+    return near
+
+
+def _window(frames: NDArray[np.floating[Any]], i: int, j: int) -> list[float]:
+    length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
+    low, high = float(length.min()), float(length.max())
+    margin = _WINDOW_MARGIN * (high - low) + 0.002
+    return [i, j, round(max(low - margin, 0.0), 5), round(high + margin, 5)]
 
 
 def contact_distances(molecule: Molecule, *frames: NDArray[np.floating[Any]]) -> list[list[float]]:
