@@ -180,6 +180,7 @@ def run_demo(
         molecule.positions,
         waters=settings.waters,
         hydrogen_mass=HYDROGEN_MASS_AMU,
+        seed=settings.seed,
     )
     box = equilibrate(
         box,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import openmm
 from numpy.typing import NDArray
 
 
@@ -56,7 +57,10 @@ def nearest(vectors: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[n
 
 
 def make_whole(
-    topology: Any, positions: NDArray[np.float64], box: NDArray[np.float64]
+    topology: Any,
+    positions: NDArray[np.float64],
+    box: NDArray[np.float64],
+    system: openmm.System | None = None,
 ) -> NDArray[np.float64]:
     """Put molecules together that were cut at the faces of the box.
 
@@ -65,14 +69,29 @@ def make_whole(
     topology : openmm.app.Topology
         Its bonds say what belongs together.
     positions : ndarray, shape (N, 3)
-        nm.
+        nm. They come back as they are where no molecule is cut.
     box : ndarray, shape (3, 3)
         Box vectors in OpenMM's reduced form, nm.
+    system : openmm.System, optional
+        Its virtual sites, which have no bonds, go with the particles that they hang on.
     """
+    pairs = [(one.index, two.index) for one, two in topology.bonds()]
+    if system is not None:
+        pairs += [
+            (system.getVirtualSite(particle).getParticle(0), particle)
+            for particle in range(system.getNumParticles())
+            if system.isVirtualSite(particle)
+        ]
+    if not pairs:
+        return positions
+    ends = np.array(pairs)
+    bonds = positions[ends[:, 1]] - positions[ends[:, 0]]
+    if (nearest(bonds, box) == bonds).all():
+        return positions
     neighbours: list[list[int]] = [[] for _ in range(len(positions))]
-    for one, two in topology.bonds():
-        neighbours[one.index].append(two.index)
-        neighbours[two.index].append(one.index)
+    for one, two in pairs:
+        neighbours[one].append(two)
+        neighbours[two].append(one)
     whole = positions.copy()
     seen = np.zeros(len(positions), dtype=bool)
     for first in range(len(positions)):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # slower than the CPU platform, yet OpenMM would choose it.
 _PLATFORMS = ("CUDA", "HIP", "CPU")
 
+# No atom of a simulation gets as far as this, nm.
+_FAR = 1e6
+
 _PACKAGES = ("openmm-sd", "openmm", "torch", "openmmtorch", "numpy", "mdtraj", "h5py")
 
 
@@ -113,6 +116,30 @@ class PlainMD:
             self._context.setPeriodicBoxVectors(*box_vectors)
         self._context.setPositions(positions)
         self._context.setVelocitiesToTemperature(temperature, seed)
+
+    def blows_up(self, steps: int) -> bool:
+        """Make MD steps one by one; return whether positions or energy stop being numbers.
+
+        The Reference platform dies of positions that are none, or that lie beyond what an integer
+        counts, when it puts them on the grid of PME: such steps are not made.
+        """
+        import numpy as np
+        import openmm
+
+        try:
+            for _ in range(steps):
+                state = self._context.getState(positions=True, energy=True)
+                x = np.asarray(state.getPositions(asNumpy=True)._value)
+                # A NaN fails both comparisons.
+                if not (np.abs(x).max() < _FAR and abs(state.getPotentialEnergy()._value) < np.inf):
+                    return True
+                self._context.getIntegrator().step(1)
+            x = np.asarray(self._context.getState(positions=True).getPositions(asNumpy=True)._value)
+            return not np.abs(x).max() < _FAR
+        except openmm.OpenMMException as error:
+            if "NaN" in str(error):
+                return True
+            raise
 
     def steps(self, steps: int) -> float:
         """Make MD steps and return the seconds they took."""

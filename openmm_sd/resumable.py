@@ -107,8 +107,14 @@ def model_digest(model: ScoreModel) -> str:
     hyperparameters = getattr(model.propagator, "hyperparameters", None)
     hasher.update(repr(hyperparameters).encode())
     hasher.update(json.dumps(model.card, sort_keys=True).encode())
-    hasher.update(json.dumps(model.molecules[0].to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.propagator.state_dict().items()):
-        hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for molecule in model.molecules:
+        hasher.update(json.dumps(molecule.to_dict(), sort_keys=True).encode())
+    parts: list[torch.nn.Module] = [model.propagator]
+    if model.novelty is not None:
+        hasher.update(f"novelty {model.novelty.threshold!r}".encode())
+        parts.append(model.novelty)
+    for part in parts:
+        for name, tensor in sorted(part.state_dict().items()):
+            hasher.update(name.encode())
+            hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return hasher.hexdigest()

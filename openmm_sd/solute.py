@@ -30,6 +30,22 @@ _LISTED: Final = 8
 """How many kinds of molecules or copies an error message lists."""
 
 
+class NoSoluteError(ValueError):
+    """A Topology does not hold what a model knows.
+
+    Parameters
+    ----------
+    wanted : str
+        What was looked for.
+    found : str
+        What there is instead.
+    """
+
+    def __init__(self, wanted: str, found: str) -> None:
+        super().__init__(f"{wanted}; {found}")
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Solute:
     """The atoms of a System that are a model's molecule.
@@ -106,7 +122,11 @@ def find_solute(
     ]
     copies = _copies(known, table, components)
     if not copies:
-        raise ValueError(_nothing_found(known, table, components))
+        names = " or ".join(f"{molecule.name} ({molecule.formula})" for molecule in known)
+        raise NoSoluteError(
+            f"topology does not contain {names}, which is what the model knows",
+            _nothing_found(known, table, components),
+        )
     chosen = _choose(copies, table, solute)
     _refuse_extra_particles(chosen, table)
     constraints: tuple[tuple[int, int, float], ...] = ()
@@ -223,14 +243,12 @@ def _elements(table: TopologyTable, atoms: Iterable[int]) -> Counter[int]:
 def _nothing_found(
     known: Sequence[Molecule], table: TopologyTable, components: Sequence[Sequence[int]]
 ) -> str:
-    """Say what was looked for, what is there, and what comes closest."""
-    wanted = " or ".join(f"{molecule.name} ({molecule.formula})" for molecule in known)
-    start = f"topology does not contain {wanted}, which is what the model knows"
+    """Say what is there, and what comes closest."""
     if not components:
-        return f"{start}: it has no atoms"
+        return "it has no atoms"
     if not table.bonds:
         return (
-            f"{start}: the Topology has no bonds, and the solute is found by its bonds; call "
+            "the Topology has no bonds, and the solute is found by its bonds; call "
             "topology.createStandardBonds(), add CONECT records to the PDB file, or use "
             "Topology.addBond"
         )
@@ -247,7 +265,7 @@ def _nothing_found(
         for kind, found in sorted(kinds.items(), key=lambda item: -len(item[1][0]))
     ]
     listing = ", ".join(present[:_LISTED]) + (", ..." if len(present) > _LISTED else "")
-    message = f"{start}; besides {waters} waters it contains {listing or 'nothing'}"
+    message = f"besides {waters} waters it contains {listing or 'nothing'}"
     pieces = _missing_bonds(known, table, kinds.values())
     if pieces:
         return f"{message}; {pieces}"

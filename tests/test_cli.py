@@ -12,6 +12,7 @@ import pytest
 
 from openmm_sd import ScoreModel, __version__
 from openmm_sd.cli import COMMANDS, main
+from openmm_sd.cli.progress import Progress
 from openmm_sd.demo import FILES
 from openmm_sd.prepare import solvate
 from openmm_sd.propagator.kernels import Identity, Shift
@@ -338,6 +339,19 @@ def test_demo_stopped_by_the_user(bundle, tmp_path):
     assert process.returncode == 130, "".join(said) + err
     assert out == ""
     assert "stopped" in err
+
+
+def test_notes_stay(capsys):
+    progress = Progress()
+    for line in (
+        ("running", "1 %"),
+        ("note", "one thing"),
+        ("note", "another"),
+        ("running", "2 %"),
+    ):
+        progress(*line)
+    wanted = ["running: 1 %", "note: one thing", "note: another", "running: 2 %"]
+    assert capsys.readouterr().err.splitlines() == wanted
 
 
 # -- the box it starts from ----------------------------------------------------------------------

@@ -443,6 +443,11 @@ def test_a_bundle_is_given_a_score(dataset, tmp_path, capfd):
         (["--novelty-only", "OLD", "--without", "nobody"], "there is no run nobody"),
         (["--novelty-only", "ala2-implicit"], "of another molecule than the data"),
         (["--without", "nobody"], "there is no run nobody"),
+        (
+            ["--novelty-only", "OLD", "--minutes", "5"],
+            "--minutes has no effect with --novelty-only",
+        ),
+        (["--novelty-only", "OLD", "--no-bf16"], "--bf16 has no effect with --novelty-only"),
     ],
 )
 def test_wrong_options(dataset, tmp_path, capfd, options, message):

@@ -19,12 +19,16 @@ from conftest import PDB, model_of
 from openmm import app, unit
 from small_molecules import ethane
 
-from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd import Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
+from openmm_sd.imaging import make_whole
 from openmm_sd.notes import dropped_jumps, ensemble_notes
-from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
+from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, solvate, write_prepared
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
+from openmm_sd.propagator.novelty import fit_novelty
+from openmm_sd.resumable import model_digest
 from openmm_sd.run import RunError, RunSettings, driver, files, fitting_model, run_mixed
+from openmm_sd.run.start import open_start, other_force_field
 from openmm_sd.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_frames
 
 #: Small steps, short bursts: 12 jumps are 120 MD steps.
@@ -335,6 +339,26 @@ def test_other_lengths(vacuum, jitter, tmp_path, length, key, value):
     summary = run_mixed(jitter, vacuum, tmp_path / "out", settings(jumps=None, **{length: given}))
     assert value - 1e-9 <= summary[key] < value + 10.2
     assert summary["complete"]
+    if length == "md_ps":
+        assert summary[key] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "full", "ends"),
+    [("md_ps", 0.0355, 0.2, 0.036), ("effective_ns", 0.0300695, 0.06, 30.070)],
+)
+def test_a_run_ends_where_its_length_is_reached(vacuum, jitter, tmp_path, name, short, full, ends):
+    """Between two frames and two jumps; going on from there is as if it had not ended."""
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    first = run_mixed(jitter, vacuum, longer, settings(jumps=None, **{name: short}))
+    assert first["complete"]
+    clock = "md_time_ps" if name == "md_ps" else "effective_time_ps"
+    assert first[clock] == pytest.approx(ends, abs=1e-6)
+    assert round(first["md_time_ps"] / 0.002) % 10 in (5, 8)
+    found = run_mixed(jitter, vacuum, longer, settings(jumps=None, **{name: full}))
+    expected = run_mixed(jitter, vacuum, whole, settings(jumps=None, **{name: full}))
+    assert stable(found) == stable(expected)
+    same(longer, whole)
 
 
 def test_another_platform_goes_on_from_the_portable_state(vacuum, jitter, tmp_path, monkeypatch):
@@ -401,7 +425,8 @@ def test_what_does_not_fit_is_left_alone(vacuum, watery, jitter, ala2, tmp_path)
     before = {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()}
     changes = {"seed": 8, "lag_ps": 11.0, "burst_ps": 0.04, "step_fs": 1.0, "every_ps": 0.02,
                "temperature_K": 300.2, "friction_per_ps": 2.0, "format": "dcd",
-               "solute_only": True}  # fmt: skip
+               "solute_only": True, "max_tries": 3, "candidates": 2, "settle_steps": 0,
+               "max_energy_rise": None, "max_energy_sigma": 5.0}  # fmt: skip
     for name, value in changes.items():
         shown = {"step_fs": "step_ps"}.get(name, name)
         with pytest.raises(ValueError, match=f"other settings .*{shown} .* there, .* here"):
@@ -459,6 +484,39 @@ def test_files_that_were_changed_are_refused(vacuum, jitter, tmp_path):
     path.write_bytes(path.read_bytes()[:-5] + b"wrong")
     with pytest.raises(ValueError, match="changed after the run was stopped"):
         run_mixed(jitter, vacuum, tmp_path / "once", longer)
+
+
+@pytest.mark.parametrize("jumps", [12, 20])
+def test_a_changed_start_is_refused(vacuum, jitter, tmp_path, jumps):
+    out = tmp_path / "out"
+    run_mixed(jitter, vacuum, out, settings())
+    system = out / "start/system.xml"
+    text = system.read_text()
+    system.write_text(text.replace('mass="12', 'mass="13', 1))
+    assert system.read_text() != text
+    before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    with pytest.raises(ValueError, match="start was changed after the run was started"):
+        run_mixed(jitter, vacuum, out, settings(jumps=jumps))
+    assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
+    system.unlink()
+    with pytest.raises(ValueError, match="start was changed after the run was started"):
+        run_mixed(jitter, vacuum, out, settings(jumps=jumps))
+    system.write_text(text)
+    assert run_mixed(jitter, vacuum, out, settings(jumps=jumps))["jumps_tried"] == jumps
+
+
+def test_neither_checkpoint_nor_portable_state(vacuum, jitter, tmp_path, monkeypatch):
+    run_mixed(jitter, vacuum, tmp_path / "out", settings())
+
+    def fails(*arguments):
+        raise openmm.OpenMMException("made for another machine")
+
+    monkeypatch.setattr(openmm.Context, "loadCheckpoint", fails)
+    monkeypatch.setattr(openmm.Context, "setState", fails)
+    with pytest.raises(RunError, match="out/checkpoint.npz cannot be taken up here: neither") as e:
+        run_mixed(jitter, vacuum, tmp_path / "out", settings(jumps=20))
+    assert str(e.value).count("made for another machine") == 2
+    assert "new directory" in str(e.value)
 
 
 # -- models that fail ------------------------------------------------------------------------------
@@ -519,6 +577,8 @@ def test_a_model_that_raises_stops_the_run(vacuum, ala2, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="network is gone.*the last checkpoint is intact") as caught:
         run_mixed(model, vacuum, tmp_path / "out", settings(checkpoint_seconds=1e-9))
     assert "\n" not in str(caught.value)
+    assert "the same command" not in str(caught.value)
+    assert "would most likely repeat it: the model is what failed" in str(caught.value)
     assert (tmp_path / "out/checkpoint.npz").exists()
 
 
@@ -528,9 +588,174 @@ def test_md_that_blows_up(vacuum, jitter, tmp_path):
     prepared = PreparedSystem(
         vacuum.topology, vacuum.system, vacuum.positions, velocities=wild, step_ps=0.002
     )
-    with pytest.raises(RunError, match="last checkpoint is intact and holds 0 ps"):
+    with pytest.raises(RunError, match="last checkpoint is intact and holds 0 ps") as caught:
         run_mixed(jitter, prepared, tmp_path / "out", settings())
+    assert "the same command" not in str(caught.value)
+    assert "a smaller step" in str(caught.value)
     assert (tmp_path / "out/log.csv").read_bytes() == b""
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+def test_a_start_with_atoms_on_top_of_each_other(watery, jitter, tmp_path, platform):
+    x = watery.positions.copy()
+    x[-3:] = x[-6:-3] + 1e-7
+    prepared = PreparedSystem(watery.topology, watery.system, x, watery.box_vectors)
+    with pytest.raises(RunError, match="plain MD blows up within 10 steps of 2 fs from where"):
+        run_mixed(jitter, prepared, tmp_path / "out", settings(platform=platform))
+    assert not (tmp_path / "out/checkpoint.npz").exists()
+
+
+# -- simulations that are not what the model was made for ------------------------------------------
+
+
+def test_notes_where_force_field_and_temperature_are_others(vacuum, ala2, tmp_path, recwarn):
+    files = ["amber99sbildn.xml", "tip3p.xml"]
+    kernel = Jitter(ala2.n_atoms, 1000.0, 0.01)
+    model = model_of(kernel, ala2, temperature_K=300.0, force_field=files)
+    prepared = PreparedSystem(
+        vacuum.topology, vacuum.system, vacuum.positions, force_field=("charmm36.xml",)
+    )
+    said = []
+    chosen = settings(jumps=2, temperature_K=310.0)
+    for _ in range(2):  # the second time the run is finished already
+        summary = run_mixed(
+            *(model, prepared, tmp_path / "out", chosen), report=lambda *words: said.append(words)
+        )
+        (field,) = [note for note in summary["notes"] if "force field (charmm36.xml)" in note]
+        assert "trained with (amber99sbildn.xml, tip3p.xml)" in field
+        (warm,) = [note for note in summary["notes"] if "Temperature is 310 K" in note]
+        assert "trained at 300 K" in warm
+        assert {("note", field), ("note", warm)} <= set(said)
+        said.clear()
+    assert not [w for w in recwarn if "temperature" in str(w.message)]
+
+
+def test_a_force_field_that_is_unknown_or_the_same(ala2):
+    model = model_of(Identity(ala2.n_atoms), ala2, force_field=["amber99sbildn.xml", "tip3p.xml"])
+    assert other_force_field((), model) is None
+    assert other_force_field(("tip3p.xml", "/some/where/amber99sbildn.xml"), model) is None
+    assert "amber14" in other_force_field(("amber14-all.xml", "tip3p.xml"), model)
+    silent = model_of(Identity(ala2.n_atoms), ala2)
+    assert other_force_field(("amber14-all.xml",), silent) is None
+    implicit = model_of(
+        Identity(ala2.n_atoms), ala2, force_field=["amber99_obc.xml"], solvent="implicit (GB)"
+    )
+    assert other_force_field(("amber14-all.xml",), implicit) is None
+
+
+def test_a_mirror_image_is_refused_before_anything_is_built(vacuum, watery, jitter, tmp_path):
+    mirrored = PreparedSystem(vacuum.topology, vacuum.system, vacuum.positions * [-1, 1, 1])
+    with pytest.raises(ValueError, match="a mirror image of the model's molecule"):
+        run_mixed(jitter, mirrored, tmp_path / "out", settings())
+    # A structure that is cut at the faces of the box shows its hand when it is whole.
+    x = wrapped(watery)
+    for hand, name in ((1, "l.pdb"), (-1, "d.pdb")):
+        with open(tmp_path / name, "w") as file:
+            positions = (x * [hand, 1, 1]) * unit.nanometer
+            app.PDBFile.writeFile(watery.topology, positions, file)
+    driver._Plan(jitter, open_start(tmp_path / "l.pdb"), settings())
+    with pytest.raises(ValueError, match="d.pdb: .*a mirror image of the model's molecule"):
+        run_mixed(jitter, tmp_path / "d.pdb", tmp_path / "out", settings())
+    assert not (tmp_path / "out").exists()
+
+
+def wrapped(prepared):
+    """Positions with every atom in the box, the solute in its corner."""
+    edges = np.diag(prepared.box_vectors)
+    return np.mod(prepared.positions - prepared.positions[:22].mean(axis=0), edges)
+
+
+def test_molecules_that_are_cut_are_made_whole(watery, jitter, tmp_path):
+    summaries = []
+    for name, x in (("cut", wrapped(watery)), ("whole", watery.positions)):
+        prepared = PreparedSystem(watery.topology, watery.system, x, watery.box_vectors)
+        chosen = settings(jumps=1, friction_per_ps=0.0)
+        summaries.append(run_mixed(jitter, prepared, tmp_path / name, chosen))
+    assert summaries[0]["frames"] == 1
+    energies = [
+        float(rows_of(tmp_path / name)[0]["Potential Energy (kJ/mol)"]) for name in ("cut", "whole")
+    ]
+    assert energies[0] == pytest.approx(energies[1], abs=1.0)
+    kept = read_prepared(tmp_path / "cut/start")
+    ends = np.array([(a.index, b.index) for a, b in kept.topology.bonds()])
+    lengths = np.linalg.norm(kept.positions[ends[:, 0]] - kept.positions[ends[:, 1]], axis=1)
+    assert lengths.max() < 0.2
+
+
+def test_virtual_sites_follow_their_molecule(tip4p_box):
+    system = tip4p_box.system()
+    vectors = np.array(tip4p_box.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    sites = [k for k in range(system.getNumParticles()) if system.isVirtualSite(k)]
+    parents = [system.getVirtualSite(k).getParticle(0) for k in sites]
+    # The face of the box goes between a site and its oxygen.
+    ends = tip4p_box.positions[[sites[0], parents[0]]]
+    cut = np.mod(tip4p_box.positions - ends.mean(axis=0), np.diag(vectors))
+    assert np.linalg.norm(cut[sites] - cut[parents], axis=1).max() > 1
+    whole = make_whole(tip4p_box.topology, cut, vectors, system)
+    assert np.linalg.norm(whole[sites] - whole[parents], axis=1).max() < 0.03
+    assert make_whole(tip4p_box.topology, whole, vectors, system) is whole
+
+
+def test_precision_that_the_chosen_platform_does_not_know(vacuum, jitter, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "platform_and_bridge", lambda *_: ("Reference", "pythonforce"))
+    with pytest.raises(ValueError, match="precision: the Reference platform.* has no choice"):
+        run_mixed(jitter, vacuum, tmp_path / "out", settings(platform=None, precision="double"))
+    assert not (tmp_path / "out").exists()
+    summary = run_mixed(jitter, vacuum, tmp_path / "out", settings(platform=None, jumps=1))
+    assert summary["precision"] is None
+
+
+def test_settings_of_the_jumps_reach_the_integrator(vacuum, jitter):
+    def integrator(**changes):
+        plan = driver._Plan(jitter, open_start(vacuum), settings(**changes))
+        return plan.integrator("pythonforce", 1)
+
+    plain = ScoreDynamicsIntegrator(jitter, bridge="pythonforce")
+    getters = ("MaxNovelty", "MaxTries", "Candidates", "SettleSteps", "MaxEnergyRise")
+    for name in (*getters, "MaxEnergySigma"):
+        assert getattr(integrator(), f"get{name}")() == getattr(plain, f"get{name}")()
+    changed = integrator(
+        max_tries=2, candidates=3, settle_steps=0, max_energy_rise=None, max_energy_sigma=2.5
+    )
+    assert (changed.getMaxTries(), changed.getCandidates(), changed.getSettleSteps()) == (2, 3, 0)
+    assert changed.getMaxEnergyRise() is None
+    assert changed.getMaxEnergySigma() == 2.5
+    known = driver._Plan(ScoreModel.load("ala2-water"), open_start(vacuum), settings())
+    assert known.identity()["max_novelty"] == known.model.novelty.threshold
+    limit = driver._Plan(known.model, known.source, settings(max_novelty=None))
+    assert limit.integrator("pythonforce", 1).getMaxNovelty() is None
+    assert limit.identity()["max_novelty"] is None
+
+
+def test_a_model_is_told_apart_by_all_that_it_is(vacuum, peptide, ala2):
+    rng = np.random.default_rng(1)
+    frames = vacuum.positions + rng.normal(scale=0.003, size=(30, 22, 3))
+    kernel = Identity(ala2.n_atoms)
+    novelties = [None, fit_novelty(ala2, frames[:20]), fit_novelty(ala2, frames[10:])]
+    models = [ScoreModel(kernel, ala2, novelty=novelty) for novelty in novelties]
+    other = Molecule.from_topology(peptide.topology, peptide.positions, "another name")
+    models.append(ScoreModel(kernel, [ala2, other]))
+    assert len({model_digest(model) for model in models}) == 4
+
+
+def test_ions_are_placed_by_the_seed(ala2):
+    topology = ala2.to_topology()
+    residue = topology.addResidue("NA", topology.addChain())
+    topology.addAtom("NA", app.Element.getBySymbol("Na"), residue)
+    x = np.vstack([ala2.positions, np.max(ala2.positions, axis=0) + 0.3])
+
+    def places(seed):
+        box = solvate(topology, x, waters=150, cutoff=0.6, seed=seed)
+        chlorine = app.Element.getBySymbol("Cl")
+        return next(box.positions[a.index] for a in box.topology.atoms() if a.element is chlorine)
+
+    random.seed(5)
+    before = random.getstate()
+    first = places(1)
+    assert random.getstate() == before
+    random.seed(6)
+    np.testing.assert_array_equal(places(1), first)
+    assert any(np.abs(places(seed) - first).max() > 0 for seed in (2, 3, 4))
 
 
 # -- kills -----------------------------------------------------------------------------------------
@@ -808,6 +1033,16 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         (["--jumps", "1", "--solute", "4"], "solute"),
         (["--jumps", "1", "--model", "no-such-model"], "no-such-model"),
         (["--jumps", "1", "--checkpoint-seconds", "0"], "checkpoint_seconds"),
+        (["--jumps", "1", "--every", "0.001"], "every_ps must be at least one MD step of 0.002 ps"),
+        (["--jumps", "1", "--waters", "500"], "waters has no effect here: a prepared system"),
+        (["--jumps", "1", "--padding", "1"], "padding_nm has no effect here"),
+        (["--jumps", "1", "--water-model", "spce"], "water_model has no effect here"),
+        (["--jumps", "1", "--cutoff", "1"], "cutoff_nm has no effect here"),
+        (["--jumps", "1", "--equilibration", "0"], "equilibration_ps has no effect here"),
+        (["--jumps", "1", "--force-field", "charmm36.xml"], "force_field has no effect here"),
+        (["--jumps", "1", "--max-novelty", "none"], "max_novelty must be a number, or off"),
+        (["--jumps", "1", "--max-novelty", "-1"], "max_novelty must be a positive number"),
+        (["--jumps", "1", "--max-tries", "0"], "max_tries must be a whole number of at least 1"),
     ],
 )
 def test_wrong_arguments(arguments, said, on_disk, tmp_path, capfd):
@@ -831,13 +1066,18 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd):
 
     assert "there is no file" in refused(tmp_path / "nothing.pdb")
     (tmp_path / "text.pdb").write_text("no structure at all\n")
-    assert "text.pdb" in refused(tmp_path / "text.pdb")
+    assert "text.pdb holds no atoms in PDB format" in refused(tmp_path / "text.pdb")
+    for name, format in (("empty.pdb", "PDB"), ("empty.cif", "mmCIF")):
+        (tmp_path / name).write_bytes(b"")
+        assert f"{name} holds no atoms in {format} format" in refused(tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert "is no prepared directory: it has no prepared.json" in refused(tmp_path / "empty")
     # Hydrogens are missing in this file.
     line = refused(PDB)
     assert "nothing is repaired here" in line
     assert "ala2-water" in line
+    assert line.count("add hydrogens") == 1
+    assert len(line.replace(str(PDB), "")) < 330
     molecule = ethane()
     topology = molecule.to_topology()
     for atom, name in zip(topology.atoms(), "C1 C2 H1 H2 H3 H4 H5 H6".split(), strict=True):
@@ -849,6 +1089,11 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd):
         positions = np.asarray(ala2.positions) * unit.nanometer
         app.PDBFile.writeFile(ala2.to_topology(), positions, file)
     assert "use more water" in refused(tmp_path / "ala2.pdb", "--waters", "20")
+    line = refused(tmp_path / "ala2.pdb", "--waters", "100", "--cutoff", "5")
+    assert "take a shorter cutoff or use more water" in line
+    line = refused(tmp_path / "ala2.pdb", "--solute", "7", "--model", "ala2-water")
+    assert "there is no copy 7" in line
+    assert "repaired" not in line
     assert "force field" in refused(tmp_path / "ala2.pdb", "--force-field", "nonsense.xml")
     assert "nothing is repaired" in refused(tmp_path / "ala2.pdb", "--force-field", "tip3p.xml")
     atoms = (("23  O  ", 9.0, "O"), ("24  H1 ", 9.9, "H"), ("25  H2 ", 8.1, "H"))
@@ -861,6 +1106,37 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd):
     boxless = [t for t in [*lines[: place + 1], *water, *lines[place + 1 :]] if "CRYST1" not in t]
     (tmp_path / "wet.pdb").write_text("\n".join(boxless) + "\n")
     assert "water but no box" in refused(tmp_path / "wet.pdb")
+    boxed = "CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1 "
+    (tmp_path / "wet.pdb").write_text("\n".join([boxed, *boxless]) + "\n")
+    line = refused(tmp_path / "wet.pdb", "--waters", "500", "--model", "ala2-water")
+    assert "waters has no effect here: " in line
+    assert "holds water already" in line
+    line = refused(tmp_path / "wet.pdb", "--cutoff", "5", "--model", "ala2-water")
+    assert "take a shorter cutoff" in line
+
+
+def test_platforms_in_lower_case():
+    assert RunSettings(jumps=1, platform="reference").platform == "Reference"
+    with pytest.raises(
+        ValueError, match="platform must be one of Reference, .*CPU.*, got 'abacus'"
+    ):
+        RunSettings(jumps=1, platform="abacus")
+
+
+def test_a_solute_that_is_minimised_only(ala2, jitter, tmp_path):
+    pdb, out = tmp_path / "ala2.pdb", tmp_path / "out"
+    with open(pdb, "w") as file:
+        positions = np.asarray(ala2.positions) * unit.nanometer
+        app.PDBFile.writeFile(ala2.to_topology(), positions, file)
+    chosen = settings(jumps=2, waters=240, equilibration_ps=0.0, platform="CPU", every_ps=None)
+    assert run_mixed(jitter, pdb, out, chosen)["frames"] == 2
+    start = read_prepared(out / "start")
+    context = openmm.Context(
+        *(start.system, openmm.VerletIntegrator(0.001)),
+        openmm.Platform.getPlatformByName("CPU"),
+    )
+    context.setPositions(start.positions)
+    assert context.getState(energy=True).getPotentialEnergy()._value < -5000.0
 
 
 def test_objects_that_do_not_fit(vacuum, jitter, peptide, ala2, tmp_path):

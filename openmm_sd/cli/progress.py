@@ -14,7 +14,8 @@ class Progress:
     """Says what is being done and how far it is: a line a stage, on standard error.
 
     Call it with what is being done and how far that is. On a terminal the line is overwritten;
-    elsewhere a new line is written now and then.
+    elsewhere a new line is written now and then. What is called a ``note`` is always written, and
+    stays.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,12 @@ class Progress:
     def __call__(self, what: str, how_far: str) -> None:
         line = f"{what}: {how_far}" if how_far else what
         now = time.monotonic()
+        if what == "note":
+            start = "\n" if self._terminal and self._what else ""
+            self._stream.write(f"{start}{line}\n")
+            self._stream.flush()
+            self._what = ""
+            return
         if self._terminal:
             # A line that wraps could not be overwritten.
             line = line[: shutil.get_terminal_size().columns - 1]

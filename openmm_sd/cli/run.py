@@ -4,7 +4,7 @@ START is a prepared directory, or a PDB or mmCIF file, complete and with hydroge
 system with its box or of the solute alone, which then gets its water. The same command goes on
 where a stopped or killed run was; with a greater length it extends a run. Also: --friction
 --solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
---equilibration, see docs/running.md.
+--equilibration --max-novelty --max-tries, see docs/running.md.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _OPTIONS = (
     ("precision", "precision", str, "P", HIDDEN),
     ("bridge", "bridge", str, "B", "auto, pythonforce or torchforce (auto)"),
     ("seed", "seed", int, "N", "seed of all random numbers (1)"),
+    ("max-novelty", "max_novelty", str, "SCORE", HIDDEN),
+    ("max-tries", "max_tries", int, "N", HIDDEN),
     ("checkpoint-seconds", "checkpoint_seconds", float, "S", HIDDEN),
 )
 
@@ -68,6 +70,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     given = {name: value for name, value in given.items() if value is not None}
     if str(given.get("solute", "")).isdecimal():
         given["solute"] = int(given["solute"])
+    if "max_novelty" in given:
+        given["max_novelty"] = _limit("max_novelty", given["max_novelty"])
     if arguments.force_field:
         given["force_field"] = tuple(arguments.force_field)
     settings = RunSettings(**given, solute_only=arguments.solute_only)
@@ -86,6 +90,15 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         + f"files are in {arguments.output}"
     )
     return Outcome(summary, text)
+
+
+def _limit(name: str, text: str) -> float | None:
+    if text == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, or off, got {text!r}") from None
 
 
 def _speed(value: float | None) -> str:

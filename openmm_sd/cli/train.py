@@ -21,6 +21,9 @@ EXAMPLE = "openmm-sd train ala2.h5 --output ala2.safetensors --minutes 30"
 # Help that fits a screen leaves these to the documentation.
 HIDDEN = argparse.SUPPRESS
 
+# What a training without training looks at, beside the data sets and the output.
+_FOR_NOVELTY = ("drop_ps", "held_out", "seed", "threads", "without")
+
 # Option, field of the settings, type, unit, help.
 _OPTIONS = (
     ("minutes", "minutes", float, "MIN", "wall-clock time of training (10)"),
@@ -74,6 +77,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     from ..train.trainer import TrainSettings
 
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
+    if arguments.novelty_only is not None:
+        _refuse_idle_options(given)
     if arguments.threads is not None:
         import torch
 
@@ -114,3 +119,11 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         f"the bundle is {result['bundle']}; 'openmm-sd validate' says how good it is"
     )
     return Outcome(result, text)
+
+
+def _refuse_idle_options(given: dict[str, Any]) -> None:
+    options = {field: option for option, field, *_ in _OPTIONS}
+    options |= {"bf16": "bf16", "rare_first": "rare-first", "time_reversal": "time-reversal"}
+    for field, option in options.items():
+        if field in given and field not in _FOR_NOVELTY:
+            raise ValueError(f"--{option} has no effect with --novelty-only: nothing is trained")

@@ -5,8 +5,10 @@ Made for one whole, complete molecule: nothing is repaired, protonated or capped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,7 @@ def solvate(
     water_model: str = "tip3p",
     cutoff: float = 0.9,
     hydrogen_mass: float | None = None,
+    seed: int | None = None,
 ) -> PreparedBox:
     """Put a solute into a cubic box of water and make its System; nothing is relaxed yet.
 
@@ -82,6 +85,9 @@ def solvate(
         Cutoff of PME's direct space and of Lennard-Jones interactions, nm.
     hydrogen_mass : float, optional
         Mass of the solute's hydrogens, amu, taken from their heavy atoms; unchanged by default.
+    seed : int, optional
+        Of the places of ions, which neutralise a charged solute; Python's own random numbers, and
+        their state, are used by default.
 
     Returns
     -------
@@ -100,16 +106,17 @@ def solvate(
         positions = np.asarray(positions, dtype=np.float64) * unit.nanometer
     field = app.ForceField(*force_field)
     modeller = app.Modeller(topology, positions)
-    if waters is not None:
-        modeller.addSolvent(field, model=water_model, numAdded=int(waters))
-    else:
-        distance = _PADDING_NM if padding is None else float(padding)
-        modeller.addSolvent(field, model=water_model, padding=distance * unit.nanometer)
+    with _seeded(seed):
+        if waters is not None:
+            modeller.addSolvent(field, model=water_model, numAdded=int(waters))
+        else:
+            distance = _PADDING_NM if padding is None else float(padding)
+            modeller.addSolvent(field, model=water_model, padding=distance * unit.nanometer)
     box = _nanometers(modeller.topology.getPeriodicBoxVectors())
     if min(np.diag(box)) <= 2.0 * cutoff:
         raise ValueError(
             f"the box is only {min(np.diag(box)):.2f} nm wide and a cutoff of {cutoff:g} nm needs "
-            f"more than {2.0 * cutoff:g} nm: use more water"
+            f"more than {2.0 * cutoff:g} nm: take a shorter cutoff or use more water"
         )
     system = field.createSystem(
         modeller.topology,
@@ -151,7 +158,7 @@ def equilibrate(
     pressure : float
         bar.
     time : float
-        Length of the MD, ps.
+        Length of the MD, ps; 0 for the minimisation alone.
     step_size : float
         MD step, ps.
     friction : float
@@ -176,6 +183,13 @@ def equilibrate(
     say = report or (lambda what, how_far: None)
     say("minimising", "")
     positions = _minimise(box)
+    if not np.isfinite(positions).all():
+        raise RuntimeError(
+            "the box cannot be minimised: positions are not finite; are there atoms on top of each "
+            "other?"
+        )
+    if not time:
+        return replace(box, positions=positions)
 
     system = openmm.XmlSerializer.clone(box.system)
     barostat = openmm.MonteCarloBarostat(pressure, temperature, _BAROSTAT_STEPS)
@@ -201,6 +215,20 @@ def equilibrate(
     box.topology.setPeriodicBoxVectors(vectors * unit.nanometer)
     box.system.setDefaultPeriodicBoxVectors(*vectors)
     return PreparedBox(box.topology, box.system, relaxed, vectors, box.n_waters, box.force_field)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Seed Python's random numbers, which OpenMM's Modeller uses, and put them back afterwards."""
+    if seed is None:
+        yield
+        return
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def _minimise(box: PreparedBox) -> NDArray[np.float64]:

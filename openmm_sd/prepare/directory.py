@@ -17,6 +17,7 @@ mmCIF rebuilds the bonds of amino acids, nucleotides and water from their names.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -52,7 +53,7 @@ class PreparedSystem:
     system : openmm.System
         Without a jump; not changed by a run.
     positions : ndarray, shape (N, 3)
-        nm, molecules whole.
+        nm.
     box_vectors : ndarray, shape (3, 3), optional
         nm, one vector a row; None without periodic boundaries.
     velocities : ndarray, shape (N, 3), optional
@@ -230,6 +231,20 @@ def read_prepared(directory: str | os.PathLike[str]) -> PreparedSystem:
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def prepared_sha256(directory: str | os.PathLike[str]) -> str:
+    """Return a hash of the files of a prepared directory.
+
+    Raises
+    ------
+    OSError
+        If one is missing or cannot be read.
+    """
+    hasher = hashlib.sha256()
+    for name in FILES:
+        hasher.update((Path(directory) / name).read_bytes())
+    return hasher.hexdigest()
 
 
 def _read(file: Path, parse: Any) -> Any:

@@ -33,15 +33,25 @@ def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    reader = app.PDBxFile if path.suffix.lower() in _CIF else app.PDBFile
+    cif = path.suffix.lower() in _CIF
+    reader = app.PDBxFile if cif else app.PDBFile
+    if not _has_atoms(path, cif):
+        raise ValueError(f"{path} holds no atoms in {'mmCIF' if cif else 'PDB'} format")
     try:
         file = reader(str(path))
     except Exception as error:  # readers fail in many ways
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not file.topology.getNumAtoms():
-        raise ValueError(f"{path} holds no atoms")
     positions = np.array(file.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+    if not np.isfinite(positions).all():
+        raise ValueError(f"{path} holds positions that are NaN or infinity")
     return file.topology, positions
+
+
+def _has_atoms(path: Path, cif: bool) -> bool:
+    """Whether a reader has anything to read; of other files readers say what nobody understands."""
+    marks = ("_atom_site.",) if cif else ("ATOM  ", "HETATM")
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return any(line.lstrip().startswith(marks) for line in lines)
 
 
 def count_waters(topology: app.Topology) -> int:

@@ -13,7 +13,7 @@ The vectors are the atomic environment vectors of ANI (Smith, Isayev, Roitberg, 
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -269,6 +269,14 @@ class Novelty(torch.nn.Module):
         return torch.where(known, score, torch.full_like(score, math.inf))
 
 
+def hold_out(
+    frames: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Split frames in their order: all but the last tenth, and the last tenth, at least one."""
+    cut = len(frames) - max(1, round(_HELD_OUT * len(frames)))
+    return frames[:cut], frames[cut:]
+
+
 def fit_novelty(
     molecule: Molecule,
     frames: ArrayLike,
@@ -304,8 +312,7 @@ def fit_novelty(
     """
     known = _frames("frames", frames, molecule.n_atoms)
     if held_out is None:
-        cut = len(known) - max(1, round(_HELD_OUT * len(known)))
-        known, others = known[:cut], known[cut:]
+        known, others = hold_out(known)
     else:
         others = _frames("held_out", held_out, molecule.n_atoms)
     if len(known) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,28 +10,31 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import openmm
+import torch
 from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges import platform_names
 from ..imaging import Imaging
-from ..integrator import ScoreDynamicsIntegrator
+from ..integrator import PREFIX, ScoreDynamicsIntegrator
 from ..machine import PlainMD, ns_per_day, platform_and_bridge, versions
 from ..notes import dropped_jumps, ensemble_notes, is_implicit
 from ..prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
-from ..propagator.jump import JumpError
+from ..prepare.directory import prepared_sha256
+from ..propagator.jump import ERRORS, Jump, JumpError
 from ..propagator.model import ScoreModel
 from ..propagator.noise import MAX_SEED
 from ..reporters import ScoreDynamicsReporter
 from ..resumable import interrupts, locked, model_digest
-from ..solute import find_solute
+from ..solute import NoSoluteError, find_solute
 from ..trajectories import FORMATS, subtopology
 from .files import (
     CHECKPOINT,
@@ -44,7 +48,7 @@ from .files import (
     read_checkpoint,
 )
 from .settings import PRECISE_PLATFORMS, RunSettings
-from .start import Source, build, force_field, model_mismatch, open_start
+from .start import Source, build, force_field, model_mismatch, open_start, other_force_field
 
 Report = Callable[[str, str], None]
 Start = str | os.PathLike[str] | PreparedSystem | PreparedBox
@@ -60,6 +64,13 @@ _MEMORY_BYTES: Final = 256 * 2**20
 _PLAIN_SHARE: Final = 0.02
 _PLAIN_STEPS: Final = 20
 _WARM_STEPS: Final = 10
+# What the solute alone, in water already, and a prepared system have no use for.
+_FOR_WATER: Final = ("waters", "padding_nm", "water_model")
+_FOR_BUILDING: Final = ("force_field", "cutoff_nm", "equilibration_ps")
+_BLOWN_UP: Final = (
+    "going on would most likely repeat it: what may be needed is a smaller step, or a start that "
+    "was minimised and equilibrated"
+)
 # Progress is told no more often than anyone reads, s.
 _REPORT_SECONDS: Final = 0.2
 _BAR: Final = 10
@@ -118,6 +129,8 @@ def run_mixed(
     source = open_start(start)
     chosen = _model(model, source, say)
     plan = _Plan(chosen, source, settings)
+    for note in plan.notes:
+        say("note", note)
     folder = Path(output)
     with interrupts() as stopped, locked(folder, "run"):
 
@@ -145,15 +158,17 @@ def fitting_model(topology: Any) -> ScoreModel:
     """
     names = ScoreModel.shipped()
     fitting = {}
-    reasons = []
+    reasons: dict[str, None] = {}
     for name in names:
         model = ScoreModel.load(name)
         try:
             find_solute(model.molecules, topology)
-        except ValueError as error:
-            if "copies of the solute" not in str(error):
-                reasons.append(f"{name}: {error}")
-                continue
+        except NoSoluteError as error:
+            known = " or ".join(dict.fromkeys(molecule.name for molecule in model.molecules))
+            reasons[f"{known}: {error.found}"] = None
+            continue
+        except ValueError:
+            pass  # it is there; what is wrong with it is said to whoever takes this model
         fitting[name] = model
     # In water a model of implicit solvent is second choice at best.
     explicit = {name: model for name, model in fitting.items() if not is_implicit(model)}
@@ -162,11 +177,10 @@ def fitting_model(topology: Any) -> ScoreModel:
         return next(iter(candidates.values()))
     if candidates:
         raise ValueError(f"model: several fit, name one of {', '.join(candidates)}")
-    raise ValueError(
-        "model: none of the shipped models fits (" + "; ".join(reasons) + "); name one of your own"
-        if names
-        else "model: name one, no models come with this version of openmm-sd"
-    )
+    if not names:
+        raise ValueError("model: name one, no models come with this version of openmm-sd")
+    # Several models of one molecule miss the same thing.
+    raise NoSoluteError(f"none of the shipped models fits ({', '.join(names)})", "; ".join(reasons))
 
 
 def _model(
@@ -184,14 +198,37 @@ def _model(
         raise model_mismatch(source, error) from None
 
 
+@contextlib.contextmanager
+def _noting(notes: list[str]) -> Iterator[None]:
+    """Put warnings for users among the notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        text = " ".join(str(warning.message).split())
+        note = f"{text[:1].upper()}{text[1:]}."
+        if not issubclass(warning.category, UserWarning):
+            warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
+        elif note not in notes:
+            notes.append(note)
+
+
 class _Plan:
-    """Settings with all that was left open decided, as far as that needs no machine."""
+    """Settings with all that was left open decided, as far as that needs no machine.
+
+    Attributes
+    ----------
+    notes : list of str
+        Where the simulation is not what the model was made for.
+    """
 
     def __init__(self, model: ScoreModel, source: Source, settings: RunSettings) -> None:
         self.model = model
         self.source = source
         self.settings = settings
+        self.notes: list[str] = []
         prepared = source.prepared
+        self._refuse_idle_options()
         try:
             system = prepared.system if prepared is not None else None
             self.solute = find_solute(model.molecules, source.topology, system, settings.solute)
@@ -205,15 +242,26 @@ class _Plan:
             temperature = prepared.temperature_K
         self.temperature = float(temperature or model.temperature or 300.0)
         self.force_field = force_field(settings, model)
+        files = self.force_field if prepared is None else prepared.force_field
+        if other := other_force_field(files, model):
+            self.notes.append(other)
         # Refuses what an integrator refuses; another one is made for the run.
-        integrator = self.integrator("auto", settings.seed)
+        with _noting(self.notes):
+            integrator = self.integrator("auto", settings.seed)
+        self.max_novelty = integrator.getMaxNovelty()
         self.lag_ps = integrator.getLag().value_in_unit(unit.picosecond)
         self.burst_ps = integrator.getBurst().value_in_unit(unit.picosecond)
         self.burst_steps = max(1, round(self.burst_ps / self.step_ps))
         self.every_steps = self.burst_steps
         if settings.every_ps is not None:
+            if settings.every_ps < self.step_ps * (1.0 - 1e-6):
+                raise ValueError(
+                    f"every_ps must be at least one MD step of {self.step_ps:g} ps, got "
+                    f"{settings.every_ps:g}"
+                )
             self.every_steps = max(1, round(settings.every_ps / self.step_ps))
         self._check_system()
+        self._check_hand()
 
     def integrator(self, bridge: str, seed: int) -> ScoreDynamicsIntegrator:
         """Make an integrator; the seed is that of this part of the run."""
@@ -226,7 +274,49 @@ class _Plan:
             lag=self.settings.lag_ps,
             bridge=bridge,
             seed=seed,
+            maxTries=self.settings.max_tries,
+            candidates=self.settings.candidates,
+            settleSteps=self.settings.settle_steps,
+            maxEnergyRise=self.settings.max_energy_rise,
+            maxEnergySigma=self.settings.max_energy_sigma,
+            maxNovelty=self.settings.max_novelty,
         )
+
+    def _refuse_idle_options(self) -> None:
+        """Refuse what would change nothing: whoever gives it expects something else."""
+        if self.source.prepared is not None:
+            names: tuple[str, ...] = (*_FOR_WATER, *_FOR_BUILDING)
+            reason = "a prepared system is taken as it is"
+        elif self.source.solvated:
+            names, reason = _FOR_WATER, f"{self.source.name} holds water already"
+        else:
+            return
+        for name in names:
+            if getattr(self.settings, name) != getattr(RunSettings, name):
+                raise ValueError(f"{name} has no effect here: {reason}")
+
+    def _check_hand(self) -> None:
+        """Refuse the mirror image of what the model knows before anything is built."""
+        prepared, topology = self.source.prepared, self.source.topology
+        box = np.zeros((3, 3))
+        if prepared is not None:
+            if (
+                prepared.box_vectors is not None
+                and prepared.system.usesPeriodicBoundaryConditions()
+            ):
+                box = prepared.box_vectors
+        elif self.source.solvated:
+            box = np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+        jump = Jump(self.model.propagator, self.solute.molecule, ())
+        if not jump.n_centres:
+            return
+        x = torch.from_numpy(self.source.positions[list(self.solute.particles)].copy())
+        whole = jump.make_whole(x, torch.from_numpy(np.array(box, dtype=np.float64)))
+        if bool(jump.relabel(whole.unsqueeze(0))[1][0]):
+            raise ValueError(
+                f"{self.source.name}: {ERRORS[103]} ({self.solute.description}): a D amino acid "
+                "for an L one, say"
+            )
 
     def _check_system(self) -> None:
         prepared = self.source.prepared
@@ -255,6 +345,12 @@ class _Plan:
             "format": settings.format,
             "every_ps": self.every_steps * self.step_ps,
             "solute_only": settings.solute_only,
+            "max_novelty": self.max_novelty,
+            "max_tries": settings.max_tries,
+            "candidates": settings.candidates,
+            "settle_steps": settings.settle_steps,
+            "max_energy_rise": settings.max_energy_rise,
+            "max_energy_sigma": settings.max_energy_sigma,
         }
         if self.source.prepared is None:
             kept |= {
@@ -275,11 +371,24 @@ class _Plan:
         settings = self.settings
         if settings.jumps is not None:
             return numbers["jumps_tried"] / settings.jumps
-        # Sums of steps are rounded; a billionth is less than a step of any run.
-        if settings.md_ps is not None:
-            return numbers["md_time_ps"] / (settings.md_ps * (1.0 - 1e-9))
-        assert settings.effective_ns is not None
-        return numbers["effective_time_ps"] / (1000.0 * settings.effective_ns * (1.0 - 1e-9))
+        done, length = self._clock(numbers)
+        return done / length
+
+    def steps_left(self, numbers: dict[str, Any]) -> float:
+        """Return after how many MD steps the run is finished if no jump comes before."""
+        if self.settings.jumps is not None:
+            return math.inf
+        done, length = self._clock(numbers)
+        return max(1, math.ceil((length - done) / self.step_ps))
+
+    def _clock(self, numbers: dict[str, Any]) -> tuple[float, float]:
+        """Return the time that counts and the length of the run, ps."""
+        # Sums are rounded; a billionth is less than a step of any run.
+        almost = 1.0 - 1e-9
+        if self.settings.md_ps is not None:
+            return numbers["md_time_ps"], almost * self.settings.md_ps
+        assert self.settings.effective_ns is not None
+        return numbers["effective_time_ps"], almost * 1000.0 * self.settings.effective_ns
 
 
 class _Run:
@@ -306,6 +415,7 @@ class _Run:
         self._plain_seconds = 0.0
         self._parts = 0
         self._notes: list[str] = []
+        self._precision: str | None = None
 
     def __call__(self) -> dict[str, Any]:
         plan, settings = self._plan, self._plan.settings
@@ -318,6 +428,7 @@ class _Run:
         checkpoint = read_checkpoint(self._folder)
         if checkpoint is not None:
             self._compare(checkpoint, identity)
+            self._compare_start(checkpoint)
             self._take_up(checkpoint)
             if plan.share(checkpoint.state["numbers"]) >= 1.0:
                 return self._finished(checkpoint)
@@ -330,7 +441,13 @@ class _Run:
             before = str(checkpoint.state["engine"]["platform"])
             wanted = before if before in platform_names() else None
         self._platform, self._bridge = platform_and_bridge(wanted, settings.bridge)
+        if settings.precision is not None and self._platform not in PRECISE_PLATFORMS:
+            raise ValueError(
+                f"precision: the {self._platform} platform, which is the one that works here, "
+                "has no choice of it"
+            )
         self._prepared = self._start(identity)
+        self._start_sha256 = prepared_sha256(self._folder / START)
         self._identity = identity
         self._set_up(checkpoint)
         self._sample()
@@ -370,6 +487,18 @@ class _Run:
                 "give a new directory"
             )
 
+    def _compare_start(self, checkpoint: Checkpoint) -> None:
+        folder = self._folder / START
+        try:
+            same = prepared_sha256(folder) == checkpoint.state["start_sha256"]
+        except OSError:
+            same = False  # a file is missing
+        if not same:
+            raise ValueError(
+                f"output: {folder} was changed after the run was started, and the run is that of "
+                "another system now; put it back, or give a new directory"
+            )
+
     def _take_up(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self._steps = int(state["steps"])
@@ -400,8 +529,6 @@ class _Run:
             prepared = read_prepared(folder)
             if prepared.provenance.get("run") == identity:
                 return prepared
-            if read_checkpoint(self._folder) is not None:
-                raise ValueError(f"output: {folder} was changed after the run was stopped")
         plan = self._plan
         prepared = build(
             plan.source,
@@ -427,7 +554,6 @@ class _Run:
     def _set_up(self, checkpoint: Checkpoint | None) -> None:
         """Make the Context and put it where the run stands."""
         plan, settings, prepared = self._plan, self._plan.settings, self._prepared
-        self._precision = settings.precision
         properties = {}
         if self._platform in PRECISE_PLATFORMS:
             before = None if checkpoint is None else checkpoint.state["engine"]["precision"]
@@ -446,10 +572,16 @@ class _Run:
         self._plain: PlainMD | None = None
         self._measure(openmm.XmlSerializer.clone(system), properties)
 
-        integrator = plan.integrator(self._bridge, seed)
-        solute = integrator.attach(
-            system, prepared.topology, solute=settings.solute, platform=self._platform
-        )
+        met: list[str] = []
+        with _noting(met):
+            integrator = plan.integrator(self._bridge, seed)
+            solute = integrator.attach(
+                system, prepared.topology, solute=settings.solute, platform=self._platform
+            )
+        for note in met:
+            if note not in plan.notes and note not in self._notes:
+                self._notes.append(note)
+                self._say("note", note)
         self._simulation = app.Simulation(
             prepared.topology,
             system,
@@ -504,7 +636,16 @@ class _Run:
                 reason = " ".join(str(error).split())
         if reason:
             # Another machine, platform or version of OpenMM.
-            self._context.setState(openmm.XmlSerializer.deserialize(checkpoint.portable))
+            try:
+                self._context.setState(openmm.XmlSerializer.deserialize(checkpoint.portable))
+            except openmm.OpenMMException as error:
+                raise RunError(
+                    f"{self._folder / CHECKPOINT} cannot be taken up here: neither OpenMM's "
+                    f"checkpoint ({reason}) nor the portable state "
+                    f"({' '.join(str(error).split())}); {self._output.standing}: give the same "
+                    "command on the machine, platform and version of OpenMM that wrote it, or a "
+                    "new directory"
+                ) from error
             note = (
                 f"At MD step {self._steps} the run was taken up from its portable state "
                 f"({reason}): from there on the Langevin noise is not that of a run without a stop."
@@ -525,7 +666,7 @@ class _Run:
         numbers = self._numbers()
         first, warned = plan.share(numbers), False
         while plan.share(numbers) < 1.0 and not self._stopped():
-            self._advance(self._next() - self._steps)
+            self._advance(self._next(numbers) - self._steps)
             if (self._steps + 1) % plan.every_steps == 0:
                 self._record()
             numbers = self._numbers()
@@ -546,13 +687,13 @@ class _Run:
         self._commit()
         self._output.publish(self._saved_topology(), complete=plan.share(numbers) >= 1.0)
 
-    def _next(self) -> int:
+    def _next(self, numbers: dict[str, Any]) -> int:
         """Return the MD step to go to: the next at which anything may be due."""
         plan, here = self._plan, self._steps
         frame = ((here + 1) // plan.every_steps + 1) * plan.every_steps - 1
         burst = (here // plan.burst_steps + 1) * plan.burst_steps
-        # The places do not depend on where a run was stopped.
-        return min(frame, burst, (here // _CHUNK_STEPS + 1) * _CHUNK_STEPS)
+        chunk = (here // _CHUNK_STEPS + 1) * _CHUNK_STEPS
+        return int(min(frame, burst, chunk, here + plan.steps_left(numbers)))
 
     def _advance(self, steps: int) -> None:
         began = time.perf_counter()
@@ -560,12 +701,22 @@ class _Run:
             self._integrator.step(steps)
         except (openmm.OpenMMException, JumpError) as error:
             reason = " ".join(str(error).split())
+            hint = "the same command goes on from there"
+            # The start was no mirror image: MD has turned it inside out.
+            if any(sign in reason for sign in ("NaN", ERRORS[103], ERRORS[104])):
+                hint = _BLOWN_UP
+            elif isinstance(error, JumpError):
+                hint = "going on would most likely repeat it: the model is what failed"
             raise RunError(
-                f"the run failed after MD step {self._steps}: {reason}; {self._output.standing}"
+                f"the run failed after MD step {self._steps}: {reason}; {self._output.standing}; "
+                f"{hint}"
             ) from error
         finally:
             self._sampling += time.perf_counter() - began
         self._steps += steps
+        # The last digits of a sum would depend on the places at which it is interrupted.
+        jumper = self._integrator.getIntegrator(1)
+        jumper.setGlobalVariableByName(PREFIX + "md_time", self._steps * self._plan.step_ps)
 
     def _record(self) -> None:
         """Take a frame and a log line."""
@@ -607,7 +758,7 @@ class _Run:
         if not fine:
             raise RunError(
                 f"the MD blew up before step {self._steps}: positions or energy are not finite; "
-                f"{self._output.standing}, a smaller step may be what is needed"
+                f"{self._output.standing}; {_BLOWN_UP}"
             )
 
     def _commit(self) -> None:
@@ -626,6 +777,7 @@ class _Run:
                     "precision": self._precision,
                     "bridge": self._bridge,
                 },
+                "start_sha256": self._start_sha256,
                 "steps": self._steps,
                 "numbers": self._numbers(),
                 "atoms": self._atoms,
@@ -665,10 +817,16 @@ class _Run:
                 platform=self._platform,
                 properties=properties,
             )
-            self._plain.steps(_WARM_STEPS)
+            blows_up = self._plain.blows_up(_WARM_STEPS)
         except openmm.OpenMMException:
             self._plain = None  # no memory for two; the run itself will say what is wrong, if it is
             return
+        if blows_up:
+            raise RunError(
+                f"{plan.source.name}: plain MD blows up within {_WARM_STEPS} steps of "
+                f"{1000.0 * plan.step_ps:g} fs from where the run starts: are there atoms that "
+                "clash, or is the step too long?"
+            )
         self._stretch()
         if self._platform == _SHARED_STREAM:
             self._plain = None
@@ -740,6 +898,7 @@ class _Run:
             "versions": versions(),
             "notes": [
                 *([complaint] if complaint else []),
+                *plan.notes,
                 *notes,
                 "Speeds count MD, model and settling, without the writing of files. Plain MD was "
                 "measured in short stretches on the same system and machine. Effective time is no "

@@ -195,10 +195,7 @@ class Output:
         """What is safe, in words."""
         if self._held is None:
             return "nothing has been run yet"
-        return (
-            f"the last checkpoint is intact and holds {self._held:g} ps of effective time; the "
-            "same command goes on from there"
-        )
+        return f"the last checkpoint is intact and holds {self._held:g} ps of effective time"
 
     def add(
         self, frame: NDArray[np.float32], time: float, box: NDArray[np.float64] | None, line: str
@@ -316,7 +313,8 @@ class Output:
             yield
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
-            raise RunError(f"cannot write {file}: {reason}; {self.standing}") from error
+            further = "" if self._held is None else "; the same command goes on from there"
+            raise RunError(f"cannot write {file}: {reason}; {self.standing}{further}") from error
 
     def _published(self) -> bool:
         return self.frames > 0 and hdf5_frames(self.folder / FORMATS["h5"]) == self.frames

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..bridges import BRIDGES, platform_names
+from ..propagator.jump import MAX_CANDIDATES
 from ..propagator.noise import MAX_SEED
 from ..trajectories import FORMATS
 
@@ -44,13 +45,14 @@ class RunSettings:
     solute : int or str, optional
         Which copy of the molecule jumps, where there are several: its number or its chain's id.
     platform : str, optional
-        OpenMM platform; a GPU's if one works here, else CPU.
+        OpenMM platform, in upper or lower case; a GPU's if one works here, else CPU.
     precision : str, optional
-        ``single``, ``mixed`` or ``double`` on CUDA, HIP and OpenCL; mixed by default.
+        ``single``, ``mixed`` or ``double`` on CUDA, HIP and OpenCL; mixed by default. Other
+        platforms have no choice of it.
     bridge : str
         How the model reaches OpenMM.
     seed : int
-        Of jumps, velocities, thermostat and barostat.
+        Of jumps, velocities, thermostat, barostat and the places of ions.
     format : str
         ``xtc`` (rounded to 0.001 nm), ``dcd`` or ``h5`` (float32).
     every_ps : float, optional
@@ -73,7 +75,21 @@ class RunSettings:
         Cutoff where the System is made here, nm.
     equilibration_ps : float
         Where the System is made here: length of the MD at constant pressure that relaxes it, ps,
-        after a short minimisation. 0 for neither.
+        after a short minimisation. 0 for the minimisation alone.
+    max_novelty : float or "card" or None
+        From a frame whose novelty score is higher there is no jump. The model's own threshold by
+        default; None for no limit.
+    max_tries, candidates : int
+        How many proposals to draw for a jump before it is dropped, and how many of them at once
+        after the first has failed.
+    settle_steps : int
+        Most steps in which everything but the solute gives way after a jump; 0 for none.
+    max_energy_rise : float, optional
+        A jump after which, settled, the potential energy is higher by more is taken back, kJ/mol;
+        None for no limit.
+    max_energy_sigma : float, optional
+        So is one that raises it further above its mean in MD, in standard deviations; None for no
+        limit.
     """
 
     effective_ns: float | None = None
@@ -100,6 +116,12 @@ class RunSettings:
     padding_nm: float | None = None
     cutoff_nm: float = 0.9
     equilibration_ps: float = 10.0
+    max_novelty: float | str | None = "card"
+    max_tries: int = 4
+    candidates: int = 4
+    settle_steps: int = 40
+    max_energy_rise: float | None = 200.0
+    max_energy_sigma: float | None = 4.0
 
     def __post_init__(self) -> None:
         given = [name for name in LENGTHS if getattr(self, name) is not None]
@@ -117,6 +139,8 @@ class RunSettings:
             ("checkpoint_seconds", "s"),
             ("padding_nm", "nm"),
             ("cutoff_nm", "nm"),
+            ("max_energy_rise", "kJ/mol"),
+            ("max_energy_sigma", "standard deviations"),
         ):
             if name != "jumps":
                 _number(name, getattr(self, name), wanted)
@@ -125,6 +149,11 @@ class RunSettings:
         _whole("jumps", self.jumps)
         _whole("waters", self.waters)
         _whole("seed", self.seed, MAX_SEED)
+        _whole("max_tries", self.max_tries)
+        _whole("candidates", self.candidates, MAX_CANDIDATES)
+        _whole("settle_steps", self.settle_steps, least=0)
+        if self.max_novelty != "card":
+            _number("max_novelty", self.max_novelty, "no unit")
         if self.waters is not None and self.padding_nm is not None:
             raise ValueError("give waters or padding_nm, not both")
         if self.format not in FORMATS:
@@ -133,8 +162,13 @@ class RunSettings:
             raise ValueError(
                 f"bridge must be auto or one of {', '.join(BRIDGES)}, got {self.bridge!r}"
             )
-        if self.platform is not None and self.platform not in platform_names():
-            raise ValueError(f"platform must be one of {platform_names()}, got {self.platform!r}")
+        if self.platform is not None:
+            here = {name.lower(): name for name in platform_names()}
+            if str(self.platform).lower() not in here:
+                raise ValueError(
+                    f"platform must be one of {', '.join(here.values())}, got {self.platform!r}"
+                )
+            object.__setattr__(self, "platform", here[str(self.platform).lower()])
         if self.precision is not None:
             if self.precision not in PRECISIONS:
                 raise ValueError(
@@ -158,10 +192,10 @@ def _number(name: str, value: Any, wanted: str, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {kind} of {wanted}, got {value!r}")
 
 
-def _whole(name: str, value: Any, most: int | None = None) -> None:
+def _whole(name: str, value: Any, most: int | None = None, least: int = 1) -> None:
     if value is None:
         return
-    fine = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
     if not fine or (most is not None and value > most):
-        bounds = "of at least 1" if most is None else f"from 1 to {most}"
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")

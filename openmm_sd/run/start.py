@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +18,10 @@ from ..bridges.base import FORCE_NAME
 from ..imaging import make_whole
 from ..notes import is_implicit
 from ..prepare import PreparedBox, PreparedSystem, equilibrate, read_prepared, solvate
-from ..prepare.directory import FILES
+from ..prepare.directory import prepared_sha256
 from ..prepare.structure import count_waters, read_structure
 from ..propagator.model import ScoreModel
+from ..solute import NoSoluteError
 from .settings import RunSettings
 
 #: Heavy hydrogens allow steps of 4 fs, the usual pair of settings with constrained X-H bonds.
@@ -90,7 +91,7 @@ def open_start(start: str | os.PathLike[str] | PreparedSystem | PreparedBox) -> 
         start = PreparedSystem.from_box(start)
     if isinstance(start, PreparedSystem):
         _refuse_jump(start.system)
-        return Source("objects", _digest(start), start.topology, start.positions, start)
+        return _taken("objects", _digest(start), start)
     if not isinstance(start, (str, os.PathLike)):
         raise ValueError(
             "start must be a prepared directory, a PDB or mmCIF file, or a PreparedSystem, got "
@@ -99,12 +100,7 @@ def open_start(start: str | os.PathLike[str] | PreparedSystem | PreparedBox) -> 
     path = Path(start)
     if path.is_dir():
         prepared = read_prepared(path)
-        hasher = hashlib.sha256()
-        for name in FILES:
-            hasher.update((path / name).read_bytes())
-        return Source(
-            os.fspath(start), hasher.hexdigest(), prepared.topology, prepared.positions, prepared
-        )
+        return _taken(os.fspath(start), prepared_sha256(path), prepared)
     topology, positions = read_structure(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = Source(os.fspath(start), digest, topology, positions, None)
@@ -113,11 +109,22 @@ def open_start(start: str | os.PathLike[str] | PreparedSystem | PreparedBox) -> 
     return source
 
 
+def _taken(name: str, digest: str, prepared: PreparedSystem) -> Source:
+    if prepared.box_vectors is not None and prepared.system.usesPeriodicBoundaryConditions():
+        # Many programs write every atom wrapped into the box.
+        whole = make_whole(
+            prepared.topology, prepared.positions, prepared.box_vectors, prepared.system
+        )
+        prepared = replace(prepared, positions=whole)
+    return Source(name, digest, prepared.topology, prepared.positions, prepared)
+
+
 def model_mismatch(source: Source, error: ValueError) -> ValueError:
     """Say with a mismatch of model and structure what is expected of a file."""
     if source.prepared is not None:
         return error
-    return ValueError(f"{source.name}: {error} ({_COMPLETE})")
+    hint = " (nothing is repaired here)" if isinstance(error, NoSoluteError) else ""
+    return ValueError(f"{source.name}: {error}{hint}")
 
 
 def force_field(settings: RunSettings, model: ScoreModel) -> tuple[str, ...]:
@@ -133,6 +140,29 @@ def force_field(settings: RunSettings, model: ScoreModel) -> tuple[str, ...]:
     ):
         return tuple(named)
     return _FORCE_FIELD
+
+
+def other_force_field(files: tuple[str, ...], model: ScoreModel) -> str | None:
+    """Say it where a System's force field is known and is not the one on the model's card.
+
+    Parameters
+    ----------
+    files : tuple of str
+        What the System was made from; empty if that is not known.
+    model : ScoreModel
+        Whose card names its force field, or not.
+    """
+    named = model.card.get("force_field")
+    named = [named] if isinstance(named, str) else named
+    # A model of implicit solvent has a note of its own.
+    if not files or not isinstance(named, list) or not named or is_implicit(model):
+        return None
+    if {os.path.basename(file) for file in files} == {os.path.basename(str(f)) for f in named}:
+        return None
+    return (
+        f"The system's force field ({', '.join(files)}) is not the one that the model was trained "
+        f"with ({', '.join(map(str, named))}): its jumps keep sampling that one."
+    )
 
 
 def build(
@@ -182,19 +212,19 @@ def build(
                 water_model=settings.water_model,
                 cutoff=settings.cutoff_nm,
                 hydrogen_mass=HYDROGEN_MASS_AMU,
+                seed=settings.seed,
             )
         except ValueError as error:
             raise ValueError(_one_line(error)) from None
-    if settings.equilibration_ps:
-        box = equilibrate(
-            box,
-            temperature=temperature,
-            pressure=settings.pressure_bar or _PRESSURE_BAR,
-            time=settings.equilibration_ps,
-            platform=platform,
-            seed=settings.seed,
-            report=say,
-        )
+    box = equilibrate(
+        box,
+        temperature=temperature,
+        pressure=settings.pressure_bar or _PRESSURE_BAR,
+        time=settings.equilibration_ps,
+        platform=platform,
+        seed=settings.seed,
+        report=say,
+    )
     made: dict[str, Any] = {"made_by": "openmm-sd run", "from": source.name}
     return PreparedSystem.from_box(
         box, temperature_K=temperature, step_ps=HEAVY_STEP_PS, provenance=made
@@ -209,7 +239,8 @@ def _solvated(
     if min(np.diag(edges)) <= 2.0 * settings.cutoff_nm:
         raise ValueError(
             f"{source.name}: the box is only {min(np.diag(edges)):.2f} nm wide and a cutoff of "
-            f"{settings.cutoff_nm:g} nm needs more than {2.0 * settings.cutoff_nm:g} nm"
+            f"{settings.cutoff_nm:g} nm needs more than {2.0 * settings.cutoff_nm:g} nm: take a "
+            "shorter cutoff"
         )
     try:
         system = field.createSystem(
@@ -224,7 +255,7 @@ def _solvated(
     return PreparedBox(
         source.topology,
         system,
-        make_whole(source.topology, source.positions, edges),
+        make_whole(source.topology, source.positions, edges, system),
         edges,
         count_waters(source.topology),
         files,

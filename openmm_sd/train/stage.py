@@ -32,7 +32,7 @@ from ..propagator.internal_tree import (
 )
 from ..propagator.model import ScoreModel
 from ..propagator.molecule import Molecule
-from ..propagator.novelty import Novelty, fit_novelty
+from ..propagator.novelty import Novelty, fit_novelty, hold_out
 from ..version import __version__
 from .markov import MarkovModel, fit_markov, timescales_by_lag
 from .pairs import TransitionPairs, methyl_rotors
@@ -402,8 +402,7 @@ def novelty_of(
     if held:
         others = _some(held, rng)
     else:
-        cut = len(frames) - max(1, len(frames) // 10)
-        frames, others = frames[:cut], frames[cut:]
+        frames, others = hold_out(frames)
     novelty = fit_novelty(molecule, frames, others, seed=seed)
     scores = torch.cat([novelty(part) for part in torch.from_numpy(others).split(1000)])
     return novelty, {
