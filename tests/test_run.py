@@ -988,7 +988,7 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
     prepared = read_prepared(out / "start")
     assert prepared.system.getNumParticles() == 22 + 3 * 240
     assert prepared.step_ps == 0.004
-    # Water is added at random: going on takes what is there.
+    # Water does not relax to the same place twice: going on takes what is there.
     assert main([*command, "--jumps", "3"]) == 0
     captured = capfd.readouterr()
     assert "of 3 jumps accepted" in captured.out

@@ -523,7 +523,7 @@ class _Run:
         return summary
 
     def _start(self, identity: dict[str, Any]) -> PreparedSystem:
-        """Return the System to run; it is kept, because water is added at random."""
+        """Return the System to run; it is kept, because no box relaxes to the same place twice."""
         folder = self._folder / START
         if (folder / "prepared.json").exists():
             prepared = read_prepared(folder)

@@ -140,7 +140,7 @@ class RunSettings:
             ("padding_nm", "nm"),
             ("cutoff_nm", "nm"),
             ("max_energy_rise", "kJ/mol"),
-            ("max_energy_sigma", "standard deviations"),
+            ("max_energy_sigma", ""),
         ):
             if name != "jumps":
                 _number(name, getattr(self, name), wanted)
@@ -153,7 +153,7 @@ class RunSettings:
         _whole("candidates", self.candidates, MAX_CANDIDATES)
         _whole("settle_steps", self.settle_steps, least=0)
         if self.max_novelty != "card":
-            _number("max_novelty", self.max_novelty, "no unit")
+            _number("max_novelty", self.max_novelty, "")
         if self.waters is not None and self.padding_nm is not None:
             raise ValueError("give waters or padding_nm, not both")
         if self.format not in FORMATS:
@@ -189,7 +189,8 @@ def _number(name: str, value: Any, wanted: str, zero: bool = False) -> None:
     )
     if not fine:
         kind = "a number of at least 0" if zero else "a positive number"
-        raise ValueError(f"{name} must be {kind} of {wanted}, got {value!r}")
+        of = f" of {wanted}" if wanted else ""
+        raise ValueError(f"{name} must be {kind}{of}, got {value!r}")
 
 
 def _whole(name: str, value: Any, most: int | None = None, least: int = 1) -> None:
