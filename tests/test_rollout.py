@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
 from openmm_sd import rollout as module
+from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
 from openmm_sd.propagator.jump import Jump, build_gates, read_status
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
@@ -261,6 +262,8 @@ def test_gates_are_asked_in_order_and_flips_are_counted_whatever_failed(ala2):
             out = torch.where(z > 0, mirrored, frame)
             out = torch.where(z > 1, mirrored * 1.5, out)  # bonds fail before chirality
             out = torch.where((z <= 0) & (z > -0.25), frame * 0.9, out)
+            out = torch.where(z <= -0.25, frame * 1.03, out)
+            out = torch.where(z <= -0.375, frame * 0.97, out)
             out = torch.where(z < -0.5, frame + 90.0, out)
             return torch.where(z < -1, frame * float("nan"), out)
 
@@ -268,6 +271,9 @@ def test_gates_are_asked_in_order_and_flips_are_counted_whatever_failed(ala2):
     card = {
         "bond_windows_nm": windows(ala2, 0.07, 0.2),
         "contact_distances_nm": [[0, ala2.n_atoms - 1, 0.95 * far]],
+        # Two things to ask of the same pair: what is too long for one passes the other.
+        "angle_windows_nm": [[0, ala2.n_atoms - 1, 0.98 * far, 1.05 * far]],
+        "torsion_windows_nm": [[0, ala2.n_atoms - 1, 0.9 * far, 1.02 * far]],
     }
     rollout = Rollout(
         ScoreModel(Bad(), ala2, card),
@@ -282,8 +288,10 @@ def test_gates_are_asked_in_order_and_flips_are_counted_whatever_failed(ala2):
     assert counts["rejections"]["bonds"] == int((z > 1).sum())
     assert counts["rejections"]["chirality"] == int(((z > 0) & (z <= 1)).sum())
     assert counts["rejections"]["contacts"] == int(((z > -0.25) & (z <= 0)).sum())
+    assert counts["rejections"]["angles"] == int(((z >= -0.5) & (z <= -0.375)).sum())
+    assert counts["rejections"]["torsions"] == int(((z > -0.375) & (z <= -0.25)).sum())
     assert counts["chirality_flips"] == int((z > 0).sum())
-    assert min(counts["rejections"].values()) > 10
+    assert min(counts["rejections"].values()) > 4
 
 
 def test_equivalent_atoms_are_put_back(ala2):
@@ -779,3 +787,16 @@ def test_command(jitter, ala2, tmp_path, capsys):
         captured = capsys.readouterr()
         assert message in captured.err
         assert captured.out == ""
+
+
+def test_peptide_bonds_of_the_shipped_model_stay_trans():
+    """An earlier version had four runs with a cis bond in its data, and went there at 100 ps."""
+    rollout = Rollout(
+        ScoreModel.load("ala2-water"), RolloutSettings(chains=250, lag_ps=100.0, seed=5)
+    )
+    for _ in range(8):
+        frames = rollout.advance()
+        for torsion in ((1, 4, 6, 8), (8, 14, 16, 18)):
+            assert (np.abs(dihedral(frames, torsion)) > np.pi / 2).all()
+    # And no draw had to be turned down for it.
+    assert rollout.statistics()["rejections"]["torsions"] == 0
