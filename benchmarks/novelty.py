@@ -134,14 +134,11 @@ def cases_of(model: ScoreModel, folder: Path, seed: int) -> dict[str, Frames]:
         )[::10]
     if model.start_frames is not None:
         cases["start frames of the bundle"] = model.start_frames
-        # Chains that begin where the score is low: those that begin cis stay so.
-        omega = np.abs(dihedral(model.start_frames, PEPTIDE_BONDS["ACE-ALA"][2]))
-        chains = Rollout(
-            model, RolloutSettings(chains=100, seed=seed), model.start_frames[omega > np.pi / 2]
-        )
-        cases["chains of the model, 20 jumps"] = np.concatenate(
-            [chains.advance() for _ in range(20)]
-        )
+        for lag in (10.0, 100.0):
+            chains = Rollout(model, RolloutSettings(chains=100, lag_ps=lag, seed=seed))
+            cases[f"chains of the model, 20 jumps of {lag:g} ps"] = np.concatenate(
+                [chains.advance() for _ in range(20)]
+            )
 
     some = held_out[rng.choice(len(held_out), EACH, replace=False)].astype(np.float64)
     for name, (axis, side, _) in PEPTIDE_BONDS.items():
