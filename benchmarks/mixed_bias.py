@@ -13,9 +13,9 @@ distributions of the water's oxygens around the carbonyl oxygens, the amide hydr
 methyl carbons, and how many of them are in the first shell. Errors are standard errors over blocks
 of the run. At some time after a jump the figures together agree with MD when the sum of their
 squared deviations, in standard errors, is below what chance stays below as often as within two
-sigma (95.4 %). Speeds are not compared here: runs that are not made in turn see different machines;
-``openmm-sd demo`` does it. ``phi-psi.npy`` is a long series (T, 2) of radians, a frame each ps, to compare
-populations and correlations with.
+sigma (95.4 %). Speeds are not compared here: runs that are not made in turn see different
+machines; ``openmm-sd demo`` does it. ``phi-psi.npy`` is a long series (T, 2) of radians, a frame
+each ps, to compare populations and correlations with.
 """
 
 from __future__ import annotations
@@ -465,6 +465,8 @@ def _totals(about: dict[str, Any]) -> dict[str, Any]:
         return sum(parts) / accepted
 
     return {
+        "lag_ps": about["lag_ps"],
+        "burst_ps": about["burst_ps"],
         "jumps_tried": total("jumps_tried"),
         "accepted_fraction": accepted / total("jumps_tried"),
         "redraws": total("redraws"),
@@ -486,20 +488,26 @@ def draw(result: dict[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     columns = ("energy", "temperature", *SITES)
+    titles = {"energy": "potential energy above MD's, kJ/mol", "temperature": "temperature, K"}
+    titles |= {
+        site: f"waters around {site}, MD {result['md'][site]['value']:.1f}" for site in SITES
+    }
     figure = Figure(figsize=(11, 6.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).ravel()
     for axis, column in zip(axes, columns, strict=False):
         for name, entry in result["mixed"].items():
             table = entry["after_jump"].get("all")
-            if not table or table[-1]["ps"] < 3.9:
+            if not table:
                 continue
             x = np.array([row["ps"] for row in table])
             y = np.array([row[column]["value"] for row in table])
             e = np.array([row[column]["error"] for row in table])
-            axis.errorbar(x, y, 2 * e, marker="o", markersize=3, linewidth=1, label=name[6:])
+            about = entry["about"]
+            label = f"lag {about['lag_ps']:g} ps, burst {about['burst_ps']:g} ps"
+            axis.errorbar(x, y, 2 * e, marker="o", markersize=3, linewidth=1, label=label)
         axis.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
-        axis.set(xscale="log", xlabel="ps after the jump", title=column)
+        axis.set(xscale="log", xlabel="ps after the jump", title=titles.get(column, column))
     axes[len(columns) - 1].legend(fontsize=7)
     axes[-1].set_visible(False)
     figure.savefig(file)
