@@ -496,7 +496,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).ravel()
     for axis, column in zip(axes, columns, strict=False):
-        for name, entry in result["mixed"].items():
+        for entry in result["mixed"].values():
             table = entry["after_jump"].get("all")
             if not table:
                 continue
