@@ -690,7 +690,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             return math.inf
         width = math.sqrt(self._get("energy_variance"))
         # Where MD is up there already it was not the jump.
-        return max(before, self._get("energy_mean") + sigmas * width)
+        return max(before + _SETTLE_TARGET, self._get("energy_mean") + sigmas * width)
 
     def _settle(self) -> bool:
         """Let the surroundings of a jumped solute give way; take the jump back if they cannot.
