@@ -41,6 +41,7 @@ from scipy.stats import chi2
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import basins, dihedral
+from openmm_sd.integrator import BOLTZMANN
 from openmm_sd.prepare import equilibrate, solvate
 
 MODEL = "ala2-water"
@@ -86,6 +87,7 @@ def main() -> None:
             command.add_argument("--burst", type=float, default=1.0)
             command.add_argument("--jumps", type=int, default=1000)
             command.add_argument("--settle", type=int, default=None, help="settling steps")
+            command.add_argument("--hold", type=float, default=0.0, help="ps, see HeldSolute")
         if name == "report":
             command.add_argument("--reference", type=Path)
             command.add_argument("--json", type=Path)
@@ -231,12 +233,63 @@ def run_md(options: argparse.Namespace) -> None:
             saved = time.monotonic()
 
 
+class HeldSolute(ScoreDynamicsIntegrator):
+    """A trial: after a jump the solute is held still for some MD, so that the water comes first.
+
+    The MD is that of OpenMM's Langevin middle integrator with friction 1/ps for all other
+    particles. It counts neither as steps nor as time.
+    """
+
+    hold_ps = 0.0
+
+    def _add_programs(self, group: int, mobile: Any) -> None:
+        super()._add_programs(group, mobile)
+        step = self._langevin.getStepSize()
+        program = self._holder = openmm.CustomIntegrator(step)
+        program.setIntegrationForceGroups(set(range(32)) - {group})
+        program.setConstraintTolerance(self._langevin.getConstraintTolerance())
+        program.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
+        keep = float(np.exp(-step._value))
+        for name, value in (("kT", 300.0 * BOLTZMANN), ("keep", keep), ("first", 0.0)):
+            program.addGlobalVariable(name, value)
+        program.addGlobalVariable("noise", float(np.sqrt(1.0 - keep**2)))
+        program.addPerDofVariable("mobile", 0.0)
+        program.setPerDofVariableByName("mobile", mobile)
+        program.addPerDofVariable("unconstrained", 0.0)
+        program.addComputePerDof("x", "x")
+        program.addComputePerDof("v", "mobile*(v+dt*f/m)")
+        program.addConstrainVelocities()
+        program.addComputePerDof("x", "x+0.5*dt*v")
+        thermal = "sqrt(kT/m)*gaussian"
+        program.addComputePerDof("v", f"mobile*select(first, {thermal}, keep*v+noise*{thermal})")
+        program.addComputePerDof("x", "x+0.5*dt*v")
+        program.addComputePerDof("unconstrained", "x")
+        program.addConstrainPositions()
+        program.addComputePerDof("v", "mobile*(v+(x-unconstrained)/dt)")
+        self._place = self.addIntegrator(program)
+
+    def _settle(self) -> bool:
+        stands = super()._settle()
+        steps = round(self.hold_ps / self._step_size())
+        if stands and steps:
+            context = self._context()
+            count, now = context.getStepCount(), context.getTime()
+            self.setCurrentIntegrator(self._place)
+            for first, some in ((1.0, 1), (0.0, steps - 1)):
+                self._holder.setGlobalVariableByName("first", first)
+                openmm.CompoundIntegrator.step(self, some)
+            self.setCurrentIntegrator(0)
+            context.setStepCount(count)
+            context.setTime(now)
+        return stands
+
+
 def run_mixed(options: argparse.Namespace) -> None:
     """A mixed run of the box, looked at after every jump."""
     box = _load(options.folder)
     model = ScoreModel.load(MODEL)
     settings = {} if options.settle is None else {"settleSteps": options.settle}
-    integrator = ScoreDynamicsIntegrator(
+    integrator = HeldSolute(
         model,
         300.0,
         1.0,
@@ -246,6 +299,7 @@ def run_mixed(options: argparse.Namespace) -> None:
         seed=options.seed,
         **settings,
     )
+    integrator.hold_ps = options.hold
     system = openmm.XmlSerializer.clone(box.system)
     solute = list(integrator.attach(system, box.topology, platform=options.platform).particles)
     context = _context(box, system, integrator, options)
@@ -268,7 +322,8 @@ def run_mixed(options: argparse.Namespace) -> None:
         "stops_ps": [round(s * STEP_PS, 6) for s in stops],
     }
     name = f"mixed-lag{options.lag:g}-burst{options.burst:g}"
-    name += ("" if options.settle is None else f"-settle{options.settle}") + f"-{options.seed}.npz"
+    name += "" if options.settle is None else f"-settle{options.settle}"
+    name += (f"-hold{options.hold:g}" if options.hold else "") + f"-{options.seed}.npz"
     saved = time.monotonic()
     seconds = 0.0
     accepted = False
@@ -421,6 +476,7 @@ def report(options: argparse.Namespace) -> None:
                 z = value.minus(there[key])
                 print(f"| {key} | {there[key]} | {value} | {z.value / z.error:+.1f} |")
             entry["reference"] = {k: dataclasses.asdict(v) for k, v in there.items()}
+            entry["undone"] = undone(data, series, max(1, round(about["burst_ps"])))
         print(
             f"\naccepted {totals['accepted_fraction']:.4f}, settling steps a jump "
             f"{totals['settle_steps']:.2f}, energy after the jump {totals['energy_before']:+.0f}, "
@@ -449,6 +505,38 @@ def conformations(runs: list[NDArray[np.float64]], stride: int) -> dict[str, Mea
             away = [x - mean for x in inside]
             pairs = np.concatenate([x[:-stride] * x[stride:] for x in away])
             result[f"correlation of {basin} one step on"] = blocked(pairs / (mean * (1 - mean)))
+    return result
+
+
+def undone(
+    data: dict[str, Any], series: NDArray[np.float64], burst: int
+) -> dict[str, dict[str, float]]:
+    """Count jumps to another basin of phi < 0 that are back in the old one after the burst.
+
+    Beside it what MD does in that time (`burst`, in frames of the series) from where they landed.
+    """
+    # Row k holds the states before and after the jump that its burst follows.
+    before, after = basins(*data["before"].T), basins(*data["after"].T)
+    start, landed, end = before[1:-1], after[1:-1], before[2:]
+    there = basins(*series.T)
+    known = range(len(BASIN_NAMES))
+    rates = np.array(
+        [[float((there[burst:][there[:-burst] == i] == j).mean()) for j in known] for i in known]
+    )
+    moved = (start != landed) & (start < len(known)) & (landed < len(known))
+    moved &= data["accepted"][1:-1]
+    alpha = BASIN_NAMES.index("alphaR")
+    result = {}
+    for name, chosen in (
+        ("to another basin", moved),
+        ("from or to alphaR", moved & ((start == alpha) | (landed == alpha))),
+    ):
+        back = float((end == start)[chosen].mean())
+        count = int(chosen.sum())
+        error = float(np.sqrt(max(back * (1 - back), 1.0 / count) / count))
+        md = float(rates[landed[chosen], start[chosen]].mean())
+        result[name] = {"jumps": count, "back": back, "error": error, "md": md}
+        print(f"jumps {name}: {count}, back after the burst {back:.3f} ± {error:.3f}, MD {md:.3f}")
     return result
 
 
@@ -488,7 +576,10 @@ def draw(result: dict[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     columns = ("energy", "temperature", *SITES)
-    titles = {"energy": "potential energy above MD's, kJ/mol", "temperature": "temperature, K"}
+    titles = {
+        "energy": "potential energy above MD's, kJ/mol",
+        "temperature": "temperature above MD's, K",
+    }
     titles |= {
         site: f"waters around {site}, MD {result['md'][site]['value']:.1f}" for site in SITES
     }
@@ -508,8 +599,8 @@ def draw(result: dict[str, Any], file: Path) -> None:
             axis.errorbar(x, y, 2 * e, marker="o", markersize=3, linewidth=1, label=label)
         axis.axhline(0.0, color="0.6", linewidth=0.8, zorder=0)
         axis.set(xscale="log", xlabel="ps after the jump", title=titles.get(column, column))
-    axes[len(columns) - 1].legend(fontsize=7)
-    axes[-1].set_visible(False)
+    axes[-1].axis("off")
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center")
     figure.savefig(file)
 
 
