@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd.integrator import BOLTZMANN
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.propagator.molecule import Molecule
+from openmm_sd.reporters import degrees_of_freedom
 
 TEMPERATURE_K = 300.0
 CUTOFF_NM = 0.75
@@ -191,13 +193,11 @@ def constant_pressure(
         rows.append(energies(context))
     potential, kinetic, volume = np.array(rows).T
     masses = [system.getParticleMass(i)._value for i in range(system.getNumParticles())]
-    freedom = 3 * sum(m > 0 for m in masses) - system.getNumConstraints()
-    gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
     gram_per_ml = 1.66053906660e-3  # of a dalton per cubic nanometre
     return {
         "density, g/ml": blocked(sum(masses) * gram_per_ml / volume),
         "potential energy, kJ/mol": blocked(potential),
-        "temperature, K": blocked(2.0 * kinetic / (freedom * gas)),
+        "temperature, K": blocked(2.0 * kinetic / (degrees_of_freedom(system) * BOLTZMANN)),
     }
 
 

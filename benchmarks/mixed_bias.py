@@ -36,13 +36,13 @@ import numpy as np
 import openmm
 import torch
 from numpy.typing import NDArray
-from openmm import unit
 from scipy.stats import chi2
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import basins, dihedral
 from openmm_sd.integrator import BOLTZMANN
 from openmm_sd.prepare import equilibrate, solvate
+from openmm_sd.reporters import degrees_of_freedom
 
 MODEL = "ala2-water"
 WATERS = 400
@@ -145,13 +145,7 @@ class Observer:
             elif symbol == "C" and hydrogens == 3:
                 kinds["CH3"].append(i)
         self.sites = {name: np.array(kinds[kind]) for name, (kind, _) in SITES.items()}
-        system = box.system
-        self.dof = 3 * sum(
-            system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles())
-        )
-        self.dof -= system.getNumConstraints()
-        if any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces()):
-            self.dof -= 3
+        self.dof = degrees_of_freedom(box.system)
         self.bins = np.arange(0.0, REACH_NM + BIN_NM / 2, BIN_NM)
 
     def __call__(self, context: openmm.Context) -> tuple[float, float, NDArray[np.int64]]:
@@ -167,8 +161,7 @@ class Observer:
             d -= self.edge * np.round(d / self.edge)
             r = np.sqrt((d * d).sum(-1)).ravel()
             counts.append(np.histogram(r, self.bins)[0])
-        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
-        temperature = 2.0 * kinetic / (self.dof * gas)
+        temperature = 2.0 * kinetic / (self.dof * BOLTZMANN)
         return state.getPotentialEnergy()._value, temperature, np.array(counts)
 
     def torsions(self, context: openmm.Context) -> tuple[float, float]:

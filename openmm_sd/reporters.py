@@ -9,7 +9,7 @@ from typing import IO, Any
 import openmm
 from openmm import unit
 
-from .integrator import ScoreDynamicsIntegrator
+from .integrator import BOLTZMANN, ScoreDynamicsIntegrator
 
 
 class ScoreDynamicsReporter:
@@ -82,10 +82,9 @@ class ScoreDynamicsReporter:
                 f"{type(integrator).__name__}"
             )
         if self._dof is None:
-            self._dof = _degrees_of_freedom(simulation.system)
+            self._dof = degrees_of_freedom(simulation.system)
         numbers = integrator.getStatistics()
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
-        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         row = {
             "Step": simulation.currentStep,
             "MD Time (ps)": f"{numbers['md_time_ps']:.10g}",
@@ -102,7 +101,7 @@ class ScoreDynamicsReporter:
             "Potential Energy (kJ/mol)": repr(
                 state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             ),
-            "Temperature (K)": f"{2.0 * kinetic / (self._dof * gas):.6g}",
+            "Temperature (K)": f"{2.0 * kinetic / (self._dof * BOLTZMANN):.6g}",
             **{f"Seconds: {part}": f"{n:.6f}" for part, n in numbers["seconds"].items()},
         }
         header = ",".join(f'"{name}"' for name in row)
@@ -127,7 +126,7 @@ def _or_nothing(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _degrees_of_freedom(system: openmm.System) -> int:
+def degrees_of_freedom(system: openmm.System) -> int:
     """Degrees of freedom that carry kinetic energy."""
     massive = [
         system.getParticleMass(i).value_in_unit(unit.dalton) > 0

@@ -42,7 +42,8 @@ class Torsion:
     atoms: tuple[int, int, int, int]
 
 
-def _graph(molecule: Bonded) -> nx.Graph:
+def bond_graph(molecule: Bonded) -> nx.Graph:
+    """Return atoms and bonds as a graph."""
     graph = nx.Graph()
     graph.add_nodes_from(range(len(molecule.atomic_numbers)))
     graph.add_edges_from(molecule.bonds)
@@ -55,7 +56,7 @@ def backbone_torsions(molecule: Bonded) -> list[tuple[Torsion, Torsion]]:
     Found by bonds and elements, not by names: a carbon between an amide's nitrogen and another
     amide's carbonyl carbon.
     """
-    graph, z = _graph(molecule), molecule.atomic_numbers
+    graph, z = bond_graph(molecule), molecule.atomic_numbers
 
     def neighbours(atom: int, element: int) -> list[int]:
         return sorted(i for i in graph[atom] if z[i] == element)
@@ -97,7 +98,7 @@ def torsions(molecule: Bonded) -> list[Torsion]:
     molecule has no other. The torsions phi and psi of amino acids come first, then the others in
     the order of their atoms.
     """
-    graph, z = _graph(molecule), molecule.atomic_numbers
+    graph, z = bond_graph(molecule), molecule.atomic_numbers
     result = [torsion for pair in backbone_torsions(molecule) for torsion in pair]
     taken = {frozenset(torsion.atoms[1:3]) for torsion in result}
     bridges = {frozenset(edge) for edge in nx.bridges(graph)}
@@ -142,7 +143,7 @@ def heavy_bonds(molecule: Bonded) -> NDArray[np.int64]:
 
 def heavy_angles(molecule: Bonded) -> NDArray[np.int64]:
     """Return the angles between bonds of heavy atoms, (M, 3) with the vertex in the middle."""
-    graph, z = _graph(molecule), molecule.atomic_numbers
+    graph, z = bond_graph(molecule), molecule.atomic_numbers
     rows = []
     for vertex in range(len(z)):
         ends = sorted(a for a in graph[vertex] if z[a] != 1) if z[vertex] != 1 else []
@@ -160,7 +161,7 @@ def distant_pairs(molecule: Bonded, hydrogens: bool = False) -> NDArray[np.int64
     hydrogens : bool
         Also pairs with a hydrogen; by default those of two heavy atoms only.
     """
-    graph, z = _graph(molecule), molecule.atomic_numbers
+    graph, z = bond_graph(molecule), molecule.atomic_numbers
     near = {i: nx.single_source_shortest_path_length(graph, i, cutoff=2) for i in graph}
     atoms = [i for i in graph if hydrogens or z[i] != 1]
     rows = [(i, j) for i in atoms for j in atoms if i < j and j not in near[i]]

@@ -100,7 +100,6 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             arguments.datasets,
             arguments.output,
             settings,
-            without=arguments.without or (),
             report=progress,
         )
         return Outcome(

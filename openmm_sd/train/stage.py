@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..analysis import dihedral
-from ..analysis.geometry import distant_pairs
+from ..analysis.geometry import bond_graph, distant_pairs, heavy_bonds
 from ..dataset import BIASED, Dataset, Run, difference, file_sha256, merge, read_dataset
 from ..generate.frames import constraint_lengths
 from ..generate.seeding import slow_torsions
@@ -197,19 +198,12 @@ def train_bundle(
     say = report or (lambda what, how_far: None)
     output = Path(output)
     _check_output(output, datasets)
-    say("reading", ", ".join(Path(d).name for d in datasets))
-    parts = [read_dataset(path) for path in datasets]
-    data = merge(parts) if len(parts) > 1 else parts[0]
-    unknown = sorted(set(settings.without) - {run.name for run in data.runs})
-    if unknown:
-        raise ValueError(f"there is no run {unknown[0]} in the data sets")
+    data = _read(datasets, say)
+    _check_names(settings.without, data.runs)
     device = _device(settings.device)
     runs, spacing = _prepared(data, settings)
-    kept, held = split_runs(runs, settings.held_out, settings.training.seed)
-    # After the split, so that leaving runs out exchanges nothing between its sides.
-    runs, kept, held = (left_in(some, settings.without) for some in (runs, kept, held))
-    if not kept:
-        raise ValueError("every run is left out")
+    kept, held = _kept_and_held(runs, settings)
+    runs = left_in(runs, settings.without)
     data = replace(data, runs=tuple(left_in(data.runs, settings.without)))
     biased = [run for run in data.runs if run.kind == BIASED]
 
@@ -313,7 +307,6 @@ def add_novelty(
     output: Path | str,
     settings: StageSettings | None = None,
     *,
-    without: Sequence[str] = (),
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Give a bundle a novelty score made from its training data; all else stays as it is.
@@ -328,9 +321,8 @@ def add_novelty(
         The new bundle, with the ending ``.safetensors``; it may be the old one's path.
     settings : StageSettings, optional
         `held_out`, `drop_ps` and the seed of training are used: those that the model was trained
-        with, so that the held-out runs are the same.
-    without : sequence of str
-        Names of runs that are left out: what only they show is novel.
+        with, so that the held-out runs are the same. And `without`: what only the runs show that
+        are left out is novel.
     report : callable, optional
         Called with what is being done and how far it is.
 
@@ -344,27 +336,18 @@ def add_novelty(
     output = Path(output)
     _check_output(output, datasets)
     model = ScoreModel.load(bundle)
-    say("reading", ", ".join(Path(d).name for d in datasets))
-    parts = [read_dataset(path) for path in datasets]
-    data = merge(parts) if len(parts) > 1 else parts[0]
+    data = _read(datasets, say)
     molecule = model.molecules[0]
     different = difference(molecule, data.molecule)
     if different:
         raise ValueError(f"{bundle} is of another molecule than the data: {different}")
     runs, _ = _prepared(data, settings)
-    unknown = sorted(set(without) - {run.name for run in runs})
-    if unknown:
-        raise ValueError(f"there is no run {unknown[0]} in the data sets")
-    kept, held = (
-        [run for run in some if run.name not in without]
-        for some in split_runs(runs, settings.held_out, settings.training.seed)
-    )
-    if not kept:
-        raise ValueError("every run is left out")
+    _check_names(settings.without, runs)
+    kept, held = _kept_and_held(runs, settings)
     say("measuring what the training frames cover", f"{sum(r.n_frames for r in kept)} frames")
     novelty, entry = novelty_of(molecule, kept, held, settings.training.seed)
     entry["data_sets"] = [{"file": Path(d).name, "sha256": file_sha256(d)} for d in datasets]
-    entry["runs_left_out"] = sorted(without)
+    entry["runs_left_out"] = sorted(settings.without)
     card = model.card | {"novelty": entry}
     say("writing", output.name)
     ScoreModel(
@@ -421,6 +404,29 @@ def _some(runs: Sequence[Run], rng: np.random.Generator) -> NDArray[np.float32]:
     if len(frames) > _NOVELTY_FRAMES:
         frames = frames[np.sort(rng.choice(len(frames), _NOVELTY_FRAMES, replace=False))]
     return frames
+
+
+def _read(datasets: Sequence[Path | str], say: Report) -> Dataset:
+    say("reading", ", ".join(Path(d).name for d in datasets))
+    parts = [read_dataset(path) for path in datasets]
+    return merge(parts) if len(parts) > 1 else parts[0]
+
+
+def _check_names(without: Sequence[str], runs: Sequence[Run]) -> None:
+    unknown = sorted(set(without) - {run.name for run in runs})
+    if unknown:
+        raise ValueError(f"there is no run {unknown[0]} in the data sets")
+
+
+def _kept_and_held(runs: Sequence[Run], settings: StageSettings) -> tuple[list[Run], list[Run]]:
+    """Split runs, and leave some out: after the split, so that nothing changes sides."""
+    kept, held = (
+        left_in(some, settings.without)
+        for some in split_runs(runs, settings.held_out, settings.training.seed)
+    )
+    if not kept:
+        raise ValueError("every run is left out")
+    return kept, held
 
 
 def _check_output(output: Path, datasets: Sequence[Path | str]) -> None:
@@ -629,10 +635,9 @@ def bond_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[
 
 def angle_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
     """Return (atom, atom, shortest, longest nm) of the ends of all angles, from data."""
-    near = _neighbours(molecule)
-    bonded = {frozenset(bond) for bond in molecule.bonds}
-    ends = {(i, j) for atoms in near for i in atoms for j in atoms if i < j}
-    return [_window(frames, i, j) for i, j in sorted(ends) if frozenset((i, j)) not in bonded]
+    graph = bond_graph(molecule)
+    ends = {(i, j) for k in graph for i in graph[k] for j in graph[k] if i < j}
+    return [_window(frames, i, j) for i, j in sorted(ends) if not graph.has_edge(i, j)]
 
 
 def torsion_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
@@ -641,26 +646,19 @@ def torsion_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> li
     These are torsions of four heavy atoms, about a peptide bond for instance, that stay within
     90 degrees of their mean.
     """
-    near, z = _neighbours(molecule), molecule.atomic_numbers
-    windows = {}
-    for j, k in molecule.bonds:
-        for i in near[j] - {k}:
-            for m in near[k] - {j}:
-                if 1 in (z[i], z[j], z[k], z[m]) or i == m or m in near[i] or near[i] & near[m]:
-                    continue
-                angle = dihedral(frames, (i, j, k, m))
-                mean = np.angle(np.exp(1j * angle).mean())
-                if np.abs(np.angle(np.exp(1j * (angle - mean)))).max() < 0.5 * np.pi:
-                    windows[min(i, m), max(i, m)] = _window(frames, min(i, m), max(i, m))
-    return [windows[pair] for pair in sorted(windows)]
-
-
-def _neighbours(molecule: Molecule) -> list[set[int]]:
-    near: list[set[int]] = [set() for _ in range(molecule.n_atoms)]
-    for i, j in molecule.bonds:
-        near[i].add(j)
-        near[j].add(i)
-    return near
+    graph = bond_graph(molecule)
+    apart = {(int(i), int(m)) for i, m in distant_pairs(molecule)}
+    stiff = set()
+    for j, k in heavy_bonds(molecule).tolist():
+        for i, m in product(graph[j], graph[k]):
+            ends = min(i, m), max(i, m)
+            if ends not in apart:
+                continue
+            angle = dihedral(frames, (i, j, k, m))
+            mean = np.angle(np.exp(1j * angle).mean())
+            if np.abs(np.angle(np.exp(1j * (angle - mean)))).max() < 0.5 * np.pi:
+                stiff.add(ends)
+    return [_window(frames, i, m) for i, m in sorted(stiff)]
 
 
 def _window(frames: NDArray[np.floating[Any]], i: int, j: int) -> list[float]:
