@@ -162,3 +162,18 @@ def positions_of(context):
 def velocities_of(context):
     """Velocities in nm/ps."""
     return np.array(context.getState(velocities=True).getVelocities(asNumpy=True)._value)
+
+
+def turned(frames, axis, side, degrees):
+    """Frames with the atoms of one side turned about a bond."""
+    frames = frames.copy()
+    origin = frames[:, axis[:1]]
+    direction = frames[:, axis[1:]] - origin
+    direction /= np.linalg.norm(direction, axis=2, keepdims=True)
+    arms = frames[:, side] - origin
+    along = (arms * direction).sum(axis=2, keepdims=True) * direction
+    angle = np.deg2rad(degrees)
+    frames[:, side] = (
+        origin + along + (arms - along) * np.cos(angle) + np.cross(direction, arms) * np.sin(angle)
+    )
+    return frames

@@ -7,7 +7,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from conftest import LANDING, Engine, model_of, positions_of, velocities_of
+from conftest import LANDING, Engine, model_of, positions_of, turned, velocities_of
 from openmm import app, unit
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
@@ -1218,7 +1218,7 @@ def test_the_shipped_model_with_default_settings(engine, water_box, precision):
 def test_a_cis_peptide_is_left_to_md(engine, peptide):
     """The shipped model has never seen one, and must not be asked what comes next."""
     model = ScoreModel.load("ala2-water")
-    for turn in (0.0, np.pi):
+    for turn in (0.0, 180.0):
         integrator = ScoreDynamicsIntegrator(
             model, stepSize=0.001, burst=0.005, lag=10.0, bridge=engine.bridge, seed=1
         )
@@ -1227,18 +1227,8 @@ def test_a_cis_peptide_is_left_to_md(engine, peptide):
         context = openmm.Context(system, integrator, engine.platform)
         x = peptide.positions.copy()
         own = np.array(solute.particles)
-        frame = x[own]
         # ACE turned about the bond from its carbon to alanine's nitrogen.
-        side = np.arange(6)
-        axis = frame[6] - frame[4]
-        axis /= np.linalg.norm(axis)
-        arm = frame[side] - frame[4]
-        along = np.outer(arm @ axis, axis)
-        across = arm - along
-        frame[side] = (
-            frame[4] + along + np.cos(turn) * across + np.sin(turn) * np.cross(axis, across)
-        )
-        x[own] = frame
+        x[own] = turned(x[own][None], [4, 6], np.arange(6), turn)[0]
         context.setPositions(x)
         context.setVelocitiesToTemperature(300, 1)
         integrator.step(5)

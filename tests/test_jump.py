@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import turned
 
 from openmm_sd import Propagator, ScoreModel
 from openmm_sd.analysis.geometry import distances, distant_pairs
@@ -333,23 +334,15 @@ def test_gates_of_the_shipped_model_see_bent_angles_and_turned_peptide_bonds():
     assert all(bool(gate(good, good).all()) for gate in gates.values())
 
     def turn(axis, side, degrees):
-        origin = good[:, axis[0]].unsqueeze(1)
-        line = torch.nn.functional.normalize(good[:, axis[1]].unsqueeze(1) - origin, dim=2)
-        arm = good[:, side] - origin
-        along = (arm * line).sum(2, keepdim=True) * line
-        angle = torch.tensor(degrees).deg2rad()
-        across = torch.linalg.cross(line.expand_as(arm), arm)
-        out = good.clone()
-        out[:, side] = origin + along + (arm - along) * angle.cos() + across * angle.sin()
-        return out
+        return torch.from_numpy(turned(good.numpy(), axis, side, degrees))
 
     # ACE about the bond from its carbon to alanine's nitrogen; bonds and angles stay as they are.
-    cis = turn((4, 6), [0, 1, 2, 3, 5], 180.0)
+    cis = turn([4, 6], [0, 1, 2, 3, 5], 180.0)
     assert not gates["torsions"](good, cis).any()
     for name in ("bonds", "angles", "chirality"):
         assert gates[name](good, cis).all()
     # Phi may turn.
-    assert gates["torsions"](good, turn((6, 8), [0, 1, 2, 3, 4, 5, 7], 120.0)).all()
+    assert gates["torsions"](good, turn([6, 8], [0, 1, 2, 3, 4, 5, 7], 120.0)).all()
     # The side chain's carbon pulled sideways, at its old distance from CA.
     bent = good.clone()
     arm = good[:, 10] - good[:, 8]

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import turned
 from small_molecules import (
     acetonitrile,
     carbon_dioxide,
@@ -62,21 +63,6 @@ def tensor(frames):
 def rotation(seed):
     matrix, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
     return matrix * np.sign(np.linalg.det(matrix))
-
-
-def turned(frames, axis, side, degrees):
-    """Frames with the atoms of one side turned about a bond."""
-    frames = frames.copy()
-    origin = frames[:, axis[:1]]
-    direction = frames[:, axis[1:]] - origin
-    direction /= np.linalg.norm(direction, axis=2, keepdims=True)
-    arms = frames[:, side] - origin
-    along = (arms * direction).sum(axis=2, keepdims=True) * direction
-    angle = np.deg2rad(degrees)
-    frames[:, side] = (
-        origin + along + (arms - along) * np.cos(angle) + np.cross(direction, arms) * np.sin(angle)
-    )
-    return frames
 
 
 # --- the vectors --------------------------------------------------------------------------------
