@@ -36,6 +36,7 @@ TEMPERATURE_K = 300.0
 CUTOFF_NM = 0.75
 EDGE_NM = 1.9
 BURST_PS = 0.2
+SETTLE_PS = 0.2
 # Length of the stretches without a thermostat, and time between two looks at the energy, ps.
 NVE_BURST_PS = 1.0
 NVE_LOOK_PS = 0.1
@@ -144,6 +145,7 @@ def begin(
             friction,
             step,
             burst=burst,
+            settleTime=SETTLE_PS,
             bridge=options.bridge,
             seed=options.seed + 1,
         )

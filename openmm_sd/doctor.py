@@ -150,6 +150,7 @@ def _simulation(
         frictionCoeff=0.0,
         stepSize=_STEP_PS,
         burst=_BURST_STEPS * _STEP_PS,
+        settleTime=_BURST_STEPS * _STEP_PS,
         bridge=bridge,
         seed=1,
     )

@@ -55,7 +55,10 @@ PREFIX = "sd_"
 # Everything that a restart needs lives in global variables of the jump program, because OpenMM
 # carries those in States and checkpoints. Name -> value at the start.
 _STATE: dict[str, float] = {
-    "md_time": 0.0,  # ps of ordinary MD done under this integrator
+    # Steps are counted rather than times added: the sum's last digits would depend on where a run
+    # was interrupted.
+    "md_steps": 0.0,  # steps of ordinary MD done under this integrator, of the present size
+    "md_earlier": 0.0,  # ps of ordinary MD done in steps of another size
     "burst_done": 0.0,  # MD steps since the last jump was due
     "fresh": 0.0,  # 1 after a jump, until the next MD step has drawn new velocities
     "tried": 0.0,  # jumps tried; the number of the next jump
@@ -72,13 +75,16 @@ _STATE: dict[str, float] = {
     "settle_moves": 0.0,  # settling steps made after them
     "settle_before": 0.0,  # sums over them: energy above that before the jump, kJ/mol, unsettled
     "settle_after": 0.0,  # and settled
+    "settle_left": 0.0,  # MD steps of settling still to do after the last jump
+    "settle_begun": 0.0,  # 1 once the first of them has drawn velocities
+    "settle_time": 0.0,  # ps of MD in which everything but the solute settled
     **{f"rejected_{name}": 0.0 for name in _REJECTIONS},
 }
 
 # What the user chose; variables of the program as well.
 _SETTINGS = (
     "temperature", "friction", "step", "burst", "lag", "seed", "max_tries", "candidates",
-    "max_rise", "max_sigma", "max_novelty", "settle_steps", "enabled", "tolerance",
+    "max_rise", "max_sigma", "max_novelty", "settle_steps", "settle_ps", "enabled", "tolerance",
 )  # fmt: skip
 # What only lives while the program runs: its switches, and what it finds.
 _SCRATCH = (
@@ -86,7 +92,7 @@ _SCRATCH = (
     "tries", "drawn", "status", "ok", "again", "back", "energy", "energy_before", "rise",
 )  # fmt: skip
 # Places in the CompoundIntegrator.
-_LANGEVIN, _JUMPER, _REFRESHER = 0, 1, 2
+_LANGEVIN, _JUMPER, _REFRESHER, _SETTLER = 0, 1, 2, 3
 # Settling: nm that a particle moves per kJ/mol/nm of force, and at most, a coordinate and step. In
 # a box of 1,903 atoms five such steps took the water around a jumped alanine dipeptide from 205
 # kJ/mol above its energy to 85 below; steps seven times longer heated the box.
@@ -96,6 +102,8 @@ _SETTLE_LIMIT = 0.005
 # water takes some tens, so that the energy ends on either side of the old one, and a jump that
 # changes next to nothing moves no water at all.
 _SETTLE_TARGET = 25.0
+# Friction of the MD in which everything but the solute settles, 1/ps.
+_SETTLE_FRICTION = 1.0
 # The energy's running mean and variance forget all but the last quarter of a run, and what is
 # further back than this many bursts, so that they follow a box that is still being equilibrated.
 # They are believed from so many on.
@@ -115,13 +123,14 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     """Alternate bursts of Langevin dynamics with learned jumps of the solute.
 
     Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. At the end of every burst a
-    learned kernel proposes where the solute will be one lag later. A proposal that passes the
-    gates is applied, everything else gives way by a few small steps downhill, and the next MD step
-    draws all velocities anew. A proposal that fails, or to which the surroundings cannot give way,
-    is taken back and drawn again, a limited number of times; then the jump is dropped and MD
-    carries on. From a frame unlike those the model was trained on there is no jump: MD covers that
-    lag instead. All of this is counted. One ``step()`` is one MD step, whatever happens at its end,
-    so reporters, barostats and step counts behave as with any other integrator.
+    learned kernel proposes where the solute will be one lag later. A proposal that passes the gates
+    is applied, everything else gives way by a few small steps downhill and then by a short MD
+    around the solute at rest, and the next MD step draws all velocities anew. A proposal that
+    fails, or to which the surroundings cannot give way, is taken back and drawn again, a limited
+    number of times; then the jump is dropped and MD carries on. From a frame unlike those the model
+    was trained on there is no jump: MD covers that lag instead. All of this is counted. One
+    ``step()`` is one MD step, whatever happens at its end, so reporters, barostats and step counts
+    behave as with any other integrator.
 
     There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
     force field's. Read the model card for its measured error.
@@ -153,6 +162,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     settleSteps : int
         After a jump everything but the solute makes up to so many small bounded steps downhill,
         until the potential energy is back within 25 kJ/mol of what it was. 0 for none.
+    settleTime : Quantity or float
+        Then everything but the solute does so much MD, ps, while the solute rests: without it the
+        water, which still stands as before the jump, draws the solute back. This MD counts
+        neither as steps nor as time. 0 for none. Without surroundings there is none either.
     maxEnergyRise : Quantity or float or None
         A jump after which, settled, the potential energy is higher than before it by more is taken
         back, kJ/mol. None for no limit: then a jump into water molecules blows the run up.
@@ -212,6 +225,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         maxTries: int = 4,
         candidates: int = 4,
         settleSteps: int = 40,
+        settleTime: Any = 1.0,
         maxEnergyRise: Any = 200.0,
         maxEnergySigma: float | None = 4.0,
         maxNovelty: float | str | None = "card",
@@ -231,6 +245,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self.strict = bool(strict)
         self._jumper: openmm.CustomIntegrator | None = None
         self._refresher: openmm.CustomIntegrator | None = None
+        self._settler: openmm.CustomIntegrator | None = None
+        self._surroundings = False
         self._context_ref: weakref.ref[openmm.Context] | None = None
         self._seconds = {"md": 0.0, "model": 0.0, "settle": 0.0}
         # Until attach() writes the jump program, its variables wait here.
@@ -253,6 +269,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self.setMaxTries(maxTries)
         self.setCandidates(candidates)
         self.setSettleSteps(settleSteps)
+        self.setSettleTime(settleTime)
         self.setMaxEnergyRise(maxEnergyRise)
         self.setMaxEnergySigma(maxEnergySigma)
         self.setMaxNovelty(maxNovelty)
@@ -395,10 +412,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         mobile : sequence of Vec3
             1 for every particle that settles after a jump, 0 for the solute's.
         """
+        self._surroundings = any(particle[0] for particle in mobile)
         others = set(range(32)) - {group}
         self._langevin.setIntegrationForceGroups(others)
         self._jumper = openmm.CustomIntegrator(self._langevin.getStepSize())
         self._refresher = openmm.CustomIntegrator(self._langevin.getStepSize())
+        self._settler = openmm.CustomIntegrator(self._langevin.getStepSize())
         for program in self._programs():
             program.setIntegrationForceGroups(others)
             program.setConstraintTolerance(self._langevin.getConstraintTolerance())
@@ -409,8 +428,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             program.addComputePerDof("x", "x")
         self._write_jump(self._jumper, group, mobile)
         self._write_refresh(self._refresher, self._waiting["temperature"])
-        self.addIntegrator(self._jumper)
-        self.addIntegrator(self._refresher)
+        self._write_settle(self._settler, self._waiting["temperature"], mobile)
+        for program in self._programs():
+            self.addIntegrator(program)
 
     def _write_jump(
         self, jumper: openmm.CustomIntegrator, group: int, mobile: Sequence[openmm.Vec3]
@@ -506,6 +526,32 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         # After a whole draw a reporter would read a temperature 40 K too high: mended here.
         refresher.addConstrainVelocities()
 
+    def _write_settle(
+        self,
+        settler: openmm.CustomIntegrator,
+        temperature: float,
+        mobile: Sequence[openmm.Vec3],
+    ) -> None:
+        """Write an MD step of everything but the solute, in the Langevin scheme.
+
+        The first one forgets all velocities, as the step after it does that moves the solute again.
+        """
+        settler.addGlobalVariable("kT", BOLTZMANN * temperature)
+        settler.addGlobalVariable("first", 0.0)
+        settler.addGlobalVariable("keep", 0.0)
+        settler.addPerDofVariable("mobile", 0.0)
+        settler.addPerDofVariable("unconstrained", 0.0)
+        settler.setPerDofVariableByName("mobile", mobile)
+        settler.addComputeGlobal("keep", f"(1-first)*exp(-dt*{_SETTLE_FRICTION})")
+        settler.addComputePerDof("v", "mobile*(v+dt*f/m)")
+        settler.addConstrainVelocities()
+        settler.addComputePerDof("x", "x+0.5*dt*v")
+        settler.addComputePerDof("v", "mobile*(keep*v+sqrt((1-keep^2)*kT/m)*gaussian)")
+        settler.addComputePerDof("x", "x+0.5*dt*v")
+        settler.addComputePerDof("unconstrained", "x")
+        settler.addConstrainPositions()
+        settler.addComputePerDof("v", "mobile*(v+(x-unconstrained)/dt)")
+
     # -- stepping --------------------------------------------------------------------------------
 
     def step(self, steps: int) -> None:
@@ -527,6 +573,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if self._context_ref is None:
             self._check_context()
         self._follow_checkpoint()
+        self._settle_by_dynamics()
         while steps > 0:
             # A burst that was made shorter than what is done of it ends with the next step.
             left = max(1, self._due_steps() - int(self._get("burst_done")))
@@ -539,6 +586,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 self._set("burst_done", 0)
                 self._set("waiting", 0)
                 self._jump()
+                self._settle_by_dynamics()
 
     def _check_context(self) -> None:
         """See before the first step whether the Context is one that `attach` was made for."""
@@ -592,7 +640,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             # Ctrl-C is raised here, after the steps: they count.
             done = context.getStepCount() - before
             self.setCurrentIntegrator(_LANGEVIN)
-            self._add("md_time", done * self._step_size())
+            self._add("md_steps", done)
             if self.getJumping():
                 self._add("burst_done", done)
             if done and integrator == _REFRESHER:
@@ -640,6 +688,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 self._set("fresh", 1)
                 self._add("accepted", 1)
                 self._add("effective_extra", self._get("lag"))
+                if self._surroundings:
+                    self._set("settle_begun", 0)
+                    self._set("settle_left", round(self._get("settle_ps") / self._step_size()))
             elif self._get("status") == STATUS_NOVEL:
                 self._set("waiting", 1)
                 self._add("novel", 1)
@@ -731,6 +782,32 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._seconds["settle"] += time.perf_counter() - began
         return fails is None
 
+    def _settle_by_dynamics(self) -> None:
+        """Let everything but the solute do the MD that is left to do after a jump.
+
+        Ctrl-C may come before its end: the next step goes on with it.
+        """
+        assert self._settler is not None
+        began = time.perf_counter()
+        context = self._context()
+        while left := int(self._get("settle_left")):
+            first = not self._get("settle_begun")
+            self._settler.setGlobalVariableByName("first", float(first))
+            count, now = context.getStepCount(), context.getTime()
+            self.setCurrentIntegrator(_SETTLER)
+            try:
+                super().step(1 if first else left)
+            finally:
+                done = context.getStepCount() - count
+                self.setCurrentIntegrator(_LANGEVIN)
+                context.setStepCount(count)
+                context.setTime(now)
+                self._set("settle_begun", 1)
+                self._set("settle_left", left - done)
+                self._add("settle_time", done * self._step_size())
+                self._seconds["settle"] += time.perf_counter() - began
+                began = time.perf_counter()
+
     def _context(self) -> openmm.Context:
         """The Context that this integrator belongs to.
 
@@ -765,7 +842,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def getMDTime(self) -> unit.Quantity:
         """Time covered by ordinary MD steps under this integrator."""
-        return self._get("md_time") * unit.picosecond
+        return self._md_time() * unit.picosecond
 
     def getNumJumps(self) -> int:
         """Number of jumps that were accepted."""
@@ -773,7 +850,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def getEffectiveTime(self) -> unit.Quantity:
         """MD time plus the lags of all accepted jumps."""
-        return (self._get("md_time") + self._get("effective_extra")) * unit.picosecond
+        return (self._md_time() + self._get("effective_extra")) * unit.picosecond
+
+    def _md_time(self) -> float:
+        return self._get("md_earlier") + self._get("md_steps") * self._get("step")
 
     def getStatistics(self) -> dict[str, Any]:
         """Counters and times.
@@ -787,10 +867,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             turned down, by gate: of the frame, or of the settled system, ``energy`` and
             ``energy_rise``); ``settle``: of the accepted jumps, ``steps`` (settling steps a jump),
             ``energy_before_kJ_per_mol`` and ``energy_after_kJ_per_mol`` (mean potential energy
-            above that before the jump, unsettled and settled; None where no energy was looked
-            at); ``md_time_ps``, ``effective_time_ps`` and ``seconds`` (wall-clock in this process:
-            ``md``, ``model``, ``settle``; on a GPU, which works behind the program's back, the
-            shares are rough).
+            above that before the jump, unsettled and settled; None where no energy was looked at)
+            and ``time_ps`` (all MD in which everything but the solute settled); ``md_time_ps``,
+            ``effective_time_ps`` and ``seconds`` (wall-clock in this process: ``md``, ``model``,
+            ``settle``; on a GPU, which works behind the program's back, the shares are rough).
         """
         settled = self._get("settled")
 
@@ -808,9 +888,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 "steps": mean("settle_moves"),
                 "energy_before_kJ_per_mol": mean("settle_before"),
                 "energy_after_kJ_per_mol": mean("settle_after"),
+                "time_ps": self._get("settle_time"),
             },
-            "md_time_ps": self._get("md_time"),
-            "effective_time_ps": self._get("md_time") + self._get("effective_extra"),
+            "md_time_ps": self._md_time(),
+            "effective_time_ps": self._md_time() + self._get("effective_extra"),
             "seconds": dict(self._seconds),
         }
 
@@ -825,8 +906,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         value = _positive("temperature", temperature, unit.kelvin)
         self._compare_with_card(value)
         self._langevin.setTemperature(value)
-        if self._refresher is not None:
-            self._refresher.setGlobalVariableByName("kT", BOLTZMANN * value)
+        for program in (self._refresher, self._settler):
+            if program is not None:
+                program.setGlobalVariableByName("kT", BOLTZMANN * value)
         if value != self._get("temperature"):
             self._set("energy_count", 0)  # the energies seen belong to another temperature
         self._set("temperature", value)
@@ -851,6 +933,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin.setStepSize(value)
         for program in self._programs():
             program.setStepSize(value)
+        if value != self._get("step"):
+            self._set("md_earlier", self._md_time())
+            self._set("md_steps", 0)
         self._set("step", value)
 
     def setConstraintTolerance(self, tol: float) -> None:
@@ -906,6 +991,14 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
     def setSettleSteps(self, steps: int) -> None:
         """Set the largest number of settling steps after a jump; 0 for none."""
         self._set("settle_steps", _whole("settleSteps", steps, 0))
+
+    def getSettleTime(self) -> unit.Quantity:
+        """MD time for which everything but the solute settles after a jump."""
+        return self._get("settle_ps") * unit.picosecond
+
+    def setSettleTime(self, length: Any) -> None:
+        """Set for how much MD time everything but the solute settles after a jump, ps; 0: none."""
+        self._set("settle_ps", _positive("settleTime", length, unit.picosecond, zero=True))
 
     def getMaxEnergyRise(self) -> unit.Quantity | None:
         """How far a settled jump may raise the potential energy; None for no limit."""
@@ -1031,7 +1124,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """
         if (
             not isinstance(integrator, openmm.CompoundIntegrator)
-            or integrator.getNumIntegrators() != 3
+            or integrator.getNumIntegrators() != 4
             or not isinstance(integrator.getIntegrator(1), openmm.CustomIntegrator)
         ):
             raise ValueError(
@@ -1077,6 +1170,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 maxTries=int(settings["max_tries"]),
                 candidates=int(settings["candidates"]),
                 settleSteps=int(settings["settle_steps"]),
+                settleTime=settings["settle_ps"],
                 strict=strict,
             )
         for name in ("max_rise", "max_sigma", "max_novelty"):
@@ -1088,7 +1182,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         return new
 
     def _programs(self) -> list[openmm.CustomIntegrator]:
-        return [p for p in (self._jumper, self._refresher) if p is not None]
+        programs = (self._jumper, self._refresher, self._settler)
+        return [program for program in programs if program is not None]
 
     # -- variables of the program ----------------------------------------------------------------
 

@@ -36,11 +36,13 @@ def ensemble_notes(
         )
     # By the gates that look at the whole system, after its water has settled.
     back = sum(n for name, n in numbers["rejections"].items() if name.startswith("energy"))
+    settled = numbers["settle"]["time_ps"]
     notes += [
         "There is no Metropolis test: what a mixed run samples is the model's ensemble as much as "
         "the force field's.",
         f"Effective time counts {lag:g} ps for every accepted jump beside the MD time; between two "
-        f"jumps lie {burst:g} ps of MD.",
+        f"jumps lie {burst:g} ps of MD. It leaves out the {settled:.10g} ps in "
+        "which only the surroundings of a jumped solute moved.",
         f"{back} proposals were taken back because the water did not give "
         "way; what is taken back is no random selection.",
     ]

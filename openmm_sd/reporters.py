@@ -24,6 +24,8 @@ class ScoreDynamicsReporter:
     append : bool
         Continue an existing file, without a second header, after a restart. Its columns must be
         the same.
+    seconds : bool
+        Whether to write the wall-clock seconds.
 
     Notes
     -----
@@ -31,10 +33,12 @@ class ScoreDynamicsReporter:
     Time (ps)`` (MD time plus the lags of accepted jumps), ``Jumps Tried``, ``Redraws``,
     ``Fallbacks``, ``Novel``, one ``Rejected: ...`` a gate, ``Settle Steps`` (mean number a jump),
     ``Jump Energy (kJ/mol)`` and ``Settled Energy (kJ/mol)`` (mean potential energy after a jump
-    above that before it, unsettled and settled), ``Potential Energy (kJ/mol)``, ``Temperature (K)``
-    and the wall-clock seconds spent in MD, in the model and in settling, ``Seconds: ...``. See
-    `ScoreDynamicsIntegrator.getStatistics` for what they count. Counters and means are over all
-    jumps since the integrator was made, restarts included; the seconds are those of this process.
+    above that before it, unsettled and settled), ``Settle Time (ps)`` (all MD in which everything
+    but the solute settled; it is in none of the clocks), ``Potential Energy (kJ/mol)``,
+    ``Temperature (K)`` and the wall-clock seconds spent in MD, in the model and in settling,
+    ``Seconds: ...``. See `ScoreDynamicsIntegrator.getStatistics` for what they count. Counters and
+    means are over all jumps since the integrator was made, restarts included; the seconds are those
+    of this process.
 
     Examples
     --------
@@ -42,7 +46,12 @@ class ScoreDynamicsReporter:
     """
 
     def __init__(
-        self, file: str | os.PathLike | IO[str], reportInterval: int, append: bool = False
+        self,
+        file: str | os.PathLike | IO[str],
+        reportInterval: int,
+        append: bool = False,
+        *,
+        seconds: bool = True,
     ):
         if (
             isinstance(reportInterval, bool)
@@ -53,6 +62,7 @@ class ScoreDynamicsReporter:
                 f"reportInterval must be a whole number of at least 1, got {reportInterval!r}"
             )
         self._interval = int(reportInterval)
+        self._seconds = bool(seconds)
         self._own = isinstance(file, (str, os.PathLike))
         self._header = True
         self._before: str | None = None
@@ -98,12 +108,14 @@ class ScoreDynamicsReporter:
             "Settle Steps": _or_nothing(numbers["settle"]["steps"]),
             "Jump Energy (kJ/mol)": _or_nothing(numbers["settle"]["energy_before_kJ_per_mol"]),
             "Settled Energy (kJ/mol)": _or_nothing(numbers["settle"]["energy_after_kJ_per_mol"]),
+            "Settle Time (ps)": f"{numbers['settle']['time_ps']:.10g}",
             "Potential Energy (kJ/mol)": repr(
                 state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             ),
             "Temperature (K)": f"{2.0 * kinetic / (self._dof * BOLTZMANN):.6g}",
-            **{f"Seconds: {part}": f"{n:.6f}" for part, n in numbers["seconds"].items()},
         }
+        if self._seconds:
+            row |= {f"Seconds: {part}": f"{n:.6f}" for part, n in numbers["seconds"].items()}
         header = ",".join(f'"{name}"' for name in row)
         if self._before is not None and self._before != header:
             raise ValueError(

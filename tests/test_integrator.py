@@ -7,11 +7,12 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from conftest import LANDING, Engine, model_of, positions_of, turned, velocities_of
+from conftest import LANDING, Box, Engine, model_of, positions_of, turned, velocities_of
 from openmm import app, unit
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.bridges.base import FORCE_NAME, NUMBER
+from openmm_sd.integrator import BOLTZMANN
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Rotation, Shift
 
 STEP = 0.002
@@ -68,6 +69,7 @@ def start(
         # These kernels know nothing of the water in their way.
         "maxEnergyRise": None,
         "settleSteps": 0,
+        "settleTime": 0,
     } | settings
     model = kernel if isinstance(kernel, ScoreModel) else model_of(kernel, molecule)
     integrator = ScoreDynamicsIntegrator(model, bridge=engine.bridge, seed=seed, **settings)
@@ -530,6 +532,174 @@ def test_mirror_image_is_refused(engine, peptide, ala2):
     )
     with pytest.raises(JumpError, match="mirror image"):
         integrator.step(1)
+
+
+# -- the water settles around the solute at rest ---------------------------------------------------
+
+SETTLE_STEPS = 40
+
+
+def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
+    """MD of everything but the solute, which counts neither as steps nor as time."""
+    n, ends = ala2.n_atoms, []
+    for length in (0.0, SETTLE_STEPS * STEP):
+        context, integrator = start(
+            engine,
+            Rotation(n, 5.0, (1.0, 2.0, -1.0)),
+            tip4p_box,
+            ala2,
+            frictionCoeff=0.0,
+            settleTime=length,
+        )
+        context.setVelocities(np.zeros((tip4p_box.topology.getNumAtoms(), 3)))
+        integrator.step(1)
+        assert integrator.getNumJumps() == 1
+        assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(length)
+        assert integrator.getMDTime()._value == pytest.approx(STEP)
+        assert context.getStepCount() == 1
+        assert context.getTime()._value == pytest.approx(STEP)
+        ends.append(positions_of(context))
+    at_once, settled = ends
+    np.testing.assert_allclose(settled[:n], at_once[:n], atol=LANDING)
+    oxygens = [
+        a.index
+        for a in tip4p_box.topology.atoms()
+        if a.index >= n and a.element is app.element.oxygen
+    ]
+    moved = np.linalg.norm(settled - at_once, axis=1)[oxygens]
+    assert 0.005 < moved.mean() < 0.1
+    assert worst_constraint(context) < 5e-6
+    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
+    assert not velocities[:n].any()
+    context.computeVirtualSites()
+    np.testing.assert_allclose(positions_of(context), settled, atol=1e-5)
+    integrator.step(1)  # and jumps again, after a step that moves the solute
+    assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(2 * length)
+    assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
+
+
+def test_settling_is_at_the_bath_s_temperature(engine, peptide, ala2):
+    """Oscillators around a solute, which start at rest and at the bottom of their wells."""
+    n, others = ala2.n_atoms, 2000
+    topology = copy.deepcopy(peptide.topology)
+    chain = topology.addChain()
+    system = openmm.System()
+    for atom in peptide.topology.atoms():
+        system.addParticle(atom.element.mass)
+    well = openmm.CustomExternalForce("2500*(x^2+y^2+z^2)")
+    for _ in range(others):
+        topology.addAtom("AR", app.element.argon, topology.addResidue("AR", chain))
+        well.addParticle(system.addParticle(10.0))
+    system.addForce(well)
+    positions = np.concatenate([peptide.positions, np.zeros((others, 3))])
+    context, integrator = start(
+        engine,
+        Identity(n),
+        Box(topology, positions, None),
+        ala2,
+        system=system,
+        frictionCoeff=0.0,
+        stepSize=0.01,
+        burst=0.02,
+        settleTime=6.0,
+    )
+    for kelvin in (300.0, 450.0):
+        integrator.setTemperature(kelvin)
+        context.setPositions(positions)
+        context.setVelocities(np.zeros((n + others, 3)))
+        integrator.step(2)
+        state = context.getState(energy=True)
+        expected = 1.5 * others * BOLTZMANN * kelvin
+        for energy in (state.getPotentialEnergy(), state.getKineticEnergy()):
+            assert abs(energy._value - expected) < 5 * expected / np.sqrt(1.5 * others)
+
+
+def test_no_settling_without_surroundings_or_without_a_jump(reference, peptide, tip4p_box, ala2):
+    context, integrator = start(reference, Identity(ala2.n_atoms), peptide, ala2, settleTime=1.0)
+    integrator.step(2)
+    assert integrator.getNumJumps() == 2
+    assert integrator.getStatistics()["settle"]["time_ps"] == 0
+    context, integrator = start(
+        reference, Sometimes(ala2.n_atoms), tip4p_box, ala2, lag=1.0, settleTime=1.0, maxTries=1
+    )
+    integrator.step(1)
+    assert integrator.getStatistics()["fallbacks"] == 1
+    assert integrator.getStatistics()["settle"]["time_ps"] == 0
+
+
+@pytest.mark.parametrize("carried", ["the same Context", "checkpoint", "State", "XML"])
+def test_settling_that_was_interrupted_goes_on(tip4p_box, ala2, monkeypatch, carried):
+    """Ctrl-C in its midst loses nothing, and neither does saving right then."""
+    engine = Engine("pythonforce", "CPU")
+    settings = {"frictionCoeff": 0.0, "settleTime": SETTLE_STEPS * STEP, "burst": 3 * STEP}
+    context, integrator = start(engine, Identity(ala2.n_atoms), tip4p_box, ala2, **settings)
+    real = openmm.CompoundIntegrator.step
+
+    def stop_midway(self, steps):
+        if self.getCurrentIntegrator() == 3 and steps > 1:
+            real(self, steps // 3)
+            raise KeyboardInterrupt
+        real(self, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.CompoundIntegrator, "step", stop_midway)
+        with pytest.raises(KeyboardInterrupt):
+            integrator.step(3)
+    assert integrator.getStatistics()["jumps_accepted"] == 1
+    done = (1 + (SETTLE_STEPS - 1) // 3) * STEP
+    assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(done)
+    assert context.getStepCount() == 3
+    if carried != "the same Context":
+        state = context.getState(
+            positions=True, velocities=True, parameters=True, integratorParameters=True
+        )
+        saved, old = context.createCheckpoint(), integrator
+        if carried == "XML":
+            xml = openmm.XmlSerializer.serialize(integrator)
+            bare = openmm.XmlSerializer.deserialize(xml)
+            integrator = ScoreDynamicsIntegrator.restore(bare, old.model)
+            first = context  # which keeps the System
+            context = openmm.Context(first.getSystem(), integrator, engine.platform)
+            context.setState(state)
+        else:
+            context, integrator = start(engine, Identity(ala2.n_atoms), tip4p_box, ala2, **settings)
+            if carried == "checkpoint":
+                context.loadCheckpoint(saved)
+            else:
+                context.setState(state)
+    solute = positions_of(context)[: ala2.n_atoms]
+    velocities = velocities_of(context)
+
+    def look(self, steps):
+        real(self, steps)
+        if self.getCurrentIntegrator() == 3:
+            seen.append((steps, positions_of(context)[: ala2.n_atoms]))
+
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.CompoundIntegrator, "step", look)
+        integrator.step(1)
+    ((steps, rested),) = seen
+    assert velocities[ala2.n_atoms :].any()
+    assert steps == SETTLE_STEPS - 1 - (SETTLE_STEPS - 1) // 3
+    np.testing.assert_allclose(rested, solute, atol=LANDING)
+    numbers = integrator.getStatistics()
+    assert numbers["settle"]["time_ps"] == pytest.approx(SETTLE_STEPS * STEP)
+    assert (numbers["jumps_accepted"], context.getStepCount()) == (1, 4)
+
+
+def test_settle_time_setting(ala2):
+    integrator = ScoreDynamicsIntegrator(model_of(Identity(ala2.n_atoms), ala2))
+    assert integrator.getSettleTime() == 1.0 * unit.picosecond
+    integrator.setSettleTime(300 * unit.femtosecond)
+    assert copy.deepcopy(integrator).getSettleTime().value_in_unit(unit.picosecond) == (
+        pytest.approx(0.3)
+    )
+    integrator.setSettleTime(0)
+    assert integrator.getSettleTime() == 0 * unit.picosecond
+    for bad in (-1, float("nan"), "long", 1 * unit.nanometer):
+        with pytest.raises(ValueError, match="settleTime must be"):
+            integrator.setSettleTime(bad)
 
 
 # -- what a settled jump may cost, and what happens from an unknown frame --------------------------
@@ -1145,6 +1315,7 @@ def test_simulation_reporters_and_clocks(engine, water_box, ala2, tmp_path):
     integrator = ScoreDynamicsIntegrator(
         model_of(noisy(ala2), ala2), 300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtoseconds,
         burst=20 * unit.femtoseconds, lag=0.1 * unit.nanoseconds, bridge=engine.bridge, seed=3,
+        settleTime=4 * unit.femtoseconds,
     )  # fmt: skip
     system = water_box.system()
     integrator.attach(system, water_box.topology, platform=engine.platform)
@@ -1193,7 +1364,12 @@ def test_the_shipped_model_with_default_settings(engine, water_box, precision):
     if precision == "mixed" and engine.name != "OpenCL":
         pytest.skip("only GPU platforms know precisions")
     integrator = ScoreDynamicsIntegrator(
-        ScoreModel.load("ala2-water"), burst=0.05, lag=100, bridge=engine.bridge, seed=2
+        ScoreModel.load("ala2-water"),
+        burst=0.05,
+        lag=100,
+        settleTime=0.1,
+        bridge=engine.bridge,
+        seed=2,
     )
     system = water_box.system()
     solute = integrator.attach(system, water_box.topology)

@@ -49,6 +49,7 @@ def test_identity_kernel_in_water_at_constant_pressure(water_box, ala2, bridge):
         2,
         0.002,
         burst=0.1,
+        settleTime=0.04,
         bridge=engine.bridge,
         seed=9,
     )

@@ -39,6 +39,7 @@ COMMON = {
     "platform": "Reference",
     "bridge": "pythonforce",
     "seed": 7,
+    "settle_ps": 0.01,
     # Plain MD is timed for a share of this.
     "checkpoint_seconds": 5.0,
 }
@@ -426,7 +427,7 @@ def test_what_does_not_fit_is_left_alone(vacuum, watery, jitter, ala2, tmp_path)
     changes = {"seed": 8, "lag_ps": 11.0, "burst_ps": 0.04, "step_fs": 1.0, "every_ps": 0.02,
                "temperature_K": 300.2, "friction_per_ps": 2.0, "format": "dcd",
                "solute_only": True, "max_tries": 3, "candidates": 2, "settle_steps": 0,
-               "max_energy_rise": None, "max_energy_sigma": 5.0}  # fmt: skip
+               "settle_ps": 0.02, "max_energy_rise": None, "max_energy_sigma": 5.0}  # fmt: skip
     for name, value in changes.items():
         shown = {"step_fs": "step_ps"}.get(name, name)
         with pytest.raises(ValueError, match=f"other settings .*{shown} .* there, .* here"):
@@ -711,12 +712,14 @@ def test_settings_of_the_jumps_reach_the_integrator(vacuum, jitter):
         return plan.integrator("pythonforce", 1)
 
     plain = ScoreDynamicsIntegrator(jitter, bridge="pythonforce")
-    getters = ("MaxNovelty", "MaxTries", "Candidates", "SettleSteps", "MaxEnergyRise")
-    for name in (*getters, "MaxEnergySigma"):
-        assert getattr(integrator(), f"get{name}")() == getattr(plain, f"get{name}")()
+    getters = ("MaxNovelty", "MaxTries", "Candidates", "SettleSteps", "SettleTime")
+    for name in (*getters, "MaxEnergyRise", "MaxEnergySigma"):
+        mine = getattr(integrator(settle_ps=RunSettings.settle_ps), f"get{name}")()
+        assert mine == getattr(plain, f"get{name}")()
     changed = integrator(
         max_tries=2, candidates=3, settle_steps=0, max_energy_rise=None, max_energy_sigma=2.5
     )
+    assert changed.getSettleTime() == 0.01 * unit.picosecond
     assert (changed.getMaxTries(), changed.getCandidates(), changed.getSettleSteps()) == (2, 3, 0)
     assert changed.getMaxEnergyRise() is None
     assert changed.getMaxEnergySigma() == 2.5
@@ -766,6 +769,7 @@ from openmm_sd.run import RunSettings, run_mixed
 settings = RunSettings(
     jumps=int(sys.argv[4]), lag_ps=10.0, burst_ps=0.02, every_ps=0.014, platform="Reference",
     bridge="pythonforce", seed=7, format=sys.argv[3], checkpoint_seconds=0.05,
+    settle_ps=0.01,
 )
 run_mixed(sys.argv[1] + "/model.safetensors", sys.argv[1] + "/prepared", sys.argv[2], settings)
 """
@@ -976,9 +980,11 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         app.PDBFile.writeFile(ala2.to_topology(), positions, file)
     command = ["run", str(pdb), "-o", str(out), "--waters", "240", "--equilibration", "0.2"]
     command += ["--burst", "0.08", "--lag", "20", "--platform", "CPU", "--bridge", "pythonforce"]
+    command += ["--settle", "0.2"]
     assert main([*command, "--jumps", "2", "--json"]) == 0
     captured = capfd.readouterr()
     summary = json.loads(captured.out)
+    assert summary["settle"]["time_ps"] == pytest.approx(0.2 * summary["jumps_accepted"])
     assert summary["model"]["name"] == "ala2-water"
     assert (summary["jumps_tried"], summary["frames"]) == (2, 2)
     assert (summary["step_ps"], summary["force_field"]) == (
@@ -1042,6 +1048,7 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         (["--jumps", "1", "--force-field", "charmm36.xml"], "force_field has no effect here"),
         (["--jumps", "1", "--max-novelty", "none"], "max_novelty must be a number, or off"),
         (["--jumps", "1", "--max-novelty", "-1"], "max_novelty must be a positive number"),
+        (["--jumps", "1", "--settle", "-1"], "settle_ps must be a number of at least 0"),
         (["--jumps", "1", "--max-tries", "0"], "max_tries must be a whole number of at least 1"),
     ],
 )
@@ -1248,7 +1255,7 @@ def test_reporters_of_openmm_and_mdtraj(watery, jitter, tmp_path):
     import mdtraj.reporters
 
     integrator = ScoreDynamicsIntegrator(
-        jitter, 300, 1, 0.002, burst=0.02, lag=10, bridge="pythonforce", seed=1
+        jitter, 300, 1, 0.002, burst=0.02, lag=10, bridge="pythonforce", seed=1, settleTime=0.01
     )
     system = openmm.XmlSerializer.clone(watery.system)
     integrator.attach(system, watery.topology)
@@ -1292,10 +1299,12 @@ def test_notes_say_what_a_run_is_worth(ala2):
         "fallbacks": 0,
         "novel": 0,
         "rejections": {"bonds": 7, "energy": 2, "energy_rise": 1},
+        "settle": {"time_ps": 36.0},
     }
     assert dropped_jumps(numbers) is None
     notes = " ".join(ensemble_notes(model, numbers, 10.0, 1.0))
     assert "3 proposals were taken back" in notes
+    assert "leaves out the 36 ps" in notes
     assert "unlike" not in notes
     few = numbers | {"jumps_accepted": 15, "fallbacks": 25}
     assert "15 of 40 accepted" in dropped_jumps(few)

@@ -4,7 +4,7 @@ START is a prepared directory, or a PDB or mmCIF file, complete and with hydroge
 system with its box or of the solute alone, which then gets its water. The same command goes on
 where a stopped or killed run was; with a greater length it extends a run. Also: --friction
 --solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
---equilibration --max-novelty --max-tries, see docs/running.md.
+--equilibration --settle --max-novelty --max-tries, see docs/running.md.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _OPTIONS = (
     ("seed", "seed", int, "N", "seed of all random numbers (1)"),
     ("max-novelty", "max_novelty", str, "SCORE", HIDDEN),
     ("max-tries", "max_tries", int, "N", HIDDEN),
+    ("settle", "settle_ps", float, "PS", HIDDEN),
     ("checkpoint-seconds", "checkpoint_seconds", float, "S", HIDDEN),
 )
 

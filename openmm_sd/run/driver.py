@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ from openmm import app, unit
 
 from ..bridges import platform_names
 from ..imaging import Imaging
-from ..integrator import PREFIX, ScoreDynamicsIntegrator
+from ..integrator import ScoreDynamicsIntegrator
 from ..machine import PlainMD, ns_per_day, platform_and_bridge, versions
 from ..notes import dropped_jumps, ensemble_notes, is_implicit
 from ..prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
@@ -277,6 +276,7 @@ class _Plan:
             maxTries=self.settings.max_tries,
             candidates=self.settings.candidates,
             settleSteps=self.settings.settle_steps,
+            settleTime=self.settings.settle_ps,
             maxEnergyRise=self.settings.max_energy_rise,
             maxEnergySigma=self.settings.max_energy_sigma,
             maxNovelty=self.settings.max_novelty,
@@ -349,6 +349,7 @@ class _Plan:
             "max_tries": settings.max_tries,
             "candidates": settings.candidates,
             "settle_steps": settings.settle_steps,
+            "settle_ps": settings.settle_ps,
             "max_energy_rise": settings.max_energy_rise,
             "max_energy_sigma": settings.max_energy_sigma,
         }
@@ -617,8 +618,10 @@ class _Run:
         if checkpoint is None:
             self._commit()
         self._lines = io.StringIO()
-        self._reporter = ScoreDynamicsReporter(self._lines, 1)
-        self._columns: list[int] | None = None
+        # Seconds start anew with each part of a run, and no two runs have the same.
+        self._reporter = ScoreDynamicsReporter(
+            self._lines, 1, append=self._output.has_lines, seconds=False
+        )
         wanted = self._reporter.describeNextReport(self._simulation)["include"]
         self._wanted = {name: True for name in ("positions", *wanted)}
 
@@ -714,9 +717,6 @@ class _Run:
         finally:
             self._sampling += time.perf_counter() - began
         self._steps += steps
-        # The last digits of a sum would depend on the places at which it is interrupted.
-        jumper = self._integrator.getIntegrator(1)
-        jumper.setGlobalVariableByName(PREFIX + "md_time", self._steps * self._plan.step_ps)
 
     def _record(self) -> None:
         """Take a frame and a log line."""
@@ -738,21 +738,11 @@ class _Run:
         self._output.add(x.astype(np.float32), effective, box, self._line())
 
     def _line(self) -> str:
-        """Return what the reporter has written, without wall-clock times.
-
-        Those start anew with each part of a run, and no two runs have the same.
-        """
-        rows = list(csv.reader(self._lines.getvalue().splitlines()))
+        """Return what the reporter has written."""
+        text = self._lines.getvalue()
         self._lines.seek(0)
         self._lines.truncate()
-        text = ""
-        if self._columns is None:
-            header = rows.pop(0)
-            self._columns = [k for k, name in enumerate(header) if "Seconds" not in name]
-            if not self._output.has_lines:
-                text = ",".join(f'"{header[k]}"' for k in self._columns) + "\n"
-        (row,) = rows
-        return text + ",".join(row[k] for k in self._columns) + "\n"
+        return text
 
     def _check(self, fine: bool) -> None:
         if not fine:

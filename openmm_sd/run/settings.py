@@ -84,6 +84,9 @@ class RunSettings:
         after the first has failed.
     settle_steps : int
         Most steps in which everything but the solute gives way after a jump; 0 for none.
+    settle_ps : float
+        MD that everything but the solute does then, while the solute rests, ps; it does not count.
+        0 for none.
     max_energy_rise : float, optional
         A jump after which, settled, the potential energy is higher by more is taken back, kJ/mol;
         None for no limit.
@@ -120,6 +123,7 @@ class RunSettings:
     max_tries: int = 4
     candidates: int = 4
     settle_steps: int = 40
+    settle_ps: float = 1.0
     max_energy_rise: float | None = 200.0
     max_energy_sigma: float | None = 4.0
 
@@ -146,6 +150,7 @@ class RunSettings:
                 _number(name, getattr(self, name), wanted)
         _number("friction_per_ps", self.friction_per_ps, "1/ps", zero=True)
         _number("equilibration_ps", self.equilibration_ps, "ps", zero=True)
+        _number("settle_ps", self.settle_ps, "ps", zero=True)
         _whole("jumps", self.jumps)
         _whole("waters", self.waters)
         _whole("seed", self.seed, MAX_SEED)
