@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd.analysis.geometry import jackknife_mean
 from openmm_sd.integrator import BOLTZMANN
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.propagator.molecule import Molecule
@@ -197,9 +198,11 @@ def constant_pressure(
     masses = [system.getParticleMass(i)._value for i in range(system.getNumParticles())]
     gram_per_ml = 1.66053906660e-3  # of a dalton per cubic nanometre
     return {
-        "density, g/ml": blocked(sum(masses) * gram_per_ml / volume),
-        "potential energy, kJ/mol": blocked(potential),
-        "temperature, K": blocked(2.0 * kinetic / (degrees_of_freedom(system) * BOLTZMANN)),
+        "density, g/ml": jackknife_mean(sum(masses) * gram_per_ml / volume, BLOCKS),
+        "potential energy, kJ/mol": jackknife_mean(potential, BLOCKS),
+        "temperature, K": jackknife_mean(
+            2.0 * kinetic / (degrees_of_freedom(system) * BOLTZMANN), BLOCKS
+        ),
     }
 
 
@@ -236,14 +239,9 @@ def constant_energy(
         slopes.append(np.polyfit(times, total, 1)[0])
         strays.append(np.std(total))
     return {
-        "drift of the total energy in a burst, kJ/mol/ps": blocked(np.array(slopes)),
-        "spread of the total energy in a burst, kJ/mol": blocked(np.array(strays)),
+        "drift of the total energy in a burst, kJ/mol/ps": jackknife_mean(np.array(slopes), BLOCKS),
+        "spread of the total energy in a burst, kJ/mol": jackknife_mean(np.array(strays), BLOCKS),
     }
-
-
-def blocked(values: NDArray[np.float64]) -> tuple[float, float]:
-    means = np.array([part.mean() for part in np.array_split(values, BLOCKS)])
-    return float(values.mean()), float(means.std(ddof=1) / np.sqrt(BLOCKS))
 
 
 if __name__ == "__main__":

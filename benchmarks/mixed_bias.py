@@ -40,6 +40,7 @@ from scipy.stats import chi2
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import basins, dihedral
+from openmm_sd.analysis.geometry import jackknife_mean
 from openmm_sd.integrator import BOLTZMANN
 from openmm_sd.prepare import equilibrate, solvate
 from openmm_sd.reporters import degrees_of_freedom
@@ -331,8 +332,7 @@ class Measured:
 
 def blocked(values: NDArray[Any], blocks: int = BLOCKS) -> Measured:
     """Mean with the standard error over blocks along the first axis."""
-    means = np.array([part.mean() for part in np.array_split(np.asarray(values, float), blocks)])
-    return Measured(float(np.mean(values)), float(means.std(ddof=1) / np.sqrt(blocks)))
+    return Measured(*jackknife_mean(values, blocks))
 
 
 def shells(counts: NDArray[Any]) -> dict[str, NDArray[Any]]:
