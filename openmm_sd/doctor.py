@@ -72,7 +72,9 @@ def try_jumps(bridge: str, platform: str) -> str:
     """
     details = [_known_answer(bridge, platform)]
     for name in ScoreModel.shipped():
-        details.append(f"{name}: {_learned_jump(ScoreModel.load(name), bridge, platform)}")
+        # Of a family one member stands for all.
+        model = ScoreModel.load(name).members[0]
+        details.append(f"{name}: {_learned_jump(model, bridge, platform)}")
     return "; ".join(details)
 
 

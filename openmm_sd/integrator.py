@@ -321,9 +321,13 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if platform is not None and platform not in platform_names():
             raise ValueError(f"platform must be one of {platform_names()}, got {platform!r}")
         found = find_solute(self.model.molecules, topology, system, solute)
-        propagator = self.model.propagator
+        # Of a family, the part that knows this molecule; put in place when nothing can fail.
+        member = self.model.member(found.molecule)
+        if self._get("max_novelty") < _NO_LIMIT:
+            _needs_novelty(member)
+        propagator = member.propagator
         self._dry_run(propagator, found)
-        if self.model.card.get("constraints") == "HBonds" and not found.constraints:
+        if member.card.get("constraints") == "HBonds" and not found.constraints:
             self._differs(
                 "system does not constrain the solute's bonds to hydrogen, but the model was "
                 "trained with constraints=HBonds: after a jump those bonds lack their vibration"
@@ -336,9 +340,9 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         jump = Jump(
             propagator,
             found.molecule,
-            gates_of(self.model, found.molecule),
+            gates_of(member, found.molecule),
             found.constraints,
-            self.model.novelty,
+            member.novelty,
         )
         force = BRIDGES[self.bridge].create_force(
             jump,
@@ -349,6 +353,10 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         # Only now that nothing can fail any more is anything changed.
         self.detach(system)
         system.addForce(force)
+        if self.model is not member:
+            self.model = member
+            if self._novelty_of_card:
+                self.setMaxNovelty("card")
         self.solute = found
         solute_particles = set(found.particles)
         self._add_programs(
@@ -1038,16 +1046,15 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             "card" takes the model's own threshold, None sets no limit.
         """
         score = self.model.novelty
+        # The members of a family have scores of their own: `attach` tells which one counts.
+        self._novelty_of_card = novelty == "card"
         if novelty is None or (score is None and novelty == "card"):
             self._set("max_novelty", _NO_LIMIT)
             return
-        if score is None:
-            raise ValueError(
-                "maxNovelty needs a model that knows its training data, and this one carries no "
-                "novelty statistics"
-            )
-        value = score.threshold if novelty == "card" else novelty
+        value = score.threshold if score is not None and novelty == "card" else novelty
         self._set("max_novelty", _positive("maxNovelty", value, unit.dimensionless))
+        if self.model in self.model.members:
+            _needs_novelty(self.model)
 
     def getCandidates(self) -> int:
         """How many proposals are drawn in one batch once the first has failed."""
@@ -1076,6 +1083,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
     def __copy__(self) -> ScoreDynamicsIntegrator:
         new = self._build(self.model, self._settings(), self.bridge, self.strict)
+        new._novelty_of_card = self._novelty_of_card
         if self._jumper is not None:
             new.solute = self.solute
             mobile = self._jumper.getPerDofVariableByName("sd_mobile")
@@ -1175,6 +1183,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             )
         for name in ("max_rise", "max_sigma", "max_novelty"):
             new._set(name, settings[name])
+        new._novelty_of_card = False
         new.setConstraintTolerance(settings["tolerance"])
         new.setJumping(bool(settings["enabled"]))
         for name in _STATE:
@@ -1275,6 +1284,14 @@ def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")
     return number
+
+
+def _needs_novelty(model: ScoreModel) -> None:
+    if model.novelty is None:
+        raise ValueError(
+            "maxNovelty needs a model that knows its training data, and this one carries no "
+            "novelty statistics"
+        )
 
 
 def _jump_group(jumper: openmm.CustomIntegrator) -> int:

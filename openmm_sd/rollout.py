@@ -129,7 +129,7 @@ class Rollout:
     Parameters
     ----------
     model : ScoreModel
-        Its first molecule is what the chains hold.
+        Its first molecule is what the chains hold. Of a family give a member.
     settings : RolloutSettings, optional
         `steps` is not used here: call `advance` as often as you like.
     frames : array, shape (M, N, 3), optional
@@ -174,7 +174,7 @@ class Rollout:
         settings: RolloutSettings | None = None,
         frames: ArrayLike | None = None,
     ) -> None:
-        self.model = model
+        self.model = model = model.only()
         self.settings = settings or RolloutSettings()
         self.molecule = model.molecules[0]
         self.lag_ps = _checked_lag(model, self.settings.lag_ps)
@@ -516,6 +516,7 @@ def run_rollout(
     minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
     report: Report | None = None,
+    molecule: str | None = None,
 ) -> dict[str, Any]:
     """Run chains of pure Score Dynamics and write them to a directory.
 
@@ -546,6 +547,8 @@ def run_rollout(
         Time between checkpoints, s.
     report : callable, optional
         Called with what is being done and how far it is.
+    molecule : str, optional
+        Which of a family's molecules.
 
     Returns
     -------
@@ -575,6 +578,7 @@ def run_rollout(
     if not isinstance(model, ScoreModel):
         say("loading the model", os.fspath(model))
         model = ScoreModel.load(model)
+    model = model.only(molecule)
     source = "array"
     frames: Any = start
     if start is None:

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--lag", type=float, dest="lag_ps", metavar="PS", help="time of a jump (the model's advice)"
     )
+    add("--molecule", metavar="NAME", help="which one, of a model that knows several")
     add("--seed", type=int, metavar="N", help="seed of all random numbers (1)")
     add("--start", metavar="FILE", help="structure or trajectory to start from (the model's own)")
     add("--topology", metavar="FILE", help="topology for a --start file without one")
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         every=arguments.every,
         minutes=arguments.minutes,
         report=progress,
+        molecule=arguments.molecule,
     )
     rejections = ", ".join(f"{name} {count}" for name, count in summary["rejections"].items())
     text = (

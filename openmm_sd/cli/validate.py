@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="jumps of each chain, instead")
     add("--rollout", action="append", metavar="DIR", help="judge it, run none (repeatable)")
     add("--torsions", nargs="+", metavar="A,B,C,D", help="torsions, atoms from 0")
+    add("--molecule", metavar="NAME", help="which one, of a model that knows several")
     add("--seed", type=int, metavar="N", help="seed of all random numbers (1)")
     add("--device", metavar="D", help="cpu, cuda, auto (cpu)")
     add("--batch", type=int, metavar="N", help="chains in the network at once (512)")
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         spacing_ps=arguments.reference_spacing,
         rollouts=arguments.rollout or (),
         force=arguments.force,
+        molecule=arguments.molecule,
     )
     kinds = ("agrees", "close", "differs", "undecided")
     lines = []

@@ -4,13 +4,16 @@ A bundle is a safetensors file. Its header's ``__metadata__`` has two entries:
 
 ``openmm_sd``
     Canonical JSON (sorted keys, no spaces, ASCII, no NaN) with the keys ``format_version``,
-    ``architecture`` (``name`` and ``hyperparameters``), ``molecules`` and ``card``.
+    ``architecture`` (``name`` and ``hyperparameters``), ``molecules`` and ``card``. A family of
+    molecules that share weights has ``members`` as well: ``hyperparameters`` and ``card`` of each
+    molecule in turn.
 ``sha256``
     The SHA-256 of the whole file with these 64 hex digits replaced by 64 times ``0``. It covers
     header and weights alike, so no byte of the file can change unnoticed.
 
 The tensors are the network's weights and, if the model has them, its start frames (`START_FRAMES`)
-and the statistics of its novelty score (`NOVELTY`).
+and the statistics of its novelty score (`NOVELTY`). What a member of a family has for itself begins
+with ``member0.``, ``member1.`` and so on.
 
 Pickle and zip files, which is what PyTorch itself writes, are refused by their first bytes and
 never opened: unpickling a file runs whatever code its author put there.
@@ -44,6 +47,7 @@ NOVELTY: Final = "openmm_sd.novelty."
 """What the names of the optional tensors of the novelty score begin with; no weights either."""
 
 _CONTENT_KEYS: Final = ("architecture", "card", "format_version", "molecules")
+_MEMBER_KEYS: Final = ("card", "hyperparameters")
 _ARCHITECTURE_KEYS: Final = ("hyperparameters", "name")
 _METADATA_KEYS: Final = ("openmm_sd", "sha256")
 _NO_HASH: Final = "0" * 64
@@ -315,7 +319,8 @@ def _check_keys(file: Path, what: str, mapping: Mapping[str, Any], keys: tuple[s
 def _check_content(file: Path, content: Any) -> None:
     if not isinstance(content, dict):
         _refuse(file, f"the content must be a JSON object, got {type(content).__name__}")
-    _check_keys(file, "the content", content, _CONTENT_KEYS)
+    several = ("members",) if "members" in content else ()
+    _check_keys(file, "the content", content, (*_CONTENT_KEYS, *several))
     version = content["format_version"]
     if not _is_integer(version) or version != FORMAT_VERSION:
         _refuse(file, f"format_version must be {FORMAT_VERSION}, got {version!r}")
@@ -337,6 +342,18 @@ def _check_content(file: Path, content: Any) -> None:
             Molecule.from_dict(molecule)
         except (TypeError, ValueError) as error:
             _refuse(file, f"molecule {k}: {_one_line(error)}")
+    if not several:
+        return
+    members = content["members"]
+    if not isinstance(members, list) or len(members) != len(molecules):
+        _refuse(file, f"members must be a list of {len(molecules)}, one for each molecule")
+    for k, member in enumerate(members):
+        if not isinstance(member, dict):
+            _refuse(file, f"member {k} must be an object, got {type(member).__name__}")
+        _check_keys(file, f"member {k}", member, _MEMBER_KEYS)
+        for key in _MEMBER_KEYS:
+            if not isinstance(member[key], dict):
+                _refuse(file, f"member {k}: {key} must be an object")
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:

@@ -348,26 +348,49 @@ class ScoreModel:
     @classmethod
     def _from_bundle(cls, path: Path, name: str) -> ScoreModel:
         tensors, content = load_bundle(path)
-        start = tensors.pop(START_FRAMES, None)
-        statistics = {name: tensors.pop(name) for name in list(tensors) if name.startswith(NOVELTY)}
+        model: ScoreModel
         try:
-            propagator = _built(
-                content["architecture"]["name"], content["architecture"]["hyperparameters"]
-            )
-            _compare(propagator.state_dict(), tensors)
-            propagator.load_state_dict(tensors)
-            molecules = [Molecule.from_dict(molecule) for molecule in content["molecules"]]
-            model = cls(
-                propagator,
-                molecules,
-                content["card"],
-                None if start is None else _unpacked(start),
-                _read_novelty(statistics, molecules[0], content["card"]),
-            )
+            if "members" in content:
+                from .family_model import FamilyModel
+
+                model = FamilyModel.from_content(tensors, content)
+            else:
+                kind = content["architecture"]
+                model = read_single(
+                    built(kind["name"], kind["hyperparameters"]),
+                    tensors,
+                    [Molecule.from_dict(molecule) for molecule in content["molecules"]],
+                    content["card"],
+                )
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
             raise BundleError(f"{path}: {' '.join(str(error).split())}") from error
-        model.name, model.sha256 = name, hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in (model, *model.members):
+            part.name, part.sha256 = name, digest
         return model
+
+    @property
+    def members(self) -> tuple[ScoreModel, ...]:
+        """Models of one molecule each: this one, or the parts of a `FamilyModel`."""
+        return (self,)
+
+    def member(self, molecule: Molecule | str) -> ScoreModel:
+        """Return the model of one molecule: of a model of several, see `FamilyModel`, a part.
+
+        Parameters
+        ----------
+        molecule : Molecule or str
+            One of `molecules`, or its name.
+        """
+        wanted = molecule.name if isinstance(molecule, Molecule) else molecule
+        if all(known.name != wanted for known in self.molecules):
+            names = ", ".join(known.name for known in self.molecules)
+            raise ValueError(f"the model does not know {wanted!r}, but {names}")
+        return self
+
+    def only(self, molecule: str | None = None) -> ScoreModel:
+        """Return this model, after a look at whether it knows the molecule that is named."""
+        return self if molecule is None else self.member(molecule)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as a bundle.
@@ -383,40 +406,8 @@ class ScoreModel:
             If the model could not be loaded again: its class is not registered, it lacks
             `hyperparameters`, or these build a module with other weights.
         """
-        kind = type(self.propagator)
-        name = architecture_name(kind)
-        if name is None:
-            raise BundleError(
-                f"cannot save {path}: {kind.__name__} is not a known architecture; call "
-                "register_architecture(name, cls) first"
-            )
-        hyperparameters = getattr(self.propagator, "hyperparameters", None)
-        if not isinstance(hyperparameters, Mapping):
-            raise BundleError(
-                f"cannot save {path}: {kind.__name__} needs the attribute hyperparameters, the "
-                f"dict of its constructor's arguments; got {type(hyperparameters).__name__}"
-            )
-        what = f"cannot save {path}: hyperparameters"
-        plain = json.loads(canonical_json(dict(hyperparameters), what))
-        tensors = dict(self.propagator.state_dict())
-        try:
-            _compare(_built(name, plain).state_dict(), tensors)
-        except ValueError as error:
-            raise BundleError(
-                f"cannot save {path}: the hyperparameters do not rebuild the module: {error}"
-            ) from error
-        for kept, what in ((START_FRAMES, "the start frames"), (NOVELTY, "the novelty score")):
-            taken = next((key for key in tensors if key.startswith(kept)), None)
-            if taken is not None:
-                raise BundleError(
-                    f"cannot save {path}: the weights hold {taken}, a name kept for {what}"
-                )
-        if self._start_frames is not None:
-            tensors[START_FRAMES] = torch.from_numpy(self._start_frames.copy())
-        card = self.card
-        if self.novelty is not None:
-            card["novelty"]["threshold"] = self.novelty.threshold
-            tensors |= {NOVELTY + k: tensor for k, tensor in self.novelty.state_dict().items()}
+        name = architecture_to_save(self, f"cannot save {path}")
+        plain, tensors, card = own_tensors(self, f"cannot save {path}")
         content = {
             "format_version": FORMAT_VERSION,
             "architecture": {"name": name, "hyperparameters": plain},
@@ -565,6 +556,110 @@ class ScoreModel:
         return float(value)
 
 
+def architecture_to_save(model: ScoreModel, refused: str) -> str:
+    """Return the name under which the class of a model's propagator is found again.
+
+    Parameters
+    ----------
+    model : ScoreModel
+        Of one molecule.
+    refused : str
+        What an error's message begins with.
+    """
+    kind = type(model.propagator)
+    name = architecture_name(kind)
+    if name is None:
+        raise BundleError(
+            f"{refused}: {kind.__name__} is not a known architecture; call "
+            "register_architecture(name, cls) first"
+        )
+    return name
+
+
+def own_tensors(
+    model: ScoreModel, refused: str
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Return what a bundle holds of a model of one molecule.
+
+    Parameters
+    ----------
+    model : ScoreModel
+        The model.
+    refused : str
+        What an error's message begins with.
+
+    Returns
+    -------
+    tuple
+        The propagator's hyperparameters, all tensors by name, and the card.
+
+    Raises
+    ------
+    BundleError
+        If the model could not be read again.
+    """
+    name = architecture_to_save(model, refused)
+    kind = type(model.propagator)
+    hyperparameters = getattr(model.propagator, "hyperparameters", None)
+    if not isinstance(hyperparameters, Mapping):
+        raise BundleError(
+            f"{refused}: {kind.__name__} needs the attribute hyperparameters, the "
+            f"dict of its constructor's arguments; got {type(hyperparameters).__name__}"
+        )
+    plain = json.loads(canonical_json(dict(hyperparameters), f"{refused}: hyperparameters"))
+    tensors = dict(model.propagator.state_dict())
+    try:
+        _compare(built(name, plain).state_dict(), tensors)
+    except ValueError as error:
+        raise BundleError(
+            f"{refused}: the hyperparameters do not rebuild the module: {error}"
+        ) from error
+    for kept, what in ((START_FRAMES, "the start frames"), (NOVELTY, "the novelty score")):
+        taken = next((key for key in tensors if key.startswith(kept)), None)
+        if taken is not None:
+            raise BundleError(f"{refused}: the weights hold {taken}, a name kept for {what}")
+    if model._start_frames is not None:
+        tensors[START_FRAMES] = torch.from_numpy(model._start_frames.copy())
+    card = model.card
+    if model.novelty is not None:
+        card["novelty"]["threshold"] = model.novelty.threshold
+        tensors |= {NOVELTY + k: tensor for k, tensor in model.novelty.state_dict().items()}
+    return plain, tensors, card
+
+
+def read_single(
+    propagator: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    molecules: Sequence[Molecule],
+    card: Mapping[str, Any],
+) -> ScoreModel:
+    """Return the model of one propagator, from what `own_tensors` gave.
+
+    Parameters
+    ----------
+    propagator : torch.nn.Module
+        As its hyperparameters build it; takes its weights here.
+    tensors : mapping
+        By name.
+    molecules : sequence of Molecule
+        What the propagator knows.
+    card : mapping
+        The card.
+    """
+    left = dict(tensors)
+    start = left.pop(START_FRAMES, None)
+    statistics = {name: left.pop(name) for name in list(left) if name.startswith(NOVELTY)}
+    _compare(propagator.state_dict(), left)
+    propagator.load_state_dict(left)
+    return ScoreModel(
+        propagator,
+        molecules,
+        card,
+        None if start is None else _unpacked(start),
+        _read_novelty(statistics, molecules[0], card),
+    )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -634,7 +729,8 @@ def _whole_number(module: torch.nn.Module, attribute: str, least: int) -> int:
     return value
 
 
-def _built(name: str, hyperparameters: Mapping[str, Any]) -> torch.nn.Module:
+def built(name: str, hyperparameters: Mapping[str, Any]) -> torch.nn.Module:
+    """Build a propagator of a registered architecture, with weights that are yet to be read."""
     cls = architecture(name)
     # Building draws initial weights that are thrown away: the user's random numbers stay put.
     with torch.random.fork_rng(devices=[]):

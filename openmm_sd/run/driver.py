@@ -233,6 +233,7 @@ class _Plan:
             self.solute = find_solute(model.molecules, source.topology, system, settings.solute)
         except ValueError as error:
             raise model_mismatch(source, error) from None
+        self.model = model = model.member(self.solute.molecule)
         self.step_ps = source.step_ps()
         if settings.step_fs is not None:
             self.step_ps = settings.step_fs / 1000.0

@@ -335,7 +335,7 @@ def add_novelty(
     say = report or (lambda what, how_far: None)
     output = Path(output)
     _check_output(output, datasets)
-    model = ScoreModel.load(bundle)
+    model = ScoreModel.load(bundle).only()
     data = _read(datasets, say)
     molecule = model.molecules[0]
     different = difference(molecule, data.molecule)

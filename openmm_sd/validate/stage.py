@@ -50,6 +50,7 @@ def validate(
     spacing_ps: float | None = None,
     rollouts: Sequence[str | os.PathLike[str]] = (),
     force: bool = False,
+    molecule: str | None = None,
 ) -> dict[str, Any]:
     """Compare a model with MD and write the report.
 
@@ -73,6 +74,8 @@ def validate(
         Directories of ``openmm-sd rollout``, one a lag, to be judged instead of new chains.
     force : bool
         Whether to replace an earlier report.
+    molecule : str, optional
+        Which of a family's molecules.
 
     Returns
     -------
@@ -92,14 +95,15 @@ def validate(
     if not isinstance(model, ScoreModel):
         say("loading the model", name)
         model = ScoreModel.load(model)
-    molecule = model.molecules[0]
+    model = model.only(molecule)
+    solute = model.molecules[0]
     if not isinstance(reference, Reference):
         say("reading the reference", "")
         paths = [reference] if isinstance(reference, (str, os.PathLike)) else list(reference)
-        reference = read_reference(paths, molecule, topology, spacing_ps)
-    chosen = _torsions(molecule, reference, settings)
+        reference = read_reference(paths, solute, topology, spacing_ps)
+    chosen = _torsions(solute, reference, settings)
     sample = reference.sample(chosen)
-    ready = [read_chains(path, molecule, settings, chosen) for path in rollouts]
+    ready = [read_chains(path, solute, settings, chosen) for path in rollouts]
     lags = [chains.lag_ps for chains in ready] if ready else _lags(model, settings)
     if len(set(lags)) < len(lags):
         raise ValueError(
@@ -118,8 +122,8 @@ def validate(
     result = {
         "format": "openmm-sd-validation",
         "version": 1,
-        "model": name or molecule.name,
-        "molecule": molecule.name,
+        "model": name or solute.name,
+        "molecule": solute.name,
         "description": model.card.get("description", ""),
         "temperature_K": run.temperature,
         "settings": {**asdict(settings), "lags": lags},
