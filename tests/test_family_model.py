@@ -122,10 +122,10 @@ def test_members_that_do_not_go_together(family):
         FamilyModel([])
     with pytest.raises(ValueError, match="grown is there twice"):
         FamilyModel([first, member(isobutane(), first.propagator.weights())])
+    other = member(ethane())
+    with torch.no_grad():
+        next(other.propagator.parameters()).add_(1.0)
     with pytest.raises(ValueError, match="grown and ethane have different weights"):
-        other = member(ethane())
-        with torch.no_grad():
-            next(other.propagator.parameters()).add_(1.0)
         FamilyModel([first, other])
     with pytest.raises(ValueError, match="differ in temperature"):
         FamilyModel([first, member(ethane(), first.propagator.weights(), temperature_K=310.0)])
