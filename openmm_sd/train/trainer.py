@@ -240,6 +240,28 @@ def held_out_loss(
     return losses
 
 
+@dataclass(frozen=True)
+class Part:
+    """One molecule of a training.
+
+    Attributes
+    ----------
+    model : Network
+        On the same device as the pairs. Its statistics must have been set (`fit_statistics`).
+    pairs : TransitionPairs
+        Training data.
+    held_out : TransitionPairs or None
+        Data on which the loss by lag is reported.
+    share : float
+        Of a step's pairs, relative to the other molecules' shares.
+    """
+
+    model: Network
+    pairs: TransitionPairs
+    held_out: TransitionPairs | None = None
+    share: float = 1.0
+
+
 def train(
     model: Network,
     pairs: TransitionPairs,
@@ -262,6 +284,55 @@ def train(
         How.
     held_out : TransitionPairs, optional
         Data on which the loss by lag is reported.
+    lags_ps, checkpoint, report
+        As for `train_together`.
+
+    Returns
+    -------
+    TrainingRecord
+        Steps, time and the course of the losses.
+    """
+    return train_together(
+        [Part(model, pairs, held_out)],
+        settings,
+        lags_ps=lags_ps,
+        checkpoint=checkpoint,
+        report=report,
+    )
+
+
+def share_weights(models: Sequence[Network]) -> None:
+    """Make networks of several molecules use the same weights from now on: the first one's.
+
+    Parameters
+    ----------
+    models : sequence of Network
+        With weights of the same names and shapes; their statistics stay their own.
+    """
+    first = dict(models[0].named_parameters())
+    for model in models[1:]:
+        for name in [name for name, _ in model.named_parameters()]:
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, first[name])
+
+
+def train_together(
+    parts: Sequence[Part],
+    settings: TrainSettings,
+    *,
+    lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
+    checkpoint: Path | str | None = None,
+    report: Callable[[TrainingRecord], None] | None = None,
+) -> TrainingRecord:
+    """Train the networks of one or several molecules, which share their weights, in place.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+        The molecules. Every step has pairs of each. Several networks must share their weights
+        (`share_weights`).
+    settings : TrainSettings
+        How.
     lags_ps : sequence of float
         Lags of that report, ps; those outside the model's range are left out.
     checkpoint : Path or str, optional
@@ -274,17 +345,28 @@ def train(
     Returns
     -------
     TrainingRecord
-        Steps, time and the course of the losses.
+        Steps, time and the course of the losses; those of several molecules are held out by
+        their places in `parts`, as in ``"1: 10"``.
     """
-    device = pairs.frames.device
-    low, high = float(model.lag_nodes()[0]), float(model.lag_nodes()[-1])
+    device = parts[0].pairs.frames.device
+    nodes = parts[0].model.lag_nodes()
+    low, high = float(nodes[0]), float(nodes[-1])
     lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
+    counts = _counts(settings.batch_size, [part.share for part in parts])
+    # One module, so that a copy of it shares weights as the original does.
+    alone = len(parts) == 1
+    model: torch.nn.Module = (
+        parts[0].model if alone else torch.nn.ModuleList([part.model for part in parts])
+    )
     average = copy.deepcopy(model).eval()
+    averages: list[Network] = [average] if alone else list(average)  # type: ignore
     optimiser = torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
     )
     generator = torch.Generator(device).manual_seed(settings.seed)
-    source = RareFirst(pairs, low, high, settings.seed, settings.rare_first)
+    sources = [
+        RareFirst(part.pairs, low, high, settings.seed, settings.rare_first) for part in parts
+    ]
     record = TrainingRecord()
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
@@ -306,9 +388,15 @@ def train(
                 "minutes": round(record.minutes, 2),
                 "loss": round(running / counted, 5),
             }
-            if held_out is not None:
-                losses = held_out_loss(average, held_out, settings, lags_ps)
-                entry["held_out"] = {f"{k:g}": round(v, 5) for k, v in losses.items()}
+            for k, part in enumerate(parts):
+                if part.held_out is None:
+                    continue
+                possible = [lag for lag in lags_ps if lag <= part.held_out.longest_lag_ps()]
+                losses = held_out_loss(averages[k], part.held_out, settings, possible)
+                before = "" if alone else f"{k}: "
+                entry.setdefault("held_out", {}).update(
+                    {f"{before}{lag:g}": round(v, 5) for lag, v in losses.items()}
+                )
             record.history.append(entry)
             if report is None:
                 print(f"train: {entry}", file=sys.stderr, flush=True)
@@ -324,13 +412,16 @@ def train(
         rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        frame, later, lag, weight = source.draw(settings.batch_size, record.steps, generator)
-        sigma = _draw_levels(settings.batch_size, settings, generator, device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-            loss = denoising_loss(model, frame, later, lag, sigma, settings, generator)
-            loss = (weight * loss).mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        for part, source, count in zip(parts, sources, counts, strict=True):
+            frame, later, lag, weight = source.draw(count, record.steps, generator)
+            sigma = _draw_levels(count, settings, generator, device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+                loss = denoising_loss(part.model, frame, later, lag, sigma, settings, generator)
+                loss = (weight * loss).sum() / settings.batch_size
+            loss.backward()
+            value += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         record.steps += 1
@@ -338,7 +429,6 @@ def train(
         decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at step {record.steps}: lower the learning rate")
         running += value
@@ -361,6 +451,15 @@ def _draw_levels(
         place.clamp(1e-6, 1.0 - 1e-6)
     )
     return torch.exp(torch.cat([spread, centred]).clamp(low, high))
+
+
+def _counts(total: int, shares: Sequence[float]) -> list[int]:
+    """Split a step's pairs over the molecules, at least one each."""
+    ends = [round(total * sum(shares[: k + 1]) / sum(shares)) for k in range(len(shares))]
+    counts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    if min(counts) < 1:
+        raise ValueError(f"a batch of {total} pairs is too small for {len(shares)} molecules")
+    return counts
 
 
 def _kept(settings: TrainSettings) -> dict:
