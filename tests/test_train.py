@@ -6,6 +6,7 @@ import four_beads
 import numpy as np
 import pytest
 import torch
+from small_molecules import grown, methanol, shaken
 from test_internal import lively
 
 from openmm_sd import Molecule, ScoreModel
@@ -32,12 +33,15 @@ from openmm_sd.train.rare import RareFirst
 from openmm_sd.train.stage import (
     NETWORKS,
     StageSettings,
+    make_card,
+    split_runs,
+)
+from openmm_sd.train.windows import (
     angle_windows,
     bond_windows,
     contact_distances,
-    make_card,
-    split_runs,
     torsion_windows,
+    windows_of_kin,
 )
 
 
@@ -525,14 +529,14 @@ def test_contact_distances_are_the_shortest_of_all_frames(monkeypatch):
     straight = np.asarray(molecule.positions, dtype=np.float32)
     frames = np.stack([straight * scale for scale in (1.1, 1.2, 1.0, 1.3, 1.4)])
     # In the shortest frame pairs k bonds apart are k times 0.1 nm apart: from six on out of reach.
-    monkeypatch.setattr("openmm_sd.train.stage._CONTACT_REACH_NM", 0.55)
+    monkeypatch.setattr("openmm_sd.train.windows._CONTACT_REACH_NM", 0.55)
     pairs = [(i, j) for i in range(8) for j in range(i + 3, min(i + 6, 8))]
     expected = [[i, j, 0.1 * (j - i) - 0.01] for i, j in pairs]
     found = contact_distances(molecule, frames)
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     np.testing.assert_allclose(found, expected, atol=2e-5)
     # In parts of two frames, and from several runs: the same.
-    monkeypatch.setattr("openmm_sd.train.stage._CONTACT_CHUNK", 2 * 15)
+    monkeypatch.setattr("openmm_sd.train.windows._CONTACT_CHUNK", 2 * 15)
     assert contact_distances(molecule, frames) == found
     assert contact_distances(molecule, frames[:1], frames[1:]) == found
     assert contact_distances(chain_of(3), frames[:, :3]) == []
@@ -555,6 +559,60 @@ def test_contacts_of_biased_runs_count(ala2):
     )
     found = {(i, j): shortest for i, j, shortest in card["contact_distances_nm"]}
     assert found[0, 21] == pytest.approx(0.14, abs=1e-4)
+
+
+def alkane(carbons):
+    """A zigzag of carbon atoms with their hydrogens."""
+    bonds = [(k, k + 1) for k in range(carbons - 1)]
+    elements = [6] * carbons
+    for k in range(carbons):
+        for _ in range(2 + (k in (0, carbons - 1))):
+            bonds.append((k, len(elements)))
+            elements.append(1)
+    return grown(elements, bonds)
+
+
+def windows_of(molecule, frames):
+    return {
+        "bond_windows_nm": bond_windows(molecule, frames),
+        "angle_windows_nm": angle_windows(molecule, frames),
+        "torsion_windows_nm": torsion_windows(molecule, frames),
+        "contact_distances_nm": contact_distances(molecule, frames),
+    }
+
+
+def test_windows_of_a_molecule_without_data():
+    kin = []
+    for carbons, width in ((3, 0.004), (5, 0.002), (6, 0.003)):
+        molecule = alkane(carbons)
+        kin.append((molecule, windows_of(molecule, shaken(molecule, 300, width, seed=carbons))))
+    found = windows_of_kin(alkane(4), kin)
+    own = windows_of(alkane(4), shaken(alkane(4), 300, 0.003, seed=9))
+    for name in ("bond_windows_nm", "angle_windows_nm"):
+        assert [row[:2] for row in found[name]] == [row[:2] for row in own[name]]
+    ends, middle = found["bond_windows_nm"][0], found["bond_windows_nm"][1]
+    # Propane, which is shaken most, has bonds of the outer kind and none between two CH2.
+    outer = [row[2:] for row in kin[0][1]["bond_windows_nm"]]
+    assert ends[2:] == [min(low for low, _ in outer), max(high for _, high in outer)]
+    inner = [row[2:] for row in kin[1][1]["bond_windows_nm"][1:3]]
+    inner += [row[2:] for row in kin[2][1]["bond_windows_nm"][1:4]]
+    assert middle[2:] == [min(low for low, _ in inner), max(high for _, high in inner)]
+    assert ends[2] < middle[2] < middle[3] < ends[3]
+    assert {tuple(row[:2]) for row in found["contact_distances_nm"]} >= {
+        tuple(row[:2]) for row in own["contact_distances_nm"]
+    }
+    closest = dict((tuple(row[:2]), row[2]) for row in found["contact_distances_nm"])
+    for i, j, shortest in own["contact_distances_nm"]:
+        assert closest[i, j] < shortest + 0.01
+    # Of itself a molecule gets its own back, as wide as its widest equivalent pair.
+    again = windows_of_kin(alkane(5), [kin[1]])
+    for name, rows in kin[1][1].items():
+        mine = {tuple(row[:2]): row[2:] for row in again[name]}
+        for i, j, *window in rows:
+            assert mine[i, j][0] <= window[0]
+            assert mine[i, j][1:] >= window[1:]
+    with pytest.raises(ValueError, match="none of the molecules with data has a distance"):
+        windows_of_kin(methanol(), kin)
 
 
 def test_molecules_without_rotors():

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..analysis import dihedral
-from ..analysis.geometry import bond_graph, distant_pairs, heavy_bonds
 from ..dataset import BIASED, Dataset, Run, difference, file_sha256, merge, read_dataset
 from ..generate.frames import constraint_lengths
 from ..generate.seeding import slow_torsions
@@ -44,6 +42,7 @@ from .trainer import (
     held_out_loss,
     train,
 )
+from .windows import angle_windows, bond_windows, contact_distances, torsion_windows
 
 NETWORKS: Final = {
     "internal": InternalDiffusion,
@@ -75,16 +74,6 @@ _TIMESCALE_LAGS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _CONVERGED: Final = 0.93
 #: Frames of a run that are needed for half of it to be worth holding out.
 _SHORTEST_HELD_OUT: Final = 20
-#: Bond windows reach this share of the range seen in the data beyond it, on either side.
-_WINDOW_MARGIN: Final = 0.3
-#: Contacts may be shorter than the shortest seen by this, nm: with limits from one half of 170,000
-#: frames of alanine dipeptide and this margin, 1 in 10,000 of the others is turned down.
-_CONTACT_MARGIN_NM: Final = 0.01
-#: Pairs that never come closer than this, nm, are not on the card: their shortest distance says
-#: which conformations were sampled, not where atoms touch.
-_CONTACT_REACH_NM: Final = 0.3
-#: Pair vectors that are worked on at once: a few times 12 MB.
-_CONTACT_CHUNK: Final = 1 << 20
 #: Frames that a novelty score is made from, and held-out ones that its threshold is made from.
 _NOVELTY_FRAMES: Final = 20_000
 #: The displacement bound is this many times the largest displacement seen.
@@ -625,81 +614,6 @@ def make_card(
         if known.get(key) is not None:
             card["solvent" if key == "water" else key] = known[key]
     return card
-
-
-def bond_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
-    """Return (atom, atom, shortest, longest nm) of the bonds between heavy atoms, from data."""
-    z = molecule.atomic_numbers
-    return [_window(frames, i, j) for i, j in molecule.bonds if z[i] != 1 and z[j] != 1]
-
-
-def angle_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
-    """Return (atom, atom, shortest, longest nm) of the ends of all angles, from data."""
-    graph = bond_graph(molecule)
-    ends = {(i, j) for k in graph for i in graph[k] for j in graph[k] if i < j}
-    return [_window(frames, i, j) for i, j in sorted(ends) if not graph.has_edge(i, j)]
-
-
-def torsion_windows(molecule: Molecule, frames: NDArray[np.floating[Any]]) -> list[list[float]]:
-    """Return (atom, atom, shortest, longest nm) of the ends of torsions that never turn in data.
-
-    These are torsions of four heavy atoms, about a peptide bond for instance, that stay within
-    90 degrees of their mean.
-    """
-    graph = bond_graph(molecule)
-    apart = {(int(i), int(m)) for i, m in distant_pairs(molecule)}
-    stiff = set()
-    for j, k in heavy_bonds(molecule).tolist():
-        for i, m in product(graph[j], graph[k]):
-            ends = min(i, m), max(i, m)
-            if ends not in apart:
-                continue
-            angle = dihedral(frames, (i, j, k, m))
-            mean = np.angle(np.exp(1j * angle).mean())
-            if np.abs(np.angle(np.exp(1j * (angle - mean)))).max() < 0.5 * np.pi:
-                stiff.add(ends)
-    return [_window(frames, i, m) for i, m in sorted(stiff)]
-
-
-def _window(frames: NDArray[np.floating[Any]], i: int, j: int) -> list[float]:
-    length = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
-    low, high = float(length.min()), float(length.max())
-    margin = _WINDOW_MARGIN * (high - low) + 0.002
-    return [i, j, round(max(low - margin, 0.0), 5), round(high + margin, 5)]
-
-
-def contact_distances(molecule: Molecule, *frames: NDArray[np.floating[Any]]) -> list[list[float]]:
-    """Return how close atoms may come that are three bonds apart or more, from data.
-
-    Parameters
-    ----------
-    molecule : Molecule
-        Says which atoms these are, hydrogens included.
-    *frames : ndarray
-        (T, N, 3) nm, one array or several. They are read in parts, so that no copy of all is made.
-
-    Returns
-    -------
-    list of [int, int, float]
-        Atom, atom and shortest distance (nm): the shortest in the frames less a margin. Pairs that
-        never come close are left out.
-    """
-    pairs = distant_pairs(molecule, hydrogens=True)
-    if not len(pairs):
-        return []
-    closest = np.full(len(pairs), np.inf)
-    size = max(1, _CONTACT_CHUNK // len(pairs))
-    for some in frames:
-        for begin in range(0, len(some), size):
-            part = some[begin : begin + size]
-            apart = part[:, pairs[:, 0]] - part[:, pairs[:, 1]]
-            squares = np.einsum("tmk,tmk->tm", apart, apart).min(axis=0)
-            closest = np.minimum(closest, np.sqrt(squares))
-    return [
-        [int(i), int(j), round(max(0.0, float(shortest) - _CONTACT_MARGIN_NM), 5)]
-        for (i, j), shortest in zip(pairs, closest, strict=True)
-        if shortest <= _CONTACT_REACH_NM
-    ]
 
 
 def _displacement_bound(
