@@ -1,27 +1,34 @@
 """Pairs, the Markov model behind them, and the training stage."""
 
 import json
+from dataclasses import replace
 
 import four_beads
 import numpy as np
 import pytest
 import torch
-from small_molecules import grown, methanol, shaken
+from small_molecules import ethane, grown, methanol, shaken
 from test_internal import lively
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.dataset import Dataset, Run, write_dataset
 from openmm_sd.propagator.dense import DenseDiffusion
+from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.propagator.internal import InternalDiffusion
 from openmm_sd.rollout import Rollout, RolloutSettings
 from openmm_sd.train import (
+    Part,
     TrainSettings,
     TransitionPairs,
     denoising_loss,
     fit_statistics,
+    held_out_loss,
     methyl_rotors,
+    share_weights,
     train,
+    train_together,
+    trainer,
 )
 from openmm_sd.train.markov import (
     _states,
@@ -813,3 +820,99 @@ def test_loss_weighs_turns(ala2):
     mixed = (only_stiff * stiff + 5.0 * only_turns * turning) / (stiff + 5.0 * turning)
     assert abs(only_turns - only_stiff) > 0.05 * alike
     assert loss(5.0) == pytest.approx(mixed, rel=1e-3)
+
+
+# -- several molecules at once ---------------------------------------------------------------------
+
+
+def trembling(molecule, seed):
+    """Atoms that each wander about their place and forget in a few frames where they were."""
+    rng = np.random.default_rng(seed)
+    away = np.zeros((400, molecule.n_atoms, 3))
+    for k in range(1, len(away)):
+        away[k] = 0.8 * away[k - 1] + 0.004 * rng.normal(size=away[k].shape)
+    return (molecule.positions + away).astype(np.float32)
+
+
+def two_parts():
+    parts = []
+    for molecule, share in ((ethane(), 1.0), (methanol(), 3.0)):
+        torch.manual_seed(1)
+        network = GraphDiffusion.for_molecule(
+            molecule, width=16, vectors=4, edge_width=4, depth=1, lag_min_ps=1.0, lag_max_ps=20.0
+        )
+        pairs = TransitionPairs([trembling(molecule, 1)], 1.0)
+        fit_statistics(network, pairs)
+        parts.append(Part(network, pairs, TransitionPairs([trembling(molecule, 2)], 1.0), share))
+    share_weights([part.model for part in parts])
+    return parts
+
+
+TOGETHER = TrainSettings(
+    max_steps=60,
+    batch_size=32,
+    bf16=False,
+    report_seconds=0.0,
+    warmup_steps=5,
+    learning_rate=1e-2,
+    rare_first=False,
+)
+
+
+def test_molecules_that_are_trained_together_share_their_weights(tmp_path):
+    parts = two_parts()
+    one, other = (part.model for part in parts)
+    named = dict(other.named_parameters())
+    assert all(parameter is named[name] for name, parameter in one.named_parameters())
+    assert one.scale.shape[1] != other.scale.shape[1]
+    before = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
+    scales = [part.model.scale.clone() for part in parts]
+    quiet = replace(TOGETHER, report_seconds=1e9)
+    record = train_together(parts, quiet, lags_ps=[2.0], report=lambda record: None)
+    after = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
+    assert after[0] < 0.97 * before[0], (before, after)
+    assert after[1] < 0.97 * before[1], (before, after)
+    assert set(record.history[-1]["held_out"]) == {"0: 2", "1: 2"}
+    named = dict(other.named_parameters())
+    assert all(torch.equal(p, named[name]) for name, p in one.named_parameters())
+    for part, scale in zip(parts, scales, strict=True):
+        assert torch.equal(part.model.scale, scale)
+
+
+def test_a_training_of_several_goes_on(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def interrupt(record):
+        if record.steps >= 7:
+            raise Stop
+
+    settings = replace(TOGETHER, max_steps=12)
+    whole = two_parts()
+    train_together(whole, settings, report=lambda record: None)
+    file = tmp_path / "state"
+    with pytest.raises(Stop):
+        train_together(two_parts(), settings, checkpoint=file, report=interrupt)
+    again = two_parts()
+    record = train_together(again, settings, checkpoint=file, report=lambda record: None)
+    assert record.steps == 12
+    for one, other in zip(whole, again, strict=True):
+        named = dict(other.model.named_parameters())
+        for name, parameter in one.model.named_parameters():
+            torch.testing.assert_close(named[name], parameter)
+
+
+def test_every_molecule_has_pairs_in_each_step(monkeypatch):
+    seen = []
+    real = trainer.denoising_loss
+
+    def counted(model, frame, *others):
+        seen.append(tuple(frame.shape[:2]))
+        return real(model, frame, *others)
+
+    monkeypatch.setattr(trainer, "denoising_loss", counted)
+    parts = [replace(part, held_out=None) for part in two_parts()]
+    train_together(parts, replace(TOGETHER, max_steps=2), report=lambda record: None)
+    assert seen == [(8, 8), (24, 6)] * 2
+    with pytest.raises(ValueError, match="a batch of 1 pairs is too small for 2 molecules"):
+        train_together(parts, replace(TOGETHER, batch_size=1))

@@ -2,15 +2,19 @@
 
 from .pairs import TransitionPairs, methyl_rotors
 from .trainer import (
+    Part,
     TrainingRecord,
     TrainSettings,
     denoising_loss,
     fit_statistics,
     held_out_loss,
+    share_weights,
     train,
+    train_together,
 )
 
 __all__ = [
+    "Part",
     "TrainSettings",
     "TrainingRecord",
     "TransitionPairs",
@@ -18,5 +22,7 @@ __all__ = [
     "fit_statistics",
     "held_out_loss",
     "methyl_rotors",
+    "share_weights",
     "train",
+    "train_together",
 ]
