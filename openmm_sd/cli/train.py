@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .outcome import Outcome
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..propagator.molecule import Molecule
 
 EXAMPLE = "openmm-sd train ala2.h5 --output ala2.safetensors --minutes 30"
 
@@ -33,7 +37,7 @@ _OPTIONS = (
     ("condition-noise", "condition_noise_nm", float, "NM", HIDDEN),
     ("ema-decay", "ema_decay", float, "D", HIDDEN),
     ("turn-weight", "turn_weight", float, "W", HIDDEN),
-    ("network", "network", str, "NET", "internal, dense, graph or auto (auto)"),
+    ("network", "network", str, "NET", "internal, dense, graph, family or auto (auto)"),
     ("width", "width", int, "N", "width of the network"),
     ("depth", "depth", int, "N", "number of its blocks"),
     ("calls", "n_calls", int, "N", "network calls a jump (8 or 10)"),
@@ -59,10 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage = "openmm-sd train DATA.h5 [DATA.h5 ...] -o MODEL.safetensors [options]"
     add = parser.add_argument
-    add("datasets", nargs="+", metavar="DATA.h5", help="data sets of one molecule")
+    add("datasets", nargs="+", metavar="DATA.h5", help="data sets, of one molecule or a family")
     add("-o", "--output", required=True, metavar="FILE", help="bundle, ending in .safetensors")
     for option, field, kind, unit, text in _OPTIONS:
         add(f"--{option}", dest=field, type=kind, metavar=unit, help=text)
+    add("--also", action="append", metavar="PDB", help="a relative without data (repeatable)")
     # The novelty score of a bundle that has none, and runs that it leaves out.
     add("--novelty-only", metavar="BUNDLE", help=HIDDEN)
     add("--without", action="append", metavar="RUN", help=HIDDEN)
@@ -92,6 +97,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         **{f.name: given[f.name] for f in fields(TrainSettings) if f.name in given}
     )
     given["without"] = tuple(arguments.without or ())
+    given["also"] = tuple(_relative(Path(file)) for file in arguments.also or ())
     taken = {f.name: given[f.name] for f in fields(StageSettings) if f.name in given}
     settings = StageSettings(**{**taken, "network_settings": network, "training": training})
     if arguments.novelty_only is not None:
@@ -109,7 +115,11 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
     result = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
-    losses = result.get("held_out_loss_by_lag_ps", {})
+    losses = {}
+    for name, found in result.get("held_out_loss_by_lag_ps", {}).items():
+        # Of a family by molecule and lag.
+        several = found if isinstance(found, dict) else {"": found}
+        losses |= {" ".join(filter(None, (name, lag))): loss for lag, loss in several.items()}
     text = (
         f"{result['steps']} steps in {result['wall_minutes']} minutes on {result['device']}, "
         f"{result['ns']} ns of data\n"
@@ -118,6 +128,18 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         f"the bundle is {result['bundle']}; 'openmm-sd validate' says how good it is"
     )
     return Outcome(result, text)
+
+
+def _relative(file: Path) -> Molecule:
+    """Read a molecule that no data is seen of; its name is the file's."""
+    from ..prepare.structure import read_structure
+    from ..propagator.molecule import Molecule
+
+    topology, positions = read_structure(file)
+    try:
+        return Molecule.from_topology(topology, positions - positions.mean(axis=0), file.stem)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _refuse_idle_options(given: dict[str, Any]) -> None:

@@ -54,6 +54,9 @@ NETWORKS: Final = {
 AUTO: Final = "auto"
 """What ``--network`` is by default: the first of them that suits the molecule."""
 
+FAMILY: Final = "family"
+"""The network for several molecules, and what ``auto`` takes for them."""
+
 #: What says which coordinates a network's weights belong to.
 _COORDINATES: Final = (
     "n_atoms",
@@ -67,7 +70,7 @@ _COORDINATES: Final = (
 #: Frames at which a network looks to choose its coordinates.
 _LOOK_AT: Final = 2000
 #: Lags of the reported losses, ps, as far as the model covers them.
-_REPORT_LAGS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+REPORT_LAGS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 #: Lags at which the data's own implied timescales are looked at, ps.
 _TIMESCALE_LAGS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 #: A lag is recommended when the slowest timescale has come this close to its value at longer lags.
@@ -90,8 +93,9 @@ class StageSettings:
     ----------
     network : str
         ``internal`` (one molecule, internal coordinates), ``dense`` (one molecule, Cartesian) or
-        ``graph`` (Cartesian, weights that know no atom numbers). ``auto`` takes ``internal`` where
-        it suits the molecule, which is without rings and straight chains, and else ``dense``.
+        ``graph`` (Cartesian, weights that know no atom numbers), ``family`` (several molecules,
+        internal coordinates). ``auto`` takes ``family`` for several molecules; for one ``internal``
+        where it suits the molecule, which is without rings and straight chains, and else ``dense``.
     network_settings : dict
         Arguments of the network's class, e.g. ``{"width": 256}``.
     lag_min_ps, lag_max_ps : float
@@ -109,6 +113,8 @@ class StageSettings:
         Share of the data kept for the held-out loss: whole runs, or the ends of long ones.
     without : tuple of str
         Names of runs that are left out.
+    also : tuple of Molecule
+        Molecules without data that a family's weights shall serve as well.
     start_frames : int
         Equilibrium frames that the bundle carries for rollouts.
     init : str or None
@@ -133,6 +139,7 @@ class StageSettings:
     drop_ps: float = 1.0
     held_out: float = 0.1
     without: tuple[str, ...] = ()
+    also: tuple[Molecule, ...] = ()
     start_frames: int = 1000
     init: str | None = None
     name: str | None = None
@@ -143,8 +150,8 @@ class StageSettings:
     training: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        if self.network not in (AUTO, *NETWORKS):
-            known = ", ".join((AUTO, *NETWORKS))
+        if self.network not in (AUTO, FAMILY, *NETWORKS):
+            known = ", ".join((AUTO, FAMILY, *NETWORKS))
             raise ValueError(f"network must be one of {known}, got {self.network!r}")
         if not 0.0 < self.lag_min_ps < self.lag_max_ps:
             raise ValueError(
@@ -169,7 +176,7 @@ def train_bundle(
     Parameters
     ----------
     datasets : sequence of Path or str
-        Files of :mod:`openmm_sd.dataset`, of one molecule.
+        Files of :mod:`openmm_sd.dataset`: of one molecule, or of several that shall share weights.
     output : Path or str
         The bundle, with the ending ``.safetensors``. While training is under way its state is in
         the file of that name with ``.checkpoint`` added; the same call goes on from it.
@@ -186,32 +193,23 @@ def train_bundle(
     settings = settings or StageSettings()
     say = report or (lambda what, how_far: None)
     output = Path(output)
-    _check_output(output, datasets)
-    data = _read(datasets, say)
-    _check_names(settings.without, data.runs)
-    device = _device(settings.device)
-    runs, spacing = _prepared(data, settings)
-    kept, held = _kept_and_held(runs, settings)
-    runs = left_in(runs, settings.without)
-    data = replace(data, runs=tuple(left_in(data.runs, settings.without)))
-    biased = [run for run in data.runs if run.kind == BIASED]
+    check_output(output, datasets)
+    several = read_by_molecule(datasets, say)
+    check_names(settings.without, [run for data in several for run in data.runs])
+    device = chosen_device(settings.device)
+    if len(several) > 1 or settings.network == FAMILY:
+        from .family import train_family
 
-    molecule = data.molecule
-    lag_min, lag_max = _lag_range(kept, spacing, settings)
-    markov = None
-    if settings.time_reversal:
-        say("fitting the Markov model", f"{sum(r.n_frames for r in kept)} frames")
-        markov = markov_of(molecule, kept, biased, settings.markov_lag_ps, settings.training.seed)
-    pairs = TransitionPairs(
-        [run.positions for run in kept],
-        spacing,
-        device,
-        markov=markov,
-        compose_from_ps=settings.compose_from_ps,
-        rotors=methyl_rotors(molecule),
-    )
-    # Held-out pairs are read forwards only: nothing that was estimated enters them.
-    held_out = TransitionPairs([run.positions for run in held], spacing, device) if held else None
+        return train_family(several, datasets, output, settings, device, say)
+    if settings.also:
+        raise ValueError(
+            "also: a molecule without data can only join a family; take --network family"
+        )
+    material = Material.of(several[0], settings, device, say)
+    data, molecule, spacing = material.data, material.molecule, material.spacing_ps
+    runs, kept, held, biased = material.runs, material.kept, material.held, material.biased
+    pairs, held_out, markov = material.pairs, material.held_out, material.markov
+    lag_min, lag_max = lag_range(kept, spacing, settings)
 
     torch.manual_seed(settings.training.seed)
     some = np.concatenate([run.positions for run in kept])
@@ -221,17 +219,8 @@ def train_bundle(
     fit_statistics(network, pairs, settings.training.seed)
     checkpoint = output.with_name(output.name + ".checkpoint")
     began = time.monotonic()
-
-    def progress(record: TrainingRecord) -> None:
-        entry = record.history[-1]
-        held_text = ", ".join(f"{k} ps {v:.4f}" for k, v in entry.get("held_out", {}).items())
-        say(
-            "training",
-            f"{record.minutes:.1f} of {settings.training.minutes:g} min, step {record.steps}, "
-            f"loss {entry['loss']:.4f}" + (f", held out {held_text}" if held_text else ""),
-        )
-
-    shown = [lag for lag in _REPORT_LAGS if lag_min * 0.999 <= lag <= lag_max * 1.001]
+    progress = teller(settings, say)
+    shown = [lag for lag in REPORT_LAGS if lag_min * 0.999 <= lag <= lag_max * 1.001]
     if held_out is not None:
         shown = [lag for lag in shown if lag <= held_out.longest_lag_ps()]
     record = train(
@@ -290,6 +279,94 @@ def train_bundle(
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a training has of one molecule.
+
+    Attributes
+    ----------
+    data : Dataset
+        Without the runs that are left out.
+    runs, kept, held, biased : list of Run
+        Unbiased runs of one spacing, those of them that are trained on and held out, and the
+        biased ones.
+    spacing_ps : float
+        Of these runs, ps.
+    markov : MarkovModel or None
+        Of what is kept.
+    pairs, held_out : TransitionPairs
+        The latter None if nothing is held out.
+    """
+
+    data: Dataset
+    runs: list[Run]
+    kept: list[Run]
+    held: list[Run]
+    biased: list[Run]
+    spacing_ps: float
+    markov: MarkovModel | None
+    pairs: TransitionPairs
+    held_out: TransitionPairs | None
+
+    @property
+    def molecule(self) -> Molecule:
+        """The molecule."""
+        return self.data.molecule
+
+    @classmethod
+    def of(
+        cls, data: Dataset, settings: StageSettings, device: torch.device, say: Report
+    ) -> Material:
+        """Prepare a data set.
+
+        Parameters
+        ----------
+        data : Dataset
+            All of the molecule.
+        settings, device, say
+            As `train_bundle` has them.
+        """
+        runs, spacing = _prepared(data, settings)
+        kept, held = _kept_and_held(runs, settings)
+        runs = left_in(runs, settings.without)
+        data = replace(data, runs=tuple(left_in(data.runs, settings.without)))
+        biased = [run for run in data.runs if run.kind == BIASED]
+        molecule = data.molecule
+        markov = None
+        if settings.time_reversal:
+            say("fitting the Markov model", f"{sum(r.n_frames for r in kept)} frames")
+            seed = settings.training.seed
+            markov = markov_of(molecule, kept, biased, settings.markov_lag_ps, seed)
+        pairs = TransitionPairs(
+            [run.positions for run in kept],
+            spacing,
+            device,
+            markov=markov,
+            compose_from_ps=settings.compose_from_ps,
+            rotors=methyl_rotors(molecule),
+        )
+        # Held-out pairs are read forwards only: nothing that was estimated enters them.
+        held_out = (
+            TransitionPairs([run.positions for run in held], spacing, device) if held else None
+        )
+        return cls(data, runs, kept, held, biased, spacing, markov, pairs, held_out)
+
+
+def teller(settings: StageSettings, say: Report) -> Callable[[TrainingRecord], None]:
+    """Return what tells how far a training is."""
+
+    def progress(record: TrainingRecord) -> None:
+        entry = record.history[-1]
+        held_text = ", ".join(f"{k} ps {v:.4f}" for k, v in entry.get("held_out", {}).items())
+        say(
+            "training",
+            f"{record.minutes:.1f} of {settings.training.minutes:g} min, step {record.steps}, "
+            f"loss {entry['loss']:.4f}" + (f", held out {held_text}" if held_text else ""),
+        )
+
+    return progress
+
+
 def add_novelty(
     bundle: Path | str,
     datasets: Sequence[Path | str],
@@ -323,7 +400,7 @@ def add_novelty(
     settings = settings or StageSettings()
     say = report or (lambda what, how_far: None)
     output = Path(output)
-    _check_output(output, datasets)
+    check_output(output, datasets)
     model = ScoreModel.load(bundle).only()
     data = _read(datasets, say)
     molecule = model.molecules[0]
@@ -331,7 +408,7 @@ def add_novelty(
     if different:
         raise ValueError(f"{bundle} is of another molecule than the data: {different}")
     runs, _ = _prepared(data, settings)
-    _check_names(settings.without, runs)
+    check_names(settings.without, runs)
     kept, held = _kept_and_held(runs, settings)
     say("measuring what the training frames cover", f"{sum(r.n_frames for r in kept)} frames")
     novelty, entry = novelty_of(molecule, kept, held, settings.training.seed)
@@ -395,13 +472,35 @@ def _some(runs: Sequence[Run], rng: np.random.Generator) -> NDArray[np.float32]:
     return frames
 
 
+def read_by_molecule(datasets: Sequence[Path | str], say: Report) -> list[Dataset]:
+    """Read data sets and merge those of one molecule.
+
+    Parameters
+    ----------
+    datasets : sequence of Path or str
+        Files.
+    say : callable
+        Told what is being done.
+    """
+    say("reading", ", ".join(Path(d).name for d in datasets))
+    groups: list[list[Dataset]] = []
+    for part in map(read_dataset, datasets):
+        for group in groups:
+            if not difference(group[0].molecule, part.molecule):
+                group.append(part)
+                break
+        else:
+            groups.append([part])
+    return [merge(group) if len(group) > 1 else group[0] for group in groups]
+
+
 def _read(datasets: Sequence[Path | str], say: Report) -> Dataset:
     say("reading", ", ".join(Path(d).name for d in datasets))
     parts = [read_dataset(path) for path in datasets]
     return merge(parts) if len(parts) > 1 else parts[0]
 
 
-def _check_names(without: Sequence[str], runs: Sequence[Run]) -> None:
+def check_names(without: Sequence[str], runs: Sequence[Run]) -> None:
     unknown = sorted(set(without) - {run.name for run in runs})
     if unknown:
         raise ValueError(f"there is no run {unknown[0]} in the data sets")
@@ -418,7 +517,7 @@ def _kept_and_held(runs: Sequence[Run], settings: StageSettings) -> tuple[list[R
     return kept, held
 
 
-def _check_output(output: Path, datasets: Sequence[Path | str]) -> None:
+def check_output(output: Path, datasets: Sequence[Path | str]) -> None:
     if output.suffix != ".safetensors":
         raise ValueError(f"the output must end in .safetensors, got {output.name}")
     if not output.parent.is_dir():
@@ -583,6 +682,7 @@ def make_card(
             "internal": "dense network in internal coordinates: this one molecule only",
             "dense": "dense network on a local frame: this one molecule only",
             "graph": "equivariant graph network",
+            FAMILY: "network in internal coordinates, one set of weights for several molecules",
         }[training["network"]],
         "lag_range_ps": [round(lags[0], 6), round(lags[1], 6)],
         "recommended_lag_ps": recommended,
@@ -657,7 +757,7 @@ def _recommended(timescales: dict[str, list[float]], lags: tuple[float, float]) 
     return float(np.clip(10.0, *lags))
 
 
-def _lag_range(runs: Sequence[Run], spacing: float, settings: StageSettings) -> tuple[float, float]:
+def lag_range(runs: Sequence[Run], spacing: float, settings: StageSettings) -> tuple[float, float]:
     low = max(settings.lag_min_ps, spacing)
     high = settings.lag_max_ps
     longest = max(run.n_frames - 1 for run in runs) * spacing
@@ -743,7 +843,7 @@ def _like_bundle(
     return network
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -160,6 +160,36 @@ def windows_of_kin(
     return found
 
 
+def constraints_of_kin(
+    molecule: Molecule, kin: Sequence[tuple[Molecule, Mapping[str, Any]]]
+) -> list[list[float]]:
+    """Return the constrained bonds of a molecule without data: (heavy atom, hydrogen, nm).
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule.
+    kin : sequence of (Molecule, mapping)
+        Relatives and their cards.
+    """
+    own = _Kinds(molecule)
+    lengths: dict[tuple[Any, ...], list[float]] = {}
+    for other, card in kin:
+        kinds = _Kinds(other)
+        for i, j, length in card["constraint_lengths_nm"]:
+            for key in kinds.keys(int(i), int(j)):
+                lengths.setdefault(key, []).append(length)
+    found: list[list[float]] = []
+    for bond in molecule.bonds:
+        heavy, hydrogen = sorted(bond, key=lambda k: molecule.atomic_numbers[k] == 1)
+        if molecule.atomic_numbers[hydrogen] != 1:
+            continue
+        known = next((lengths[key] for key in own.keys(heavy, hydrogen) if key in lengths), None)
+        if known is not None:
+            found.append([heavy, hydrogen, round(float(np.mean(known)), 6)])
+    return found
+
+
 class _Kinds:
     """What pairs of atoms of a molecule are called, so that relatives call the same thing alike."""
 
