@@ -434,8 +434,8 @@ def report(options: argparse.Namespace) -> None:
                 z = value.minus(there[key])
                 print(f"| {key} | {there[key]} | {value} | {z.value / z.error:+.1f} |")
             entry["reference"] = {k: dataclasses.asdict(v) for k, v in there.items()}
-            burst = max(1, round(about["burst_ps"] / SERIES_PS))
-            entry["undone"] = undone(data, series, burst)
+            lag, burst = (max(1, round(about[key] / SERIES_PS)) for key in ("lag_ps", "burst_ps"))
+            entry["undone"] = undone(data, series, lag, burst)
         print(
             f"\naccepted {totals['accepted_fraction']:.4f}, settling steps a jump "
             f"{totals['settle_steps']:.2f}, energy after the jump {totals['energy_before']:+.0f}, "
@@ -506,19 +506,21 @@ def timescales(run: NDArray[np.float64], stride: int, tau_ps: float) -> dict[str
 
 
 def undone(
-    data: dict[str, Any], series: NDArray[np.float64], burst: int
+    data: dict[str, Any], series: NDArray[np.float64], lag: int, burst: int
 ) -> dict[str, dict[str, float]]:
     """Count jumps to another basin of phi < 0 that are back in the old one after the burst.
 
-    Beside it what MD does in that time (`burst`, in frames of the series) from where they landed.
+    Beside it how often MD, which has gone from the one basin to the other within a lag, is back a
+    burst later (`lag` and `burst` in frames of the series).
     """
     # Row k holds the states before and after the jump that its burst follows.
     before, after = basins(*data["before"].T), basins(*data["after"].T)
     start, landed, end = before[1:-1], after[1:-1], before[2:]
     there = basins(*series.T)
     known = range(len(BASIN_NAMES))
+    first, second, third = there[: -lag - burst], there[lag:-burst], there[lag + burst :]
     rates = np.array(
-        [[float((there[burst:][there[:-burst] == i] == j).mean()) for j in known] for i in known]
+        [[float((third[(first == i) & (second == j)] == i).mean()) for j in known] for i in known]
     )
     moved = (start != landed) & (start < len(known)) & (landed < len(known))
     moved &= data["accepted"][1:-1]
@@ -531,7 +533,7 @@ def undone(
         back = float((end == start)[chosen].mean())
         count = int(chosen.sum())
         error = float(np.sqrt(max(back * (1 - back), 1.0 / count) / count))
-        md = float(rates[landed[chosen], start[chosen]].mean())
+        md = float(rates[start[chosen], landed[chosen]].mean())
         result[name] = {"jumps": count, "back": back, "error": error, "md": md}
         print(f"jumps {name}: {count}, back after the burst {back:.3f} ± {error:.3f}, MD {md:.3f}")
     return result
