@@ -76,6 +76,71 @@ def shaken(molecule, count=200, width=0.003, seed=0):
     return molecule.positions + width * generator.normal(size=(count, molecule.n_atoms, 3))
 
 
+def turned_about(frames, molecule, bond, angles):
+    """Frames (T, N, 3) in which all behind bond[1] is turned about the bond, by angles (T,)."""
+    graph = molecule.graph()
+    graph.remove_edge(*bond)
+    behind = sorted(nx.node_connected_component(graph, bond[1]))
+    axis = frames[:, bond[1]] - frames[:, bond[0]]
+    axis = (axis / np.linalg.norm(axis, axis=1, keepdims=True))[:, None]
+    arm = frames[:, behind] - frames[:, [bond[0]]]
+    c, s = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
+    along = (arm * axis).sum(-1, keepdims=True) * axis
+    result = frames.copy()
+    result[:, behind] = (
+        frames[:, [bond[0]]] + along + c * (arm - along) + s * np.cross(axis, arm - along)
+    )
+    return result
+
+
+def x_h_bonds(molecule):
+    """Heavy atom and hydrogen of each bond to a hydrogen."""
+    z = molecule.atomic_numbers
+    return [(i, j) if z[j] == 1 else (j, i) for i, j in molecule.bonds if 1 in (z[i], z[j])]
+
+
+def constrained(frames, molecule, length=0.11):
+    result = frames.copy()
+    for heavy, hydrogen in x_h_bonds(molecule):
+        bond = frames[:, hydrogen] - frames[:, heavy]
+        bond *= length / np.linalg.norm(bond, axis=1, keepdims=True)
+        result[:, hydrogen] = frames[:, heavy] + bond
+    return result
+
+
+def random_rotation(generator):
+    q, _ = np.linalg.qr(generator.normal(size=(3, 3)))
+    q[:, 0] *= np.linalg.det(q)
+    return q
+
+
+def rotated(molecule, count=400, width=0.003, seed=0):
+    """Shaken frames, oriented at random, in which every bond that can be turned about is."""
+    generator = np.random.default_rng(seed)
+    frames = shaken(molecule, count, width, seed)
+    graph = molecule.graph()
+    for bond in molecule.bonds:
+        if min(len(graph[k]) for k in bond) > 1:
+            frames = turned_about(frames, molecule, bond, generator.uniform(-np.pi, np.pi, count))
+    turns = np.stack([random_rotation(generator) for _ in range(count)])
+    frames = np.einsum("tni,tij->tnj", frames, turns)
+    return frames - frames.mean(1, keepdims=True)
+
+
+def alkane(n):
+    """The straight chain of n carbons, first the carbons in their order."""
+    bonds = [(k, k + 1) for k in range(n - 1)]
+    for k in range(n):
+        first = n + len(bonds) - (n - 1)
+        bonds += [(k, first + i) for i in range(3 if k in (0, n - 1) else 2)]
+    return grown([6] * n + [1] * (2 * n + 2), bonds)
+
+
+def chain(n):
+    """Carbons in a row without hydrogens."""
+    return grown([6] * n, [(k, k + 1) for k in range(n - 1)])
+
+
 def butane():
     bonds = [(0, 1), (1, 2), (2, 3), (0, 4), (0, 5), (0, 6), (1, 7), (1, 8), (2, 9), (2, 10)]
     return grown([6] * 4 + [1] * 10, [*bonds, (3, 11), (3, 12), (3, 13)])

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 
-import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -16,12 +15,16 @@ from small_molecules import (
     bent_line,
     butane,
     butyne,
+    constrained,
     cyclopropane,
     ethane,
     formaldehyde,
     isobutane,
+    random_rotation,
     shaken,
+    turned_about,
     water,
+    x_h_bonds,
 )
 
 from openmm_sd import ScoreModel
@@ -79,38 +82,6 @@ def rebuilt(tree, lengths, angles, torsions):
     return positions_of(lengths, angles, torsions, rows, place, tree.stage_ends())
 
 
-def turned_about(frames, molecule, bond, angles):
-    """Frames (T, N, 3) in which all behind bond[1] is turned about the bond, by angles (T,)."""
-    graph = molecule.graph()
-    graph.remove_edge(*bond)
-    behind = sorted(nx.node_connected_component(graph, bond[1]))
-    axis = frames[:, bond[1]] - frames[:, bond[0]]
-    axis = (axis / np.linalg.norm(axis, axis=1, keepdims=True))[:, None]
-    arm = frames[:, behind] - frames[:, [bond[0]]]
-    c, s = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    along = (arm * axis).sum(-1, keepdims=True) * axis
-    result = frames.copy()
-    result[:, behind] = (
-        frames[:, [bond[0]]] + along + c * (arm - along) + s * np.cross(axis, arm - along)
-    )
-    return result
-
-
-def x_h_bonds(molecule):
-    """Heavy atom and hydrogen of each bond to a hydrogen."""
-    z = molecule.atomic_numbers
-    return [(i, j) if z[j] == 1 else (j, i) for i, j in molecule.bonds if 1 in (z[i], z[j])]
-
-
-def constrained(frames, molecule, length=0.11):
-    result = frames.copy()
-    for heavy, hydrogen in x_h_bonds(molecule):
-        bond = frames[:, hydrogen] - frames[:, heavy]
-        bond *= length / np.linalg.norm(bond, axis=1, keepdims=True)
-        result[:, hydrogen] = frames[:, heavy] + bond
-    return result
-
-
 def rotors(molecule):
     """The bonds about which parts of alanine dipeptide turn: phi, psi and three methyl groups."""
     ((phi, psi),) = backbone_torsions(molecule)
@@ -131,12 +102,6 @@ def lively(count=400, seed=0):
     turns = [random_rotation(generator) for _ in range(count)]
     frames = np.einsum("tni,tij->tnj", frames, np.stack(turns))
     return frames - frames.mean(1, keepdims=True)
-
-
-def random_rotation(generator):
-    q, _ = np.linalg.qr(generator.normal(size=(3, 3)))
-    q[:, 0] *= np.linalg.det(q)
-    return q
 
 
 def some_frames(count=8, seed=1):

@@ -277,7 +277,7 @@ class GraphDiffusion(CartesianDiffusion):
         self.lag_frequencies = _LAG_FREQUENCIES
         self.alignment_steps = _ALIGNMENT_STEPS
 
-        path = _bond_paths(n_atoms, pairs)
+        path = bond_paths(n_atoms, pairs)
         degree = (path == 1).sum(axis=1)
         hydrogens = ((path == 1) & (np.array(numbers) == 1)[None, :]).sum(axis=1)
         classes = graph_classes(numbers, pairs)
@@ -605,7 +605,7 @@ def stereo_labels(molecule: Molecule) -> list[list[int]]:
     return labels
 
 
-def _bond_paths(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> np.ndarray:
+def bond_paths(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> np.ndarray:
     """Number of bonds on the shortest path, (N, N)."""
     path = np.full((n_atoms, n_atoms), n_atoms, dtype=np.int64)
     np.fill_diagonal(path, 0)

@@ -8,7 +8,6 @@ travel. Torsions that turn are unit vectors in a plane, turned along with the fr
 """
 
 # No postponed annotations here: TorchScript reads those of the class's tensors.
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,44 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Propagator
-from .diffusion import (
-    interpolate_by_lag,
-    karras_levels,
-    multistep_coefficients,
-    preconditioning,
-    starting_width,
+from .diffusion import preconditioning
+from .frames import alignment_atoms, choose_frame_atoms
+from .internal_base import (
+    HARMONICS,
+    LAG_FREQUENCIES,
+    NOISE_FREQUENCIES,
+    InternalPropagator,
 )
-from .frames import align_far, alignment_atoms, choose_frame_atoms
-from .internal_tree import (
-    InternalTree,
-    NotInternal,
-    build_tree,
-    circular_mean,
-    constant_lengths,
-    internal_coordinates,
-    positions_of,
-    turning_torsions,
-    wrap,
-)
+from .internal_tree import NotInternal, build_tree, constant_lengths, turning_torsions
 from .molecule import Molecule
 
-# Floors of the widths the coordinates are divided by: nm and radians.
-_LENGTH_FLOOR_NM = 2e-4
-_ANGLE_FLOOR = 2e-3
-_TURN_FLOOR = 0.03
-# Angles are kept away from a straight line, where torsions lose their meaning.
-_ANGLE_MARGIN = 0.05
-_HARMONICS = 3
-_SQUASH = 5.0
-_NOISE_FREQUENCIES = 16
-_LAG_FREQUENCIES = 4
 _NOISE_WIDTH = 64
 _BOTTLENECK = 128
-_ORDER = 3
 
 
-class InternalDiffusion(Propagator):
+class InternalDiffusion(InternalPropagator):
     """Lag-conditional diffusion of one molecule's next frame in internal coordinates.
 
     Parameters
@@ -101,22 +78,6 @@ class InternalDiffusion(Propagator):
     its heavy atoms are aligned to the frame's: a jump carries no net translation or rotation.
     """
 
-    root: Tensor
-    rows: Tensor
-    placing_rows: Tensor
-    place: Tensor
-    free: Tensor
-    heavy: Tensor
-    levels: Tensor
-    begin: Tensor
-    noise_frequencies: Tensor
-    turning: Tensor
-    stiff: Tensor
-    length_mean: Tensor
-    stiff_mean: Tensor
-    stiff_width: Tensor
-    scale: Tensor
-
     def __init__(
         self,
         *,
@@ -136,102 +97,36 @@ class InternalDiffusion(Propagator):
         sigma_max: float = 10.0,
         rho: float = 10.0,
     ) -> None:
-        if n_atoms < 4:
-            raise ValueError(f"n_atoms must be at least 4, got {n_atoms}")
-        plan = InternalTree(n_atoms, tuple(root), [tuple(row) for row in tree])
-        rows = n_atoms - 3
-        for name, chosen, most in (("turning", turning, rows), ("constant", constant, rows + 2)):
-            if any(not 0 <= k < most for k in chosen) or len(set(chosen)) != len(chosen):
-                raise ValueError(f"{name} must be different rows below {most}, got {list(chosen)}")
-        free = [k for k in range(rows + 2) if k not in set(constant)]
-        stiff = [k for k in range(rows) if k not in set(turning)]
-        n_stiff = len(free) + (rows + 1) + len(stiff)
-        size = n_stiff + 2 * len(turning)
-        super().__init__(n_atoms, size)
-        if len(heavy_atoms) < 3:
-            raise ValueError(f"heavy_atoms must be at least three, got {list(heavy_atoms)}")
-        if any(not 0 <= atom < n_atoms for atom in heavy_atoms):
-            raise ValueError(f"heavy_atoms must lie in 0 to {n_atoms - 1}, got {list(heavy_atoms)}")
-        if not 0.0 < lag_min_ps < lag_max_ps:
-            raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
-        if n_lag_nodes < 2:
-            raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
-        self.hyperparameters = {
-            "n_atoms": int(n_atoms),
-            "root": [int(i) for i in root],
-            "tree": [[int(i) for i in row] for row in tree],
-            "turning": sorted(int(k) for k in turning),
-            "constant": sorted(int(k) for k in constant),
-            "heavy_atoms": [int(i) for i in heavy_atoms],
-            "lag_min_ps": float(lag_min_ps),
-            "lag_max_ps": float(lag_max_ps),
-            "width": int(width),
-            "depth": int(depth),
-            "n_lag_nodes": int(n_lag_nodes),
-            "n_calls": int(n_calls),
-            "sigma_min": float(sigma_min),
-            "sigma_max": float(sigma_max),
-            "rho": float(rho),
-        }
-        self.log_lag_min = math.log(lag_min_ps)
-        self.log_lag_span = math.log(lag_max_ps / lag_min_ps)
-        self.n_lag_nodes = int(n_lag_nodes)
-        self.n_calls = int(n_calls)
-        self.n_free = len(free)
-        self.n_stiff = n_stiff
-        self.n_turning = len(turning)
+        super().__init__(
+            n_atoms=n_atoms,
+            root=root,
+            tree=tree,
+            turning=turning,
+            constant=constant,
+            heavy_atoms=heavy_atoms,
+            lag_min_ps=lag_min_ps,
+            lag_max_ps=lag_max_ps,
+            n_lag_nodes=n_lag_nodes,
+            n_calls=n_calls,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            rho=rho,
+            network={"width": int(width), "depth": int(depth)},
+        )
         self.width = int(width)
         self.depth = int(depth)
-        # TorchScript sees attributes of the object, not the module's globals.
-        self.squash = _SQUASH
-        self.harmonics = _HARMONICS
-        self.lag_frequencies = _LAG_FREQUENCIES
-        self.angle_margin = _ANGLE_MARGIN
-        self.stage_ends = plan.stage_ends()
-        #: Lengths and angles come first among the stiff coordinates, then torsions.
-        self.n_straight = len(free) + rows + 1
+        n_stiff, size = self.n_stiff, self.n_coordinates
 
-        levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
-        self.solver = multistep_coefficients(levels, _ORDER)
-        # Right for stiff coordinates, which are nearly Gaussian; the peaks of a torsion that turns
-        # would be drawn together by it.
-        begin = torch.full((size,), math.sqrt(1.0 + levels[0] ** 2))
-        begin[:n_stiff] = starting_width(levels, self.solver)
-
-        def keep(name: str, value: Tensor) -> None:
-            # What follows from the hyperparameters is not stored with the weights.
-            self.register_buffer(name, value, persistent=False)
-
-        order = plan.order()
-        place = [order.index(atom) for atom in range(n_atoms)]
-        keep("root", torch.tensor(list(plan.root)))
-        keep("rows", torch.tensor([list(row) for row in plan.rows]))
-        placing = [[*(place[atom] for atom in row[:4]), row[4]] for row in plan.rows]
-        keep("placing_rows", torch.tensor(placing))
-        keep("place", torch.tensor(place))
-        keep("free", torch.tensor(free, dtype=torch.int64))
-        keep("turning", torch.tensor(self.hyperparameters["turning"], dtype=torch.int64))
-        keep("stiff", torch.tensor(stiff, dtype=torch.int64))
-        keep("heavy", torch.tensor(list(heavy_atoms)))
-        keep("levels", torch.tensor(levels))
-        keep("begin", begin)
-        frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(8.0), _NOISE_FREQUENCIES))
-        keep("noise_frequencies", frequencies)
-        self.register_buffer("length_mean", torch.full((rows + 2,), 0.15))
-        self.register_buffer("stiff_mean", torch.zeros(n_stiff))
-        self.register_buffer("stiff_width", torch.full((n_stiff,), 0.05))
-        self.register_buffer("scale", torch.full((n_lag_nodes, len(turning)), 0.3))
-
-        n_lag = 1 + 2 * _LAG_FREQUENCIES
-        n_angles = 2 * _HARMONICS * len(turning)
+        n_lag = 1 + 2 * LAG_FREQUENCIES
+        n_angles = 2 * HARMONICS * self.n_turning
         modulation = 2 * depth * width
         self.condition_in = torch.nn.Linear(n_stiff + n_angles + n_lag, width)
         self.condition_out = torch.nn.Linear(width, width)
         self.condition_neck = torch.nn.Linear(width, _BOTTLENECK)
         self.condition_modulation = torch.nn.Linear(_BOTTLENECK, modulation)
-        self.noise_in = torch.nn.Linear(2 * _NOISE_FREQUENCIES, _NOISE_WIDTH)
+        self.noise_in = torch.nn.Linear(2 * NOISE_FREQUENCIES, _NOISE_WIDTH)
         self.noise_modulation = torch.nn.Linear(_NOISE_WIDTH, modulation)
-        self.embed = torch.nn.Linear(size + n_angles + len(turning), width)
+        self.embed = torch.nn.Linear(size + n_angles + self.n_turning, width)
         self.expand = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
         self.contract = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
         self.head = torch.nn.Linear(width, size)
@@ -280,73 +175,6 @@ class InternalDiffusion(Propagator):
             **settings,
         )
 
-    @torch.jit.ignore
-    def with_calls(self, n_calls: int) -> "InternalDiffusion":
-        """Return a copy with the same weights that makes another number of network calls."""
-        settings: dict[str, Any] = {**self.hyperparameters, "n_calls": n_calls}
-        other = InternalDiffusion(**settings)
-        other.load_state_dict(self.state_dict())
-        return other.to(self.scale.device).eval()
-
-    def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
-        """Return the frame one lag later; see `Propagator` for shapes and units."""
-        stiff, turned = self.measure(frame)
-        scale = interpolate_by_lag(self.scale, lag, self.log_lag_min, self.log_lag_span)
-        context, modulation = self.encode(stiff, turned, lag)
-        noise_modulation = self.encode_noise(self.levels)
-        y = noise * self.begin
-        before = torch.zeros_like(y)
-        earlier = torch.zeros_like(y)
-        for k in range(self.n_calls):
-            denoised = self.denoise(
-                y, self.levels[k : k + 1], turned, scale, context, modulation + noise_modulation[k]
-            )
-            a, b, c, d = self.solver[k]
-            y = a * y + b * denoised + c * before + d * earlier
-            earlier = before
-            before = denoised
-        return align_far(self.build(y, turned, scale), frame, self.heavy)
-
-    def measure(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Return stiff coordinates (B, S) in widths, and turning torsions (B, M), of frames."""
-        lengths, angles, torsions = internal_coordinates(frame, self.root, self.rows)
-        stiff = torch.cat([lengths[:, self.free], angles, torsions[:, self.stiff]], dim=-1)
-        difference = stiff - self.stiff_mean
-        difference = torch.cat(
-            [difference[:, : self.n_straight], wrap(difference[:, self.n_straight :])], dim=-1
-        )
-        return difference / self.stiff_width, torsions[:, self.turning]
-
-    def build(self, y: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
-        """Return frames (B, N, 3), placed somewhere, from what is diffused.
-
-        Parameters
-        ----------
-        y : Tensor
-            (B, K).
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
-        """
-        n = y.shape[0]
-        stiff = self.stiff_mean + self.stiff_width * y[:, : self.n_stiff]
-        lengths = self.length_mean.expand(n, -1).index_copy(1, self.free, stiff[:, : self.n_free])
-        angles = stiff[:, self.n_free : self.n_straight].clamp(
-            self.angle_margin, math.pi - self.angle_margin
-        )
-        torsions = torch.zeros_like(lengths[:, 2:])
-        torsions = torsions.index_copy(1, self.stiff, stiff[:, self.n_straight :])
-        across, along = self.plane(y, scale)
-        torsions = torsions.index_copy(1, self.turning, turned + torch.atan2(across, along))
-        return positions_of(
-            lengths, angles, torsions, self.placing_rows, self.place, self.stage_ends
-        )
-
-    def plane(self, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sine and cosine (not normalised) of how far torsions turn, (B, M) each."""
-        along = y[:, self.n_stiff : self.n_stiff + self.n_turning]
-        across = y[:, self.n_stiff + self.n_turning :]
-        return scale * across, 1.0 + scale * along
-
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the denoiser needs to know of frame and lag; made once a jump.
 
@@ -362,24 +190,13 @@ class InternalDiffusion(Propagator):
         tuple of Tensor
             Context (B, width) and modulation (B, 2 * depth * width).
         """
-        place = ((torch.log(lag) - self.log_lag_min) / self.log_lag_span).unsqueeze(-1)
-        squashed = stiff * torch.rsqrt(1.0 + (stiff / self.squash) ** 2)
-        features = [squashed, 2.0 * place - 1.0]
-        for k in range(self.lag_frequencies):
-            angle = place * (math.pi * (k + 1))
-            features.append(torch.sin(angle))
-            features.append(torch.cos(angle))
-        for k in range(self.harmonics):
-            features.append(torch.sin((k + 1) * turned))
-            features.append(torch.cos((k + 1) * turned))
+        features = [self.squashed(stiff), self.lag_features(lag), self.torsion_features(turned)]
         context = self.condition_out(F.silu(self.condition_in(torch.cat(features, dim=-1))))
         return context, self.condition_modulation(F.silu(self.condition_neck(F.silu(context))))
 
     def encode_noise(self, sigma: Tensor) -> Tensor:
         """Return the modulation (L, 2 * depth * width) that belongs to noise levels (L,)."""
-        angle = torch.log(sigma).unsqueeze(-1) * self.noise_frequencies
-        features = torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
-        return self.noise_modulation(F.silu(self.noise_in(features)))
+        return self.noise_modulation(F.silu(self.noise_in(self.noise_features(sigma))))
 
     def denoise(
         self,
@@ -409,84 +226,10 @@ class InternalDiffusion(Propagator):
             (B, K).
         """
         c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
-        squeezed = c_in * y
-        # Where each torsion would be now, however blurred by noise, and how blurred.
-        across, along = self.plane(y, scale)
-        reach = torch.sqrt(across * across + along * along + 1e-12)
-        guess = turned + torch.atan2(across, along)
-        features = [squeezed, torch.log(reach).clamp(-4.0, 4.0)]
-        for k in range(self.harmonics):
-            features.append(torch.sin((k + 1) * guess))
-            features.append(torch.cos((k + 1) * guess))
-        h = context + self.embed(torch.cat(features, dim=-1))
+        h = context + self.embed(self.noised_features(y, c_in * y, turned, scale))
         parts = modulation.split(self.width, dim=-1)
         for k, (expand, contract) in enumerate(zip(self.expand, self.contract)):  # noqa: B905
             z = expand(F.layer_norm(h, [self.width]))
             z = z * (1.0 + parts[2 * k]) + parts[2 * k + 1]
             h = h + contract(F.silu(z))
         return c_skip * y + c_out * self.head(F.layer_norm(h, [self.width]))
-
-    def lag_nodes(self) -> list[float]:
-        """Return the lags, in ps, at which the scale of turning is stored."""
-        span = self.log_lag_span / (self.n_lag_nodes - 1)
-        return [math.exp(self.log_lag_min + k * span) for k in range(self.n_lag_nodes)]
-
-    # What training needs.
-
-    @torch.no_grad()
-    def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
-        """Set means, widths and scales from data, before training.
-
-        Parameters
-        ----------
-        frames : Tensor
-            (T, N, 3), nm: frames that represent what the model will see.
-        scale : Tensor
-            (n_lag_nodes, M): from `measure_scale` at the lags of `lag_nodes`.
-        """
-        x = frames.to(self.stiff_mean.device, torch.float64)
-        lengths, angles, torsions = internal_coordinates(x, self.root, self.rows)
-        around = torsions[:, self.stiff]
-        centre = circular_mean(around)
-        around = centre + wrap(around - centre)
-        stiff = torch.cat([lengths[:, self.free], angles, around], dim=-1)
-        floor = torch.full_like(self.stiff_width, _ANGLE_FLOOR)
-        floor[: self.n_free] = _LENGTH_FLOOR_NM
-        self.length_mean.copy_(lengths.mean(0))
-        self.stiff_mean.copy_(stiff.mean(0))
-        self.stiff_width.copy_(torch.maximum(stiff.std(0).to(floor), floor))
-        self.scale.copy_(scale.clamp(min=_TURN_FLOOR))
-
-    @torch.jit.ignore
-    def measure_scale(self, frame: Tensor, later: Tensor) -> Tensor:
-        """Return how far torsions turn, (M,), in pairs of frames (B, N, 3) at one lag."""
-        turn = self.measure(later)[1] - self.measure(frame)[1]
-        # The mean square of (cos d - 1, sin d) over both.
-        return torch.sqrt((1.0 - torch.cos(turn)).mean(0))
-
-    @torch.jit.ignore
-    def target(
-        self, frame: Tensor, later: Tensor, lag: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return what is diffused, (B, K) of width one, and what `answer` needs besides."""
-        stiff, turned = self.measure(frame)
-        wanted, goal = self.measure(later)
-        scale = interpolate_by_lag(self.scale, lag, self.log_lag_min, self.log_lag_span)
-        turn = goal - turned
-        plane = torch.cat([(torch.cos(turn) - 1.0) / scale, torch.sin(turn) / scale], dim=-1)
-        return torch.cat([wanted, plane], dim=-1), (stiff, turned, scale, lag)
-
-    @torch.jit.ignore
-    def loss_weights(self, turn_weight: float) -> Tensor:
-        """Return the weight of each coordinate in the loss, (K,), one in the mean."""
-        weights = torch.ones_like(self.begin)
-        weights[self.n_stiff :] = turn_weight
-        return weights / weights.mean()
-
-    @torch.jit.ignore
-    def answer(self, noised: Tensor, sigma: Tensor, known: tuple[Tensor, ...]) -> Tensor:
-        """Return the denoiser's answer to a noised target at noise levels (B,)."""
-        stiff, turned, scale, lag = known
-        context, modulation = self.encode(stiff, turned, lag)
-        modulation = modulation + self.encode_noise(sigma)
-        return self.denoise(noised, sigma, turned, scale, context, modulation)

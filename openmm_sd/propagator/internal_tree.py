@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .molecule import Molecule
 
-_CONSTANT_NM: Final = 5e-4
+CONSTANT_NM: Final = 5e-4
 """A bond whose length varies less than this (standard deviation) is constrained: others vary by
 0.002 nm and more at room temperature, rounded trajectories show 0.0001 nm."""
 
-_TURNS: Final = 1.2
+TURNS: Final = 1.2
 """A torsion that strays further than this from its mean (radians) is one that turns."""
 
 _STRAIGHT: Final = math.radians(165.0)
@@ -92,7 +92,9 @@ class InternalTree:
         return [*ends, len(self.rows)] if self.rows else []
 
 
-def build_tree(molecule: Molecule, root: Sequence[int]) -> InternalTree:
+def build_tree(
+    molecule: Molecule, root: Sequence[int], rank: Sequence[int] | None = None
+) -> InternalTree:
     """Choose the internal coordinates of a molecule.
 
     Parameters
@@ -101,12 +103,16 @@ def build_tree(molecule: Molecule, root: Sequence[int]) -> InternalTree:
         Connected.
     root : sequence of int
         Three bonded atoms (a, b, c), b in the middle.
+    rank : sequence of int, optional
+        One an atom: of branches of one size the one of lower rank comes first. By default that of
+        the lower index.
 
     Returns
     -------
     InternalTree
         Outwards from the root; of the atoms on one bond the one with the largest branch leads.
     """
+    tie = [0] * molecule.n_atoms if rank is None else rank
     neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
     for i, j in molecule.bonds:
         neighbours[i].append(j)
@@ -129,7 +135,7 @@ def build_tree(molecule: Molecule, root: Sequence[int]) -> InternalTree:
         parent = queue.pop(0)
         found = sorted(
             (k for k in neighbours[parent] if k not in placed),
-            key=lambda k: (-branch(k, parent), molecule.atomic_numbers[k] == 1, k),
+            key=lambda k: (-branch(k, parent), molecule.atomic_numbers[k] == 1, tie[k], k),
         )
         grandparent = above[parent]
         if parent == b:
@@ -160,6 +166,25 @@ def turning_torsions(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> l
     """
     x = torch.as_tensor(np.asarray(frames, dtype=np.float64))
     _, angles, torsions = coordinates_of(tree, x)
+    refuse_straight(tree, angles)
+    return torch.nonzero(strays(torsions) > TURNS).flatten().tolist()
+
+
+def strays(torsions: Tensor) -> Tensor:
+    """Return how far torsions (B, K) stray from their mean direction at most, (K,) radians."""
+    return wrap(torsions - circular_mean(torsions)).abs().max(0).values
+
+
+def refuse_straight(tree: InternalTree, angles: Tensor) -> None:
+    """Raise NotInternal if three atoms that a torsion leans on come near a line.
+
+    Parameters
+    ----------
+    tree : InternalTree
+        The molecule's coordinates.
+    angles : Tensor
+        (B, N - 2), as `internal_coordinates` returns them.
+    """
     straight = torch.nonzero(angles.max(0).values > _STRAIGHT).flatten().tolist()
     supporting = {frozenset(row[1:4]) for row in tree.rows}
     for k in straight:
@@ -169,8 +194,6 @@ def turning_torsions(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> l
                 f"atoms {', '.join(map(str, atoms))} come near a line, so torsions about them are "
                 "undefined: internal coordinates do not suit this molecule"
             )
-    stray = wrap(torsions - circular_mean(torsions)).abs().max(0).values
-    return [k for k in range(len(tree.rows)) if float(stray[k]) > _TURNS]
 
 
 def constant_lengths(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> list[int]:
@@ -178,7 +201,7 @@ def constant_lengths(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> l
     lengths, _, _ = coordinates_of(tree, torch.as_tensor(np.asarray(frames, dtype=np.float64)))
     if len(lengths) < 2:
         return []
-    return torch.nonzero(lengths.std(0) < _CONSTANT_NM).flatten().tolist()
+    return torch.nonzero(lengths.std(0) < CONSTANT_NM).flatten().tolist()
 
 
 def coordinates_of(tree: InternalTree, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ _BUILT_IN: Final[dict[str, str]] = {
     "dense-diffusion": "openmm_sd.propagator.dense:DenseDiffusion",
     "graph-diffusion": "openmm_sd.propagator.graph:GraphDiffusion",
     "internal-diffusion": "openmm_sd.propagator.internal:InternalDiffusion",
+    "family": "openmm_sd.propagator.family:FamilyDiffusion",
     "identity": "openmm_sd.propagator.kernels:Identity",
     "shift": "openmm_sd.propagator.kernels:Shift",
     "rotation": "openmm_sd.propagator.kernels:Rotation",

@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 from ..propagator.cartesian import CartesianDiffusion
-from ..propagator.internal import InternalDiffusion
+from ..propagator.family import FamilyDiffusion
+from ..propagator.family_statistics import CoordinateStatistics
+from ..propagator.internal_base import InternalPropagator
+from ..propagator.molecule import Molecule
 from .pairs import TransitionPairs
 from .rare import RareFirst
 
 #: What can be trained.
-Network = CartesianDiffusion | InternalDiffusion
+Network = CartesianDiffusion | InternalPropagator
 
 # The largest lags' pairs come from few independent stretches; this many pairs make the scale of a
 # displacement good to about one per cent all the same.
@@ -155,6 +158,52 @@ def fit_statistics(model: Network, pairs: TransitionPairs, seed: int = 0) -> Non
     model.fit_statistics(pairs.frames[chosen], torch.stack(scales))
 
 
+def family_statistics(
+    members: Sequence[tuple[Molecule, TransitionPairs]],
+    lag_min_ps: float,
+    lag_max_ps: float,
+    n_lag_nodes: int = 12,
+    seed: int = 0,
+) -> CoordinateStatistics:
+    """Measure the normalisation of internal coordinates by kind, from a family's training data.
+
+    Parameters
+    ----------
+    members : sequence of (Molecule, TransitionPairs)
+        Each molecule with its data.
+    lag_min_ps, lag_max_ps : float
+        Range of lags, ps.
+    n_lag_nodes : int
+        It is measured how far torsions turn at this many lags, evenly spaced in log(lag).
+    seed : int
+        Seed of the frames and pairs drawn for it.
+
+    Returns
+    -------
+    CoordinateStatistics
+        From which `FamilyDiffusion.for_molecule` builds members, with or without data.
+    """
+    if n_lag_nodes < 2:
+        raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
+    if not 0.0 < lag_min_ps < lag_max_ps:
+        raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
+    growth = math.log(lag_max_ps / lag_min_ps) / (n_lag_nodes - 1)
+    statistics = CoordinateStatistics(
+        [lag_min_ps * math.exp(k * growth) for k in range(n_lag_nodes)]
+    )
+    for molecule, pairs in members:
+        device = pairs.frames.device
+        generator = torch.Generator(device).manual_seed(seed)
+        at_lags = []
+        for lag in statistics.lags_ps:
+            frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
+            at_lags.append((frame, later))
+        count = 4 * _STATISTICS_PAIRS
+        chosen = torch.randint(len(pairs), (count,), generator=generator, device=device)
+        statistics.add(molecule, pairs.frames[chosen], at_lags)
+    return statistics
+
+
 def denoising_loss(
     model: Network,
     frame: Tensor,
@@ -188,6 +237,8 @@ def denoising_loss(
         equation 8).
     """
     device = frame.device
+    if isinstance(model, FamilyDiffusion):
+        frame, later = model.draw_equivalent(frame, later, generator)
     # Geometry stays in float32: bfloat16 products would blur coordinates by 0.001 nm, which is
     # half a bond's thermal width.
     with torch.autocast(device.type, enabled=False):
