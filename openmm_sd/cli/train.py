@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
     result = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
-    losses = {}
+    losses: dict[str, float] = {}
     for name, found in result.get("held_out_loss_by_lag_ps", {}).items():
         # Of a family by molecule and lag.
         several = found if isinstance(found, dict) else {"": found}

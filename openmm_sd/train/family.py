@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ from .windows import constraints_of_kin, windows_of_kin
 
 #: Lags between those that the scale of turning is stored at, if the settings do not say.
 _LAG_NODES: Final = 12
+#: What must be the same of all data.
+_MADE_ALIKE: Final = ("temperature_K", "force_field", "water", "constraints", "friction_per_ps")
 #: Entries of a card that a molecule without data takes from its relatives as they are.
 _SHARED: Final = (
     "description",
@@ -94,6 +97,7 @@ def train_family(
             f"learn together, got {settings.network}"
         )
     _check_names(several, settings.also)
+    _check_made_alike(several)
     materials = [Material.of(data, settings, device, say) for data in several]
     ranges = [lag_range(m.kept, m.spacing_ps, settings) for m in materials]
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
@@ -198,6 +202,15 @@ def _check_names(several: Sequence[Dataset], also: Sequence[Molecule]) -> None:
                 raise ValueError(
                     f"{molecule.name} shall have no data, but {data.molecule.name} is it"
                 )
+
+
+def _check_made_alike(several: Sequence[Dataset]) -> None:
+    """Refuse data whose laws one set of weights would mix."""
+    for key in _MADE_ALIKE:
+        values = {data.molecule.name: data.provenance.get(key) for data in several}
+        if len({json.dumps(value) for value in values.values()}) > 1:
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise ValueError(f"the data sets differ in {key}: {found}")
 
 
 def _heavy(molecule: Molecule) -> int:
