@@ -15,10 +15,12 @@ from small_molecules import (
     chain,
     constrained,
     cyclopropane,
+    formaldehyde,
     grown,
     isobutane,
     make,
     methanol,
+    random_rotation,
     rotated,
     shaken,
     turned_about,
@@ -527,6 +529,31 @@ def test_symmetry_batches_and_what_an_answer_depends_on():
         other = noise.clone()
         other[:, k] += 0.7
         assert largest(model(x, lag, other) - answer) > 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rigid", [False, True])
+def test_nothing_turns_and_everything_is_held(rigid):
+    molecule = formaldehyde()
+
+    def frames(molecule):
+        x = shaken(molecule)
+        if not rigid:
+            return x
+        turns = [random_rotation(np.random.default_rng(k)) for k in range(len(x))]
+        return np.einsum("ni,tij->tnj", molecule.positions, np.stack(turns))
+
+    model = build(molecule, statistics_of(molecule, frames=frames))
+    assert model.n_turning == 0
+    assert model.n_free == (0 if rigid else 3)
+    # Flat, it is its own mirror image without a relabelling, and its hydrogens can be exchanged.
+    assert set(elements(model)) == {(s, (0, 1, *h)) for s in (1, -1) for h in ((2, 3), (3, 2))}
+    x, lag = torch.tensor(frames(molecule)[:3]).float(), torch.full((3,), 10.0)
+    noise = torch.randn(3, model.noise_size, generator=torch.Generator().manual_seed(0))
+    answer = model(x, lag, noise)
+    assert torch.isfinite(answer).all()
+    assert 1e-5 < largest(answer - x) < 0.3
+    assert largest(script_frozen(model)(x, lag, noise) - answer) < 1e-5
 
 
 def test_each_unit_hears_of_every_coordinate():
