@@ -218,9 +218,9 @@ def symmetry_generators(
     list of Symmetry
         In this order: the reflection, for a molecule that is its own mirror image; exchanges of
         equivalent heavy atoms with their hydrogens, like the reversal of a chain; for every group
-        of three hydrogens on one atom its rotation by a third. What follows from those before is
-        left out, and so is what would make the group larger than `MAX_SYMMETRIES`: then the law
-        has the symmetry of the smaller group only.
+        of three hydrogens on one atom its rotation by a third, for two in a plane their exchange.
+        What follows from those before is left out, and so is what would make the group larger
+        than `MAX_SYMMETRIES`: then the law has the symmetry of the smaller group only.
     """
     positions = molecule.positions
     hand = molecule.handedness
@@ -247,7 +247,8 @@ def symmetry_generators(
         found.append(repaired(order, 1) or repaired(order, -1))
     for heavy in molecule.heavy:
         hydrogens = _hydrogens(molecule, heavy)
-        if len(hydrogens) == 3:
+        if len(hydrogens) in (2, 3):
+            # Of the two of a CH2 each has its hand, and they come out as they were.
             order = identity.copy()
             order[hydrogens] = np.roll(hydrogens, 1)
             found.append(repaired(order, 1))

@@ -83,7 +83,6 @@ class InternalPropagator(Propagator):
     its heavy atoms are aligned to the frame's: a jump carries no net translation or rotation.
     """
 
-    hyperparameters: dict[str, Any]
     solver: list[list[float]]
     stage_ends: list[int]
     root: Tensor
