@@ -468,7 +468,7 @@ def test_init_takes_weights(data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--network", "sparse"], "network must be one of auto, internal, dense, graph"),
+        (["--network", "sparse"], "network must be one of auto, internal, dense, graph, family"),
         (["--lag-min", "50", "--lag-max", "20"], "shortest lag must be positive"),
         (["--device", "tpu9"], "unknown device"),
         (["-o", "model.bin"], "must end in .safetensors"),

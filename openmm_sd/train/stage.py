@@ -150,8 +150,8 @@ class StageSettings:
     training: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        if self.network not in (AUTO, FAMILY, *NETWORKS):
-            known = ", ".join((AUTO, FAMILY, *NETWORKS))
+        if self.network not in (AUTO, *NETWORKS, FAMILY):
+            known = ", ".join((AUTO, *NETWORKS, FAMILY))
             raise ValueError(f"network must be one of {known}, got {self.network!r}")
         if not 0.0 < self.lag_min_ps < self.lag_max_ps:
             raise ValueError(
