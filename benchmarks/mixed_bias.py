@@ -475,7 +475,8 @@ def timescales(run: NDArray[np.float64], stride: int, tau_ps: float) -> dict[str
     Estimated alike from MD and from mixed runs: counts between the four at that lag, symmetrised,
     and the eigenvalues of their transition matrix. Four conformations are coarse, so that the times
     are shorter than those that finer models give. Errors are half the middle 68 % of what blocks
-    drawn with replacement give.
+    drawn with replacement give. A process is left out whose eigenvalue is no larger than three times
+    what chance leaves of none.
     """
     n = len(BASIN_NAMES) + 1
     states = np.minimum(basins(*run.T), n - 1)
@@ -499,9 +500,11 @@ def timescales(run: NDArray[np.float64], stride: int, tau_ps: float) -> dict[str
     if not np.isfinite(best).all():
         return {}
     low, high = np.nanpercentile(draws, [16, 84], axis=0)
+    chance = 3.0 / np.sqrt(len(run) / stride)
     return {
         f"t{k + 2}, ps": Measured(float(best[k]), float(high[k] - low[k]) / 2)
         for k in range(SHOWN_TIMES)
+        if np.exp(-tau_ps / best[k]) > chance
     }
 
 
