@@ -475,8 +475,8 @@ def timescales(run: NDArray[np.float64], stride: int, tau_ps: float) -> dict[str
     Estimated alike from MD and from mixed runs: counts between the four at that lag, symmetrised,
     and the eigenvalues of their transition matrix. Four conformations are coarse, so that the times
     are shorter than those that finer models give. Errors are half the middle 68 % of what blocks
-    drawn with replacement give. A process is left out whose eigenvalue is no larger than three times
-    what chance leaves of none.
+    drawn with replacement give. Left out is a process whose eigenvalue is no larger than three
+    times what chance leaves of none.
     """
     n = len(BASIN_NAMES) + 1
     states = np.minimum(basins(*run.T), n - 1)

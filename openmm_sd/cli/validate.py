@@ -16,6 +16,7 @@ EXAMPLE = "openmm-sd validate ala2-water --reference phi-psi.npy --lags 10,100 -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    parser.usage = "openmm-sd validate BUNDLE --reference DATA [DATA ...] -o DIR [options]"
     add = parser.add_argument
     add("model", metavar="BUNDLE", help="shipped model, or path of a bundle")
     add(
