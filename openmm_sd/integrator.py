@@ -9,6 +9,7 @@ import random
 import time
 import warnings
 import weakref
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,6 +92,10 @@ _SCRATCH = (
     "jumping", "settling", "looking", "returning", "number",
     "tries", "drawn", "status", "ok", "again", "back", "energy", "energy_before", "rise",
 )  # fmt: skip
+# OpenMM's checkpoints hold variables by their place and not by name. The first and the last one are
+# this number, so that a checkpoint of another version shows.
+_LAYOUT_NAMES = ("layout", "layout_again")
+_LAYOUT = float(zlib.crc32(",".join((*_STATE, *_SETTINGS, *_SCRATCH)).encode()))
 # Places in the CompoundIntegrator.
 _LANGEVIN, _JUMPER, _REFRESHER, _SETTLER = 0, 1, 2, 3
 # Settling: nm that a particle moves per kJ/mol/nm of force, and at most, a coordinate and step. In
@@ -449,10 +454,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         kernels a position written before one is only stored, and forces would be evaluated at the
         old place.
         """
+        jumper.addGlobalVariable(PREFIX + _LAYOUT_NAMES[0], _LAYOUT)
         for name, value in self._waiting.items():
             jumper.addGlobalVariable(PREFIX + name, value)
         for name in _SCRATCH:
             jumper.addGlobalVariable(PREFIX + name, 0.0)
+        jumper.addGlobalVariable(PREFIX + _LAYOUT_NAMES[1], _LAYOUT)
         for name in ("mobile", "force", "displacement", "moved", "position", "saved"):
             jumper.addPerDofVariable(PREFIX + name, 0.0)
         jumper.setPerDofVariableByName("sd_mobile", mobile)
@@ -519,13 +526,13 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         them there, and only there, leaves the scheme's ensemble as it is: it is the same scheme
         with an endless friction. Drawn at the end of a step they would heat stiff bonds.
         """
-        refresher.addGlobalVariable("kT", BOLTZMANN * temperature)
+        refresher.addGlobalVariable("sd_kT", BOLTZMANN * temperature)
         refresher.addPerDofVariable("unconstrained", 0.0)
         refresher.addUpdateContextState()
         refresher.addComputePerDof("v", "v+dt*f/m")
         refresher.addConstrainVelocities()
         refresher.addComputePerDof("x", "x+0.5*dt*v")
-        refresher.addComputePerDof("v", "sqrt(kT/m)*gaussian")
+        refresher.addComputePerDof("v", "sqrt(sd_kT/m)*gaussian")
         refresher.addComputePerDof("x", "x+0.5*dt*v")
         refresher.addComputePerDof("unconstrained", "x")
         refresher.addConstrainPositions()
@@ -543,22 +550,29 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         """Write an MD step of everything but the solute, in the Langevin scheme.
 
         The first one forgets all velocities, as the step after it does that moves the solute again.
+        The solute keeps those it had before the jump. The next MD step begins with them: from rest
+        its bonds would contract. And whoever reads a temperature right after the jump would find
+        the solute at zero kelvin.
         """
-        settler.addGlobalVariable("kT", BOLTZMANN * temperature)
-        settler.addGlobalVariable("first", 0.0)
-        settler.addGlobalVariable("keep", 0.0)
-        settler.addPerDofVariable("mobile", 0.0)
-        settler.addPerDofVariable("unconstrained", 0.0)
-        settler.setPerDofVariableByName("mobile", mobile)
-        settler.addComputeGlobal("keep", f"(1-first)*exp(-dt*{_SETTLE_FRICTION})")
-        settler.addComputePerDof("v", "mobile*(v+dt*f/m)")
+        for name, value in (("kT", BOLTZMANN * temperature), ("first", 0.0), ("keep", 0.0)):
+            settler.addGlobalVariable(PREFIX + name, value)
+        for name in ("mobile", "unconstrained", "before"):
+            settler.addPerDofVariable(PREFIX + name, 0.0)
+        settler.setPerDofVariableByName("sd_mobile", mobile)
+        settler.addComputePerDof("sd_before", "v")
+        settler.addComputeGlobal("sd_keep", f"(1-sd_first)*exp(-dt*{_SETTLE_FRICTION})")
+        settler.addComputePerDof("v", "sd_mobile*(v+dt*f/m)")
         settler.addConstrainVelocities()
         settler.addComputePerDof("x", "x+0.5*dt*v")
-        settler.addComputePerDof("v", "mobile*(keep*v+sqrt((1-keep^2)*kT/m)*gaussian)")
+        thermal = "sqrt((1-sd_keep^2)*sd_kT/m)*gaussian"
+        settler.addComputePerDof("v", f"sd_mobile*(sd_keep*v+{thermal})")
         settler.addComputePerDof("x", "x+0.5*dt*v")
-        settler.addComputePerDof("unconstrained", "x")
+        settler.addComputePerDof("sd_unconstrained", "x")
         settler.addConstrainPositions()
-        settler.addComputePerDof("v", "mobile*(v+(x-unconstrained)/dt)")
+        settler.addComputePerDof("v", "sd_mobile*(v+(x-sd_unconstrained)/dt)")
+        # As in the step after a jump, for the case that this step is the only one.
+        settler.addConstrainVelocities()
+        settler.addComputePerDof("v", "select(sd_mobile, v, sd_before)")
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -620,6 +634,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
         OpenMM saves a CustomIntegrator's variables, but not the settings of its own integrators.
         """
+        self._check_layout()
         temperature, friction, step = (self._get(n) for n in ("temperature", "friction", "step"))
         if self._langevin.getTemperature()._value != temperature:
             self._langevin.setTemperature(temperature)
@@ -629,6 +644,16 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             self.setStepSize(step)
         if self.getConstraintTolerance() != self._get("tolerance"):
             self.setConstraintTolerance(self._get("tolerance"))
+
+    def _check_layout(self) -> None:
+        """Notice a checkpoint whose variables are others than this version's."""
+        if self._jumper is None:
+            return
+        if any(self._get(name) != _LAYOUT for name in _LAYOUT_NAMES):
+            raise RuntimeError(
+                "the checkpoint that was loaded is of another version of openmm-sd: what it holds "
+                "has been read into the wrong variables; make a new integrator and Context"
+            )
 
     def _md(self, integrator: int, steps: int) -> int:
         """Do MD steps, with OpenMM's own integrator or the one for the step after a jump.
@@ -800,7 +825,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         context = self._context()
         while left := int(self._get("settle_left")):
             first = not self._get("settle_begun")
-            self._settler.setGlobalVariableByName("first", float(first))
+            self._settler.setGlobalVariableByName(PREFIX + "first", float(first))
             count, now = context.getStepCount(), context.getTime()
             self.setCurrentIntegrator(_SETTLER)
             try:
@@ -810,7 +835,8 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                 self.setCurrentIntegrator(_LANGEVIN)
                 context.setStepCount(count)
                 context.setTime(now)
-                self._set("settle_begun", 1)
+                if done:
+                    self._set("settle_begun", 1)
                 self._set("settle_left", left - done)
                 self._add("settle_time", done * self._step_size())
                 self._seconds["settle"] += time.perf_counter() - began
@@ -880,6 +906,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             ``effective_time_ps`` and ``seconds`` (wall-clock in this process: ``md``, ``model``,
             ``settle``; on a GPU, which works behind the program's back, the shares are rough).
         """
+        self._check_layout()
         settled = self._get("settled")
 
         def mean(name: str) -> float | None:
@@ -916,7 +943,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin.setTemperature(value)
         for program in (self._refresher, self._settler):
             if program is not None:
-                program.setGlobalVariableByName("kT", BOLTZMANN * value)
+                program.setGlobalVariableByName("sd_kT", BOLTZMANN * value)
         if value != self._get("temperature"):
             self._set("energy_count", 0)  # the energies seen belong to another temperature
         self._set("temperature", value)
@@ -941,9 +968,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         self._langevin.setStepSize(value)
         for program in self._programs():
             program.setStepSize(value)
-        if value != self._get("step"):
+        before = self._get("step")
+        if value != before:
             self._set("md_earlier", self._md_time())
             self._set("md_steps", 0)
+            self._set("settle_left", math.ceil(self._get("settle_left") * before / value))
         self._set("step", value)
 
     def setConstraintTolerance(self, tol: float) -> None:
@@ -1148,6 +1177,11 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         if missing:
             raise ValueError(
                 f"integrator is not one that this version of openmm-sd wrote: it lacks {missing}"
+            )
+        if system is None and model.members != (model,):
+            raise ValueError(
+                "model must be that of the molecule which jumps, model.member(...), or system and "
+                "topology must be given"
             )
         new = cls._build(model, settings, bridge, strict)
         if system is not None:

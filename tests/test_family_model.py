@@ -2,17 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
 import torch
 from conftest import Engine, positions_of
-from openmm import app
+from openmm import app, unit
 from small_molecules import butane, ethane, isobutane, methanol, shaken
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
+from openmm_sd.prepare import PreparedSystem
 from openmm_sd.propagator.bundle import BundleError, load_bundle, save_bundle
 from openmm_sd.propagator.family_model import FamilyModel
 from openmm_sd.propagator.gates import FiniteGate
@@ -20,6 +23,7 @@ from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.propagator.novelty import fit_novelty
 from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.run import RunSettings, run_mixed
 
 SMALL = {"width": 16, "vectors": 4, "edge_width": 4, "depth": 1, "n_calls": 2}
 LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
@@ -131,6 +135,9 @@ def test_members_that_do_not_go_together(family):
         FamilyModel([first, member(ethane(), first.propagator.weights(), temperature_K=310.0)])
     with pytest.raises(ValueError, match="cannot share its weights"):
         FamilyModel([first, ScoreModel(Identity(8), ethane())])
+    twin = replace(first.molecules[0], name="twin")
+    with pytest.raises(ValueError, match="grown and twin are the same molecule"):
+        FamilyModel([first, member(twin, first.propagator.weights())])
     with pytest.raises(ValueError, match="must be single models"):
         FamilyModel([family])
 
@@ -209,6 +216,50 @@ def test_limits_of_novelty_that_are_set_before_the_molecule_is_known(family):
     with pytest.raises(ValueError, match="no novelty statistics"):
         integrator.attach(system, topology)
     assert integrator.solute is None
+
+
+def test_what_is_restored_needs_the_member(family):
+    one = family.member("ethane")
+    integrator = ScoreDynamicsIntegrator(family, lag=20.0, bridge="pythonforce")
+    topology, system, _ = solvated(one.molecules[0])
+    integrator.attach(system, topology)
+    bare = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(integrator))
+    with pytest.raises(ValueError, match=r"model must be that of the molecule which jumps"):
+        ScoreDynamicsIntegrator.restore(bare, family)
+    again = ScoreDynamicsIntegrator.restore(bare, one)
+    assert again.getMaxNovelty() == one.novelty.threshold
+    topology, system, _ = solvated(one.molecules[0])
+    again = ScoreDynamicsIntegrator.restore(bare, family, system, topology)
+    assert again.model is one
+
+
+def test_the_copy_that_was_asked_for_jumps(family, tmp_path):
+    """Copies are counted over all molecules of a family, in the plan and in the run alike."""
+    topology, positions = app.Topology(), []
+    for k, name in enumerate(("methanol", "ethane", "ethane")):
+        molecule = family.member(name).molecules[0]
+        part = molecule.to_topology()
+        modeller = app.Modeller(topology, np.zeros((topology.getNumAtoms(), 3)) * unit.nanometer)
+        modeller.add(part, np.zeros((molecule.n_atoms, 3)) * unit.nanometer)
+        topology = modeller.topology
+        positions.append(molecule.positions + np.array([0.0, 0.0, 2.0 * k]))
+    system = openmm.System()
+    for k, atom in enumerate(topology.atoms()):
+        atom.name, atom.residue.chain.id = f"X{k}", "ABC"[atom.residue.index]
+        system.addParticle(atom.element.mass)
+    prepared = PreparedSystem(topology, system, np.concatenate(positions), None)
+    for which, height in ((1, 2.0), (2, 4.0)):
+        out = tmp_path / str(which)
+        run_mixed(
+            family,
+            prepared,
+            out,
+            RunSettings(jumps=1, lag_ps=10.0, burst_ps=0.004, solute=which, solute_only=True,
+                        step_fs=1.0, platform="Reference", bridge="pythonforce", format="h5"),
+        )  # fmt: skip
+        frame = mdtraj.load(str(out / "trajectory.h5"))
+        assert frame.n_atoms == 8
+        assert abs(frame.xyz[0, :, 2].mean() - height) < 0.5
 
 
 def test_rollouts_and_commands_name_the_molecule(family, path, tmp_path, capsys):

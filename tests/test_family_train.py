@@ -69,6 +69,8 @@ def test_one_bundle_of_all(bundle):
     assert training["molecules"] == ["ethane", "propane", "pentane"]
     assert training["without_data"] == ["butane"]
     assert set(training["held_out_loss_by_lag_ps"]) == {"ethane", "propane", "pentane"}
+    assert training["by_molecule"]["pentane"]["spacing_ps"] == 1.0
+    assert training["by_molecule"]["pentane"]["markov_lag_ps"] is not None
     weights = family.member("ethane").propagator.weights()
     for member in family.members:
         assert isinstance(member.propagator, FamilyDiffusion)
@@ -129,6 +131,13 @@ def test_training_takes_up_a_family(bundle, folder, tmp_path):
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
 
 
+def test_first_weights_of_a_family_make_a_family(bundle, folder, tmp_path):
+    """Also where there are data of one molecule only, and nobody says so."""
+    output = tmp_path / "one.safetensors"
+    assert trained(folder, output, "--init", str(bundle), data=("propane",)) == 0
+    assert isinstance(ScoreModel.load(output), FamilyModel)
+
+
 @pytest.mark.parametrize(
     ("data", "more", "said"),
     [
@@ -140,10 +149,11 @@ def test_training_takes_up_a_family(bundle, folder, tmp_path):
         (("pentane",), ["--network", "family", "--also", "pentane.pdb"], "name of two"),
         (("pentane",), ["--network", "family", "--also", "other.pdb"], "pentane is it"),
         (("propane", "pentane"), ["--init", "ala2-water"], "holds a InternalDiffusion"),
+        (("pentane",), ["--network", "dense", "--init", "FAMILY"], "holds a FamilyDiffusion"),
         (("propane", "methanol"), [], "differ in temperature_K: propane 300.0, methanol 310.0"),
     ],
 )
-def test_wrong_families(folder, tmp_path, capsys, data, more, said):
+def test_wrong_families(bundle, folder, tmp_path, capsys, data, more, said):
     for name in ("pentane", "other"):
         molecule = named("pentane")
         with open(folder / f"{name}.pdb", "w") as file:
@@ -157,6 +167,7 @@ def test_wrong_families(folder, tmp_path, capsys, data, more, said):
         {"temperature_K": 310.0},
     )
     more = [str(folder / text) if text.endswith(".pdb") else text for text in more]
+    more = [str(bundle) if text == "FAMILY" else text for text in more]
     output = tmp_path / "wrong.safetensors"
     assert trained(folder, output, *more, data=data) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]

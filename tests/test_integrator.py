@@ -541,7 +541,7 @@ SETTLE_STEPS = 40
 
 def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
     """MD of everything but the solute, which counts neither as steps nor as time."""
-    n, ends = ala2.n_atoms, []
+    n, ends, speeds = ala2.n_atoms, [], []
     for length in (0.0, SETTLE_STEPS * STEP):
         context, integrator = start(
             engine,
@@ -551,7 +551,9 @@ def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
             frictionCoeff=0.0,
             settleTime=length,
         )
-        context.setVelocities(np.zeros((tip4p_box.topology.getNumAtoms(), 3)))
+        rng = np.random.default_rng(2)
+        context.setVelocities(rng.normal(scale=0.3, size=(tip4p_box.topology.getNumAtoms(), 3)))
+        context.applyVelocityConstraints(1e-6)
         integrator.step(1)
         assert integrator.getNumJumps() == 1
         assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(length)
@@ -559,7 +561,11 @@ def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
         assert context.getStepCount() == 1
         assert context.getTime()._value == pytest.approx(STEP)
         ends.append(positions_of(context))
+        speeds.append(velocities_of(context)[:n])
     at_once, settled = ends
+    # Those before the jump, so that nobody reads a temperature without the solute's.
+    np.testing.assert_allclose(speeds[1], speeds[0], atol=1e-5)
+    assert np.abs(speeds[0]).max() > 0.1
     np.testing.assert_allclose(settled[:n], at_once[:n], atol=LANDING)
     oxygens = [
         a.index
@@ -569,8 +575,11 @@ def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
     moved = np.linalg.norm(settled - at_once, axis=1)[oxygens]
     assert 0.005 < moved.mean() < 0.1
     assert worst_constraint(context) < 5e-6
-    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
-    assert not velocities[:n].any()
+    v = velocities_of(context)
+    for k in range(context.getSystem().getNumConstraints()):
+        i, j, apart = context.getSystem().getConstraintParameters(k)
+        if min(i, j) >= n:
+            assert abs((v[i] - v[j]) @ (settled[i] - settled[j])) < 1e-2 * apart._value
     context.computeVirtualSites()
     np.testing.assert_allclose(positions_of(context), settled, atol=1e-5)
     integrator.step(1)  # and jumps again, after a step that moves the solute
@@ -686,6 +695,105 @@ def test_settling_that_was_interrupted_goes_on(tip4p_box, ala2, monkeypatch, car
     numbers = integrator.getStatistics()
     assert numbers["settle"]["time_ps"] == pytest.approx(SETTLE_STEPS * STEP)
     assert (numbers["jumps_accepted"], context.getStepCount()) == (1, 4)
+
+
+def bond_energies(engine, peptide, ala2, length, bursts):
+    """Energy of the solute's bonds at the end of bursts, and its temperature right after jumps."""
+    topology = copy.deepcopy(peptide.topology)
+    chain = topology.addChain()
+    system = peptide.system(removeCMMotion=False)
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            force.setForceGroup(7)
+    for _ in range(2):
+        topology.addAtom("AR", app.element.argon, topology.addResidue("AR", chain))
+        system.addParticle(39.9)
+        for force in system.getForces():
+            if isinstance(force, openmm.NonbondedForce):
+                force.addParticle(0.0, 0.3, 0.0)
+    positions = np.concatenate([peptide.positions, [[5.0, 0, 0], [0, 5.0, 0]]])
+    box = Box(topology, positions, None)
+    context, integrator = start(
+        engine, Identity(ala2.n_atoms), box, ala2, system=system, burst=5 * STEP,
+        frictionCoeff=1.0, settleTime=length,
+    )  # fmt: skip
+    context.setVelocitiesToTemperature(300, 4)
+    integrator.step(1000)
+    n, constraints = ala2.n_atoms, system.getNumConstraints()
+    masses = np.array([system.getParticleMass(i)._value for i in range(n)])
+    energies, kelvins = [], []
+    for _ in range(bursts):
+        integrator.step(5)
+        state = context.getState(energy=True, groups={7})
+        energies.append(state.getPotentialEnergy()._value)
+        v = velocities_of(context)[:n]
+        kelvins.append((masses[:, None] * v**2).sum() / ((3 * n - constraints) * BOLTZMANN))
+    return blocks(energies), blocks(kelvins)
+
+
+def test_a_jump_that_goes_nowhere_leaves_the_solute_as_warm_as_it_was(peptide, ala2):
+    """Bonds would contract if the MD after settling began at rest."""
+    engine = Engine("pythonforce", "Reference")
+    (plain, error), (warm, warm_error) = bond_energies(engine, peptide, ala2, 0.0, 2500)
+    (settled, other), (kelvin, kelvin_error) = bond_energies(engine, peptide, ala2, 2 * STEP, 2500)
+    assert abs(settled - plain) < 4 * np.hypot(error, other)
+    assert abs(kelvin - warm) < 4 * np.hypot(warm_error, kelvin_error)
+    assert np.hypot(error, other) < 0.05 * plain
+    assert abs(kelvin - 300) < 25
+
+
+def test_unfinished_settling_follows_the_step_size(tip4p_box, ala2, monkeypatch):
+    context, integrator = start(
+        Engine("pythonforce", "CPU"), Identity(ala2.n_atoms), tip4p_box, ala2, settleTime=20 * STEP
+    )
+    real = openmm.CompoundIntegrator.step
+
+    def fail(self, steps):
+        if self.getCurrentIntegrator() == 3:
+            if steps == 1:
+                raise openmm.OpenMMException("something else went wrong")
+            real(self, 4)
+            raise KeyboardInterrupt
+        real(self, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.CompoundIntegrator, "step", fail)
+        with pytest.raises(openmm.OpenMMException, match="something else"):
+            integrator.step(1)
+    # Nothing was done: velocities are still to be drawn.
+    assert integrator.getStatistics()["settle"]["time_ps"] == 0
+    seen = []
+
+    def look(self, steps):
+        if self.getCurrentIntegrator() == 3:
+            seen.append((steps, integrator._settler.getGlobalVariableByName("sd_first")))
+        real(self, steps)
+
+    integrator.setStepSize(STEP / 2)
+    integrator.setJumping(False)
+    with monkeypatch.context() as patch:
+        patch.setattr(openmm.CompoundIntegrator, "step", look)
+        integrator.step(1)
+    assert seen == [(1, 1.0), (39, 0.0)]
+    assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(20 * STEP)
+
+
+def test_a_checkpoint_of_another_version_is_refused(reference, peptide, ala2, monkeypatch):
+    """OpenMM reads it without a word, each number into whatever stands in its place."""
+    from openmm_sd import integrator as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_STATE", {"older": 7.0, **module._STATE})
+        patch.setattr(module, "_LAYOUT", module._LAYOUT + 1.0)
+        old, integrator = start(reference, noisy(ala2), peptide, ala2, burst=4 * STEP)
+        integrator.step(9)
+        saved = old.createCheckpoint()
+    context, integrator = start(reference, noisy(ala2), peptide, ala2, burst=4 * STEP)
+    context.loadCheckpoint(saved)
+    with pytest.raises(RuntimeError, match="of another version of openmm-sd"):
+        integrator.step(1)
+    with pytest.raises(RuntimeError, match="of another version of openmm-sd"):
+        integrator.getStatistics()
 
 
 def test_settle_time_setting(ala2):

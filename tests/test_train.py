@@ -7,7 +7,7 @@ import four_beads
 import numpy as np
 import pytest
 import torch
-from small_molecules import ethane, grown, methanol, shaken
+from small_molecules import alkane, ethane, methanol, rotated, shaken
 from test_internal import lively
 
 from openmm_sd import Molecule, ScoreModel
@@ -46,6 +46,7 @@ from openmm_sd.train.stage import (
 from openmm_sd.train.windows import (
     angle_windows,
     bond_windows,
+    constraints_of_kin,
     contact_distances,
     torsion_windows,
     windows_of_kin,
@@ -568,17 +569,6 @@ def test_contacts_of_biased_runs_count(ala2):
     assert found[0, 21] == pytest.approx(0.14, abs=1e-4)
 
 
-def alkane(carbons):
-    """A zigzag of carbon atoms with their hydrogens."""
-    bonds = [(k, k + 1) for k in range(carbons - 1)]
-    elements = [6] * carbons
-    for k in range(carbons):
-        for _ in range(2 + (k in (0, carbons - 1))):
-            bonds.append((k, len(elements)))
-            elements.append(1)
-    return grown(elements, bonds)
-
-
 def windows_of(molecule, frames):
     return {
         "bond_windows_nm": bond_windows(molecule, frames),
@@ -620,6 +610,35 @@ def test_windows_of_a_molecule_without_data():
             assert mine[i, j][1:] >= window[1:]
     with pytest.raises(ValueError, match="none of the molecules with data has a distance"):
         windows_of_kin(methanol(), kin)
+
+
+def test_what_turns_in_one_relative_has_no_window():
+    stuck, free = (alkane(n) for n in (5, 6))
+    cards = [windows_of(stuck, shaken(stuck, 200)), windows_of(free, rotated(free, 200))]
+    assert cards[0]["torsion_windows_nm"]
+    assert not cards[1]["torsion_windows_nm"]
+    found = windows_of_kin(alkane(7), [(stuck, cards[0]), (free, cards[1])])
+    assert not found["torsion_windows_nm"]
+    assert windows_of_kin(alkane(7), [(stuck, cards[0])])["torsion_windows_nm"]
+
+
+def test_constrained_bonds_of_a_molecule_without_data():
+    kin = []
+    for carbons in (3, 5):
+        molecule = alkane(carbons)
+        lengths = [[i, j, 0.111] for i, j in molecule.bonds if j >= carbons]
+        kin.append((molecule, {"constraint_lengths_nm": lengths}))
+    found = constraints_of_kin(alkane(4), kin)
+    assert sorted(row[1] for row in found) == list(range(4, 14))
+    assert {row[2] for row in found} == {0.111}
+    assert constraints_of_kin(alkane(4), [(m, {"constraint_lengths_nm": []}) for m, _ in kin]) == []
+    for row in kin[1][1]["constraint_lengths_nm"]:
+        row[2] = 0.1115
+    with pytest.raises(ValueError, match="not with one voice"):
+        constraints_of_kin(alkane(4), kin)
+    only = [(methanol(), {"constraint_lengths_nm": [[1, 5, 0.096]]})]
+    with pytest.raises(ValueError, match="do not say"):
+        constraints_of_kin(alkane(4), only)
 
 
 def test_molecules_without_rotors():
@@ -893,6 +912,8 @@ def test_a_training_of_several_goes_on(tmp_path):
     file = tmp_path / "state"
     with pytest.raises(Stop):
         train_together(two_parts(), settings, checkpoint=file, report=interrupt)
+    with pytest.raises(ValueError, match="other molecules, data or networks, or another order"):
+        train_together(two_parts()[::-1], settings, checkpoint=file)
     again = two_parts()
     record = train_together(again, settings, checkpoint=file, report=lambda record: None)
     assert record.steps == 12

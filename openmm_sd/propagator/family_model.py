@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+import networkx as nx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -64,6 +66,12 @@ class FamilyModel(ScoreModel):
         first = found[0]
         for member in found[1:]:
             _compare(first, member)
+        for one, other in itertools.combinations(found, 2):
+            if _same(one.molecules[0], other.molecules[0]):
+                raise ValueError(
+                    f"members: {one.molecules[0].name} and {other.molecules[0].name} are the same "
+                    "molecule"
+                )
         self._members = found
         self.novelty = None
         self.molecules = tuple(member.molecules[0] for member in found)
@@ -215,6 +223,14 @@ class FamilyModel(ScoreModel):
             [f"A family of {len(self.members)} molecules with the same weights: {self._names()}."]
             + [member.summary() for member in self.members]
         )
+
+
+def _same(one: Molecule, other: Molecule) -> bool:
+    """Whether two molecules have the same elements, bonded in the same way."""
+    if sorted(one.atomic_numbers) != sorted(other.atomic_numbers):
+        return False
+    match = nx.algorithms.isomorphism.categorical_node_match("z", 0)
+    return bool(nx.is_isomorphic(one.graph(), other.graph(), node_match=match))
 
 
 def _common(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -578,7 +578,10 @@ class _Run:
         with _noting(met):
             integrator = plan.integrator(self._bridge, seed)
             solute = integrator.attach(
-                system, prepared.topology, solute=settings.solute, platform=self._platform
+                system,
+                prepared.topology,
+                solute=list(plan.solute.particles),
+                platform=self._platform,
             )
         for note in met:
             if note not in plan.notes and note not in self._notes:

@@ -152,6 +152,7 @@ def train_family(
         "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {low:g} to {high:g} ps",
         "time_reversal": settings.time_reversal,
+        "by_molecule": {m.molecule.name: _account(m, settings) for m in materials},
         "init": settings.init,
         "steps": record.steps,
         "wall_minutes": round(record.minutes, 1),
@@ -240,6 +241,24 @@ def _held_out(
     return found
 
 
+def _account(m: Material, settings: StageSettings) -> dict[str, Any]:
+    """Say what there is of one molecule."""
+    markov = m.markov
+    return {
+        "frames": len(m.pairs),
+        "ns": round(sum(run.length_ps for run in m.kept) / 1000.0, 3),
+        "runs": len(m.kept),
+        "held_out_runs": len(m.held),
+        "spacing_ps": m.spacing_ps,
+        "composed_from_ps": settings.compose_from_ps if markov is not None else None,
+        "markov_lag_ps": markov.lag_ps if markov is not None else None,
+        "conformations": markov.n_states if markov is not None else None,
+        "markov_timescales_ps": (
+            [round(float(t), 1) for t in markov.timescales(3)] if markov is not None else None
+        ),
+    }
+
+
 def _member(
     network: FamilyDiffusion,
     material: Material,
@@ -251,6 +270,8 @@ def _member(
     """Return the arguments of a member's ScoreModel."""
     m = material
     card = make_card(m.data, m.runs, m.spacing_ps, lags, settings, training)
+    # The same for atoms that are alike: the law of the jumps does not tell them apart.
+    card |= windows_of_kin(m.molecule, [(m.molecule, card)])
     card["name"] = m.molecule.name
     names = ", ".join(training["molecules"])
     card["description"] = settings.description or f"One set of weights for {names}."

@@ -20,6 +20,7 @@ from ..generate.frames import constraint_lengths
 from ..generate.seeding import slow_torsions
 from ..propagator.cartesian import CartesianDiffusion
 from ..propagator.dense import DenseDiffusion
+from ..propagator.family import FamilyDiffusion
 from ..propagator.frames import align_frames
 from ..propagator.graph import GraphDiffusion
 from ..propagator.internal import InternalDiffusion
@@ -197,7 +198,7 @@ def train_bundle(
     several = read_by_molecule(datasets, say)
     check_names(settings.without, [run for data in several for run in data.runs])
     device = chosen_device(settings.device)
-    if len(several) > 1 or settings.network == FAMILY:
+    if len(several) > 1 or settings.network == FAMILY or _goes_on_with_a_family(settings):
         from .family import train_family
 
         return train_family(several, datasets, output, settings, device, say)
@@ -558,6 +559,13 @@ def build_network(
     return DenseDiffusion.for_molecule(molecule, frames, **arguments)
 
 
+def _goes_on_with_a_family(settings: StageSettings) -> bool:
+    """Whether the first weights, and with them the network, are a family's."""
+    if settings.network != AUTO or settings.init is None:
+        return False
+    return isinstance(ScoreModel.load(settings.init).members[0].propagator, FamilyDiffusion)
+
+
 def left_in(runs: Sequence[Run], without: Sequence[str]) -> list[Run]:
     """Return the runs whose names are not among those to leave out."""
     return [run for run in runs if run.name not in without]
@@ -808,7 +816,7 @@ def _like_bundle(
 ) -> CartesianDiffusion | InternalDiffusion:
     """Build a network that starts with the weights, and the coordinates, of a bundle."""
     path = settings.init
-    bundle = ScoreModel.load(str(path))
+    bundle = ScoreModel.load(str(path)).members[0]
     other = bundle.propagator
     name = next((key for key, cls in NETWORKS.items() if isinstance(other, cls)), "")
     if not name or settings.network not in (AUTO, name):

@@ -420,8 +420,10 @@ def train_together(
     ]
     record = TrainingRecord()
     path = Path(checkpoint) if checkpoint is not None else None
+    # What the weights and buffers of a checkpoint belong to.
+    of_what = [f"{part.model.hyperparameters} {part.share:g} {len(part.pairs)}" for part in parts]
     if path is not None and path.exists():
-        _restore(path, settings, model, average, optimiser, generator, record)
+        _restore(path, of_what, settings, model, average, optimiser, generator, record)
 
     minutes_before = record.minutes
     began = last_report = time.monotonic()
@@ -455,7 +457,7 @@ def train_together(
                 report(record)
             running, counted, last_report = 0.0, 0, now
             if path is not None:
-                _save(path, settings, model, average, optimiser, generator, record)
+                _save(path, of_what, settings, model, average, optimiser, generator, record)
         if finished:
             break
 
@@ -522,6 +524,7 @@ def _kept(settings: TrainSettings) -> dict:
 
 def _save(
     path: Path,
+    of_what: list[str],
     settings: TrainSettings,
     model: torch.nn.Module,
     average: torch.nn.Module,
@@ -532,6 +535,7 @@ def _save(
     partial = path.with_suffix(path.suffix + ".partial")
     content = {
         "settings": _kept(settings),
+        "of_what": of_what,
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -547,6 +551,7 @@ def _save(
 
 def _restore(
     path: Path,
+    of_what: list[str],
     settings: TrainSettings,
     model: torch.nn.Module,
     average: torch.nn.Module,
@@ -559,6 +564,10 @@ def _restore(
     different = [k for k, v in _kept(settings).items() if content["settings"].get(k) != v]
     if different:
         raise ValueError(f"{path} was made with other settings: {', '.join(different)}")
+    if content.get("of_what") != of_what:
+        raise ValueError(
+            f"{path} was made with other molecules, data or networks, or another order"
+        )
     model.load_state_dict(content["model"])
     average.load_state_dict(content["average"])
     optimiser.load_state_dict(content["optimiser"])

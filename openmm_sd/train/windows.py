@@ -27,6 +27,8 @@ _CONTACT_MARGIN_NM: Final = 0.01
 #: Pairs that never come closer than this, nm, are not on the card: their shortest distance says
 #: which conformations were sampled, not where atoms touch.
 _CONTACT_REACH_NM: Final = 0.3
+#: Constrained bonds of one kind agree to this, nm.
+_SAME_LENGTH_NM: Final = 1e-4
 #: Pair vectors that are worked on at once: a few times 12 MB.
 _CONTACT_CHUNK: Final = 1 << 20
 
@@ -151,6 +153,12 @@ def windows_of_kin(
     apart = distant_pairs(molecule, hydrogens=True).tolist()
     for name, fallback in (("torsion_windows_nm", False), ("contact_distances_nm", True)):
         known = _pooled(relatives, name)
+        if name == "torsion_windows_nm":
+            # What turns in one molecule and not in another turns.
+            for kinds, card in relatives:
+                kept = {(int(i), int(j)) for i, j, *_ in card[name]}
+                for pair in kinds.torsion_ends() - kept:
+                    known.pop(kinds.keys(*pair)[0], None)
         found[name] = []
         for i, j in sorted((min(pair), max(pair)) for pair in apart):
             keys = own.keys(i, j) if fallback else own.keys(i, j)[:1]
@@ -172,6 +180,8 @@ def constraints_of_kin(
     kin : sequence of (Molecule, mapping)
         Relatives and their cards.
     """
+    if not any(card["constraint_lengths_nm"] for _, card in kin):
+        return []
     own = _Kinds(molecule)
     lengths: dict[tuple[Any, ...], list[float]] = {}
     for other, card in kin:
@@ -185,8 +195,12 @@ def constraints_of_kin(
         if molecule.atomic_numbers[hydrogen] != 1:
             continue
         known = next((lengths[key] for key in own.keys(heavy, hydrogen) if key in lengths), None)
-        if known is not None:
-            found.append([heavy, hydrogen, round(float(np.mean(known)), 6)])
+        if known is None or np.ptp(known) > _SAME_LENGTH_NM:
+            raise ValueError(
+                f"{molecule.name}: the molecules with data do not say, or not with one voice, at "
+                f"which length the bond between its atoms {heavy} and {hydrogen} is constrained"
+            )
+        found.append([heavy, hydrogen, round(float(np.mean(known)), 6)])
     return found
 
 
@@ -205,6 +219,15 @@ class _Kinds:
             for i in range(molecule.n_atoms)
         ]
         self._paths = dict(nx.all_pairs_shortest_path(self._graph))
+
+    def torsion_ends(self) -> set[tuple[int, int]]:
+        """Return the ends of all torsions, the lower number first."""
+        return {
+            (i, j)
+            for i in self._paths
+            for j, path in self._paths[i].items()
+            if i < j and len(path) == 4
+        }
 
     def keys(self, i: int, j: int) -> list[tuple[Any, ...]]:
         """Return the names of a pair, the most specific first."""
