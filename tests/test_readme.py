@@ -21,8 +21,8 @@ def blocks(path, language):
 def test_the_script_runs(tmp_path):
     (script,) = blocks(ROOT / "README.md", "python")
     assert "simulation.step(5000)" in script
-    # One burst of 1,000 steps, its jump, and a little more.
-    script = script.replace("simulation.step(5000)", "simulation.step(1100)")
+    # One burst of 500 steps, its jump, and a little more.
+    script = script.replace("simulation.step(5000)", "simulation.step(600)")
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
