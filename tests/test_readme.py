@@ -29,7 +29,7 @@ def test_the_script_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "'jumps_tried': 1" in done.stdout
     lines = (tmp_path / "jumps.csv").read_text().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 2
     assert lines[0].startswith('"Step","MD Time (ps)","Jumps","Effective Time (ps)"')
 
 
