@@ -4,7 +4,7 @@
     python benchmarks/mixed_bias.py md FOLDER --ps 4000 --seed 1
     python benchmarks/mixed_bias.py mixed FOLDER --lag 100 --burst 1 --jumps 2000 --seed 1
     python benchmarks/mixed_bias.py report FOLDER [--reference phi-psi.npy] [--json FILE]
-        [--figure FILE] [--rdf FILE]
+        [--figure FILE] [--rdf FILE] [--map FILE]
 
 `prepare` makes a box of ACE-ALA-NME in water. `md` and `mixed` sample it and can be repeated with
 other settings and seeds; each run that is stopped keeps what it has. At fixed times after every
@@ -65,6 +65,7 @@ BIN_NM = 0.01
 REACH_NM = 0.9
 BLOCKS = 20
 RESAMPLES = 200
+MAP_BINS = 72
 # How many relaxation times between conformations to show, the slowest first.
 SHOWN_TIMES = 2
 BASIN_NAMES = ("beta", "PII", "alphaR")
@@ -99,6 +100,9 @@ def main() -> None:
             command.add_argument("--json", type=Path)
             command.add_argument("--figure", type=Path)
             command.add_argument("--rdf", type=Path, help="figure of the pair distributions")
+            command.add_argument(
+                "--map", type=Path, help="figure of phi and psi; needs --reference"
+            )
     options = parser.parse_args()
     torch.set_num_threads(1)
     {"prepare": prepare, "md": run_md, "mixed": run_mixed, "report": report}[options.command](
@@ -449,6 +453,8 @@ def report(options: argparse.Namespace) -> None:
         draw(result, options.figure)
     if options.rdf:
         draw_pair_distributions(options)
+    if options.map:
+        draw_maps(options, series)
 
 
 def conformations(runs: list[NDArray[np.float64]], stride: int) -> dict[str, Measured]:
@@ -631,6 +637,36 @@ def draw_pair_distributions(options: argparse.Namespace) -> None:
             axis.title.set_fontsize(9)
         row[0].legend(fontsize=7)
     figure.savefig(options.rdf)
+
+
+def draw_maps(options: argparse.Namespace, series: NDArray[np.float64]) -> None:
+    """Draw phi and psi at the end of the bursts of each run over the reference's density."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    runs = list(_merged(sorted(options.folder.glob("mixed-*.npz"))))
+    figure = Figure(figsize=(4.6 * len(runs), 4.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(runs), squeeze=False)[0]
+    edges = np.linspace(-180.0, 180.0, MAP_BINS + 1)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    density = np.histogram2d(*np.rad2deg(series.T), bins=edges, density=True)[0]
+    # Lines of 1, 2, ... kT above the most visited cell.
+    levels = float(density.max()) * np.exp(-np.arange(6.0, 0.0, -1.0))
+    for axis, (_, data, about) in zip(axes, runs, strict=True):
+        axis.contour(middle, middle, density.T, levels, colors="0.5", linewidths=0.7)
+        phi, psi = np.rad2deg(data["before"]).T
+        axis.plot(phi, psi, ".", markersize=2.5)
+        lag, burst = about["lag_ps"], about["burst_ps"]
+        axis.set(
+            title=f"{len(phi)} bursts of {burst:g} ps, lag {lag:g} ps",
+            xlabel="phi, degrees",
+            ylabel="psi, degrees",
+            xlim=(-180, 180),
+            ylim=(-180, 180),
+            aspect="equal",
+        )
+    figure.savefig(options.map)
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
