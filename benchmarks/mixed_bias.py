@@ -580,11 +580,9 @@ def _totals(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def pair_distributions(
-    counts: NDArray[np.int64], options: argparse.Namespace
+    counts: NDArray[np.int64], observe: Observer
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """g(r) and its standard error for each kind of site, from counts (looks, site, bin)."""
-    box = _load(options.folder)
-    observe = Observer(box, list(range(22)))
     bulk = len(observe.water) / observe.edge**3
     volumes = 4.0 / 3.0 * np.pi * np.diff(observe.bins**3)
     result = {}
@@ -604,7 +602,8 @@ def draw_pair_distributions(options: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
     _, md, _ = next(_merged(sorted(options.folder.glob("md-*.npz"))))
-    plain = pair_distributions(md["counts"], options)
+    observe = Observer(_load(options.folder), list(range(22)))
+    plain = pair_distributions(md["counts"], observe)
     runs = list(_merged(sorted(options.folder.glob("mixed-*.npz"))))
     figure = Figure(figsize=(11, 2.9 * len(runs) + 0.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -615,7 +614,7 @@ def draw_pair_distributions(options: argparse.Namespace) -> None:
         after_jump = np.flatnonzero(data["accepted"])
         stops = about["stops_ps"]
         for k in sorted({0, min(4, len(stops) - 1), len(stops) - 1}):
-            found = pair_distributions(data["counts"][after_jump, k], options)
+            found = pair_distributions(data["counts"][after_jump, k], observe)
             said = []
             for axis, (site, (mine, error)) in zip(row, found.items(), strict=True):
                 theirs, their_error = plain[site]

@@ -153,8 +153,7 @@ def run_demo(
 
     # Everything that can be refused is refused before the box is built.
     say("loading the model", settings.model)
-    model = ScoreModel.load(settings.model)
-    model = model.only()
+    model = ScoreModel.load(settings.model).only()
     molecule = model.molecules[0]
     torsions = _torsions(molecule)
     integrator = ScoreDynamicsIntegrator(

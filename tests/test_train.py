@@ -25,7 +25,6 @@ from openmm_sd.train import (
     fit_statistics,
     held_out_loss,
     methyl_rotors,
-    share_weights,
     train,
     train_together,
     trainer,
@@ -863,7 +862,7 @@ def two_parts():
         pairs = TransitionPairs([trembling(molecule, 1)], 1.0)
         fit_statistics(network, pairs)
         parts.append(Part(network, pairs, TransitionPairs([trembling(molecule, 2)], 1.0), share))
-    share_weights([part.model for part in parts])
+    parts[1].model.share_weights(parts[0].model)
     return parts
 
 

@@ -32,6 +32,7 @@ from .graph import bond_paths
 from .internal_base import HARMONICS, LAG_FREQUENCIES, NOISE_FREQUENCIES, InternalPropagator
 from .internal_tree import InternalTree
 from .molecule import ELEMENT_SYMBOLS, Molecule
+from .shared_weights import SharedWeights
 
 _NOISE_WIDTH = 64
 _BOTTLENECK = 64
@@ -97,7 +98,7 @@ class _Block(torch.nn.Module):
         return h + self.contract(F.silu(self.expand(z)))
 
 
-class FamilyDiffusion(InternalPropagator):
+class FamilyDiffusion(InternalPropagator, SharedWeights):
     """Lag-conditional diffusion in internal coordinates with weights for a family of molecules.
 
     Parameters
@@ -402,55 +403,6 @@ class FamilyDiffusion(InternalPropagator):
         network.scale.copy_(statistics.scale_at(member, network.lag_nodes()))
         return network
 
-    # Weights that members share.
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what is learned and does not depend on the molecule, by name."""
-        return {name: value.detach() for name, value in self.named_parameters()}
-
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of a network with the same widths and depths, of any member.
-
-        Parameters
-        ----------
-        weights : dict
-            From `weights`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ; nothing is changed then.
-        """
-        own = self._matching(weights)
-        for name, value in own.items():
-            value.copy_(weights[name])
-
-    def share_weights(self, other: "FamilyDiffusion") -> None:
-        """Use the very parameters of another member: training either then trains both.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ; nothing is changed then.
-        """
-        theirs = dict(other.named_parameters())
-        self._matching(theirs)
-        for name, value in theirs.items():
-            module, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(module), leaf, value)
-
-    def _matching(self, weights: dict[str, Any]) -> dict[str, Any]:
-        own = dict(self.named_parameters())
-        different = sorted(
-            name
-            for name in own.keys() | weights.keys()
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        )
-        if different:
-            raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
-        return own
-
     # Symmetry.
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
@@ -543,24 +495,7 @@ class FamilyDiffusion(InternalPropagator):
         context: Tensor,
         modulation: Tensor,
     ) -> Tensor:
-        """Return D: what is expected given a noised one.
-
-        Parameters
-        ----------
-        y : Tensor
-            (B, K), noised.
-        sigma : Tensor
-            (B,) or (1,), its noise level.
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
-        context, modulation : Tensor
-            From `encode`, with the modulation of `encode_noise` added.
-
-        Returns
-        -------
-        Tensor
-            (B, K).
-        """
+        """Return D (B, K); see `InternalPropagator.denoise`."""
         c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
         noised = self.noised_features(y, c_in * y, turned, scale)
         h = context + self.embed(self._slots(noised, self.noised_index))

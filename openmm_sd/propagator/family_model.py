@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bundle import FORMAT_VERSION, canonical_json, save_bundle
+from .bundle import FORMAT_VERSION, save_bundle
 from .model import ScoreModel, architecture_to_save, built, own_tensors, read_single
 from .molecule import Molecule
 
@@ -236,13 +235,11 @@ def _same(one: Molecule, other: Molecule) -> bool:
 def _common(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the entries that are the same on all cards."""
     first = cards[0]
-    same: dict[str, Any] = {
+    return {
         key: value
         for key, value in first.items()
         if all(key in card and card[key] == value for card in cards)
     }
-    copied: dict[str, Any] = json.loads(canonical_json(same, "card"))
-    return copied
 
 
 def _compare(first: ScoreModel, other: ScoreModel) -> None:

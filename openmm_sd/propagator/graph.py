@@ -19,6 +19,7 @@ from .cartesian import CartesianDiffusion
 from .diffusion import karras_levels, preconditioning, solver_coefficients
 from .frames import alignment_atoms, choose_frame_atoms
 from .molecule import Molecule
+from .shared_weights import SharedWeights
 
 # As in the dense network: X-H bonds of constrained dynamics have no width at all.
 _PAIR_WIDTH_FLOOR_NM = 0.002
@@ -120,7 +121,7 @@ class _Exchange(torch.nn.Module):
         return h + update[:, :, : self.width], v + self.combine(parts * gates)
 
 
-class GraphDiffusion(CartesianDiffusion):
+class GraphDiffusion(CartesianDiffusion, SharedWeights):
     """Lag-conditional diffusion of a molecule's next frame with an equivariant graph network.
 
     Parameters
@@ -373,35 +374,6 @@ class GraphDiffusion(CartesianDiffusion):
             "centred": True,
         }
         return cls(**(arguments | settings))
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what is learned and does not depend on the molecule, by name."""
-        return {name: value.detach() for name, value in self.named_parameters()}
-
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of a network with the same widths and depths, of any molecule.
-
-        Parameters
-        ----------
-        weights : dict
-            From `weights`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ; nothing is changed then.
-        """
-        own = dict(self.named_parameters())
-        different = sorted(
-            name
-            for name in own.keys() | weights.keys()
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        )
-        if different:
-            raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
-        for name, value in own.items():
-            value.copy_(weights[name])
 
     def encode(self, local: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the denoiser needs to know of frame and lag; made once a jump.

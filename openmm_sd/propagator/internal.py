@@ -207,24 +207,7 @@ class InternalDiffusion(InternalPropagator):
         context: Tensor,
         modulation: Tensor,
     ) -> Tensor:
-        """Return D: what is expected given a noised one.
-
-        Parameters
-        ----------
-        y : Tensor
-            (B, K), noised.
-        sigma : Tensor
-            (B,) or (1,), its noise level.
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
-        context, modulation : Tensor
-            From `encode`, with the modulation of `encode_noise` added.
-
-        Returns
-        -------
-        Tensor
-            (B, K).
-        """
+        """Return D (B, K); see `InternalPropagator.denoise`."""
         c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
         h = context + self.embed(self.noised_features(y, c_in * y, turned, scale))
         parts = modulation.split(self.width, dim=-1)

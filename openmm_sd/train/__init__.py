@@ -9,7 +9,6 @@ from .trainer import (
     family_statistics,
     fit_statistics,
     held_out_loss,
-    share_weights,
     train,
     train_together,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "fit_statistics",
     "held_out_loss",
     "methyl_rotors",
-    "share_weights",
     "train",
     "train_together",
 ]

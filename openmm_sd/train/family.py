@@ -35,7 +35,6 @@ from .trainer import (
     Part,
     family_statistics,
     held_out_loss,
-    share_weights,
     train_together,
 )
 from .windows import constraints_of_kin, windows_of_kin
@@ -116,15 +115,15 @@ def train_family(
     )
     torch.manual_seed(settings.training.seed)
     arguments |= {"lag_min_ps": low, "lag_max_ps": high}
-    known = [m.molecule for m in materials]
     # Those without data as well: what the data does not say of them shows before the training.
     networks = [
         FamilyDiffusion.for_molecule(molecule, statistics=statistics, **arguments).to(device)
-        for molecule in (*known, *settings.also)
+        for molecule in (*(m.molecule for m in materials), *settings.also)
     ]
     if settings.init is not None:
         networks[0].load_weights(_first_weights(settings.init))
-    share_weights(networks)
+    for network in networks[1:]:
+        network.share_weights(networks[0])
     parts = [
         Part(network, m.pairs, m.held_out, float(_heavy(m.molecule)))
         for network, m in zip(networks, materials, strict=False)
@@ -152,7 +151,7 @@ def train_family(
         "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {low:g} to {high:g} ps",
         "time_reversal": settings.time_reversal,
-        "by_molecule": {m.molecule.name: _account(m, settings) for m in materials},
+        "by_molecule": {m.molecule.name: m.account(settings) for m in materials},
         "init": settings.init,
         "steps": record.steps,
         "wall_minutes": round(record.minutes, 1),
@@ -239,24 +238,6 @@ def _held_out(
         losses = held_out_loss(part.model, part.held_out, settings.training, possible, 4096)
         found[material.molecule.name] = {f"{k:g}": round(v, 5) for k, v in losses.items()}
     return found
-
-
-def _account(m: Material, settings: StageSettings) -> dict[str, Any]:
-    """Say what there is of one molecule."""
-    markov = m.markov
-    return {
-        "frames": len(m.pairs),
-        "ns": round(sum(run.length_ps for run in m.kept) / 1000.0, 3),
-        "runs": len(m.kept),
-        "held_out_runs": len(m.held),
-        "spacing_ps": m.spacing_ps,
-        "composed_from_ps": settings.compose_from_ps if markov is not None else None,
-        "markov_lag_ps": markov.lag_ps if markov is not None else None,
-        "conformations": markov.n_states if markov is not None else None,
-        "markov_timescales_ps": (
-            [round(float(t), 1) for t in markov.timescales(3)] if markov is not None else None
-        ),
-    }
 
 
 def _member(

@@ -209,7 +209,7 @@ def train_bundle(
     material = Material.of(several[0], settings, device, say)
     data, molecule, spacing = material.data, material.molecule, material.spacing_ps
     runs, kept, held, biased = material.runs, material.kept, material.held, material.biased
-    pairs, held_out, markov = material.pairs, material.held_out, material.markov
+    pairs, held_out = material.pairs, material.held_out
     lag_min, lag_max = lag_range(kept, spacing, settings)
 
     torch.manual_seed(settings.training.seed)
@@ -237,21 +237,11 @@ def train_bundle(
     network = network.to("cpu")
     description = {
         "network": next(name for name, cls in NETWORKS.items() if isinstance(network, cls)),
-        "frames": len(pairs),
-        "ns": round(sum(run.length_ps for run in kept) / 1000.0, 3),
-        "runs": len(kept),
-        "held_out_runs": len(held),
-        "spacing_ps": spacing,
+        **material.account(settings),
         "data_sets": [{"file": Path(path).name, "sha256": file_sha256(path)} for path in datasets],
         "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {lag_min:g} to {lag_max:g} ps",
         "time_reversal": settings.time_reversal,
-        "composed_from_ps": settings.compose_from_ps if markov is not None else None,
-        "markov_lag_ps": markov.lag_ps if markov is not None else None,
-        "conformations": markov.n_states if markov is not None else None,
-        "markov_timescales_ps": (
-            [round(float(t), 1) for t in markov.timescales(3)] if markov is not None else None
-        ),
         "init": settings.init,
         "steps": record.steps,
         "wall_minutes": round(record.minutes, 1),
@@ -351,6 +341,23 @@ class Material:
             TransitionPairs([run.positions for run in held], spacing, device) if held else None
         )
         return cls(data, runs, kept, held, biased, spacing, markov, pairs, held_out)
+
+    def account(self, settings: StageSettings) -> dict[str, Any]:
+        """Return what the card says of it."""
+        markov = self.markov
+        return {
+            "frames": len(self.pairs),
+            "ns": round(sum(run.length_ps for run in self.kept) / 1000.0, 3),
+            "runs": len(self.kept),
+            "held_out_runs": len(self.held),
+            "spacing_ps": self.spacing_ps,
+            "composed_from_ps": settings.compose_from_ps if markov is not None else None,
+            "markov_lag_ps": markov.lag_ps if markov is not None else None,
+            "conformations": markov.n_states if markov is not None else None,
+            "markov_timescales_ps": (
+                [round(float(t), 1) for t in markov.timescales(3)] if markov is not None else None
+            ),
+        }
 
 
 def teller(settings: StageSettings, say: Report) -> Callable[[TrainingRecord], None]:

@@ -352,21 +352,6 @@ def train(
     )
 
 
-def share_weights(models: Sequence[Network]) -> None:
-    """Make networks of several molecules use the same weights from now on: the first one's.
-
-    Parameters
-    ----------
-    models : sequence of Network
-        With weights of the same names and shapes; their statistics stay their own.
-    """
-    first = dict(models[0].named_parameters())
-    for model in models[1:]:
-        for name in [name for name, _ in model.named_parameters()]:
-            owner, _, last = name.rpartition(".")
-            setattr(model.get_submodule(owner), last, first[name])
-
-
 def train_together(
     parts: Sequence[Part],
     settings: TrainSettings,
@@ -381,7 +366,7 @@ def train_together(
     ----------
     parts : sequence of Part
         The molecules. Every step has pairs of each. Several networks must share their weights
-        (`share_weights`).
+        (`SharedWeights.share_weights`).
     settings : TrainSettings
         How.
     lags_ps : sequence of float

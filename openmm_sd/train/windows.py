@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..analysis import dihedral
 from ..analysis.geometry import bond_graph, distant_pairs, heavy_bonds
+from ..propagator.family_tree import atom_kinds
 from ..propagator.molecule import Molecule
 
 #: Bond windows reach this share of the range seen in the data beyond it, on either side.
@@ -208,17 +209,8 @@ class _Kinds:
     """What pairs of atoms of a molecule are called, so that relatives call the same thing alike."""
 
     def __init__(self, molecule: Molecule) -> None:
-        self._graph = bond_graph(molecule)
-        z = molecule.atomic_numbers
-        self._atoms = [
-            (
-                z[i],
-                sum(z[j] == 1 for j in self._graph[i]),
-                sum(z[j] != 1 for j in self._graph[i]),
-            )
-            for i in range(molecule.n_atoms)
-        ]
-        self._paths = dict(nx.all_pairs_shortest_path(self._graph))
+        self._atoms = atom_kinds(molecule.atomic_numbers, molecule.bonds)
+        self._paths = dict(nx.all_pairs_shortest_path(bond_graph(molecule)))
 
     def torsion_ends(self) -> set[tuple[int, int]]:
         """Return the ends of all torsions, the lower number first."""
