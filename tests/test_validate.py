@@ -26,9 +26,9 @@ from openmm_sd.validate import (
 )
 from openmm_sd.validate import plots as plots_module
 from openmm_sd.validate.energy import VacuumEnergy
-from openmm_sd.validate.figures import correlations, drift, energy_excess
-from openmm_sd.validate.page import number
-from openmm_sd.validate.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
+from openmm_sd.analysis.figures import correlations, drift, energy_excess
+from openmm_sd.report.page import number
+from openmm_sd.analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
 
 KEYS = {
     "jsd_phi_psi_bits",
@@ -359,7 +359,7 @@ def test_correlation_of_an_ornstein_uhlenbeck_torsion():
 
 
 def test_drift_is_found(walk):
-    from openmm_sd.validate.figures import Baseline
+    from openmm_sd.analysis.figures import Baseline
 
     phi, psi = Torsion("phi", (4, 6, 8, 14)), Torsion("psi", (6, 8, 14, 16))
     model = ScoreModel.load("ala2-implicit")

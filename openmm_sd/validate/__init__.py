@@ -3,7 +3,7 @@
 :func:`validate` does all of it and writes the report; ``docs/validation.md`` defines every figure.
 """
 
-from .reference import (
+from ..reference import (
     Reference,
     ReferenceRun,
     read_reference,

@@ -17,8 +17,8 @@ from ..analysis.geometry import Torsion
 from ..analysis.sample import GROUPS, Sample
 from ..propagator.model import ScoreModel
 from ..propagator.molecule import Molecule
+from ..reference import angles_of
 from ..rollout import Rollout, RolloutSettings, read_rollout
-from .reference import angles_of
 from .settings import ValidateSettings
 
 Report = Callable[[str, str], None]

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.geometry import Torsion, backbone_torsions, torsions
+from ..analysis import figures
+from ..analysis.geometry import Torsion
 from ..analysis.sample import Sample
+from ..analysis.verdicts import TOLERANCES
 from ..propagator.bundle import write_atomically
 from ..propagator.model import ScoreModel
-from ..propagator.molecule import Molecule
-from . import figures
+from ..reference import Reference, ReferenceRun, angles_of, chosen_torsions, read_reference
 from .energy import BOLTZMANN_KJ_PER_MOL_K, VacuumEnergy
-from .reference import Reference, ReferenceRun, angles_of, read_reference
 from .sampling import Chains, Report, one_step, read_chains, run_chains
 from .settings import USUAL_LAGS, ValidateSettings
-from .verdicts import TOLERANCES, verdicts
+from .verdicts import verdicts
 
 #: The files of a report beside its pictures.
 FILES = ("validation.json", "validation.html")
@@ -101,7 +101,7 @@ def validate(
         say("reading the reference", "")
         paths = [reference] if isinstance(reference, (str, os.PathLike)) else list(reference)
         reference = read_reference(paths, solute, topology, spacing_ps)
-    chosen = _torsions(solute, reference, settings)
+    chosen = chosen_torsions(solute, reference, settings.torsions)
     sample = reference.sample(chosen)
     ready = [read_chains(path, solute, settings, chosen) for path in rollouts]
     lags = [chains.lag_ps for chains in ready] if ready else _lags(model, settings)
@@ -514,34 +514,6 @@ def _checked_output(folder: Path, force: bool) -> Path:
     if there and not force:
         raise ValueError(f"output: {folder} holds a report already; --force replaces it")
     return folder
-
-
-def _torsions(
-    molecule: Molecule, reference: Reference, settings: ValidateSettings
-) -> list[Torsion]:
-    """What is looked at: what the user names, what the arrays hold, or all that can turn."""
-    if settings.torsions is not None:
-        chosen = []
-        for atoms in settings.torsions:
-            if len(set(atoms)) != 4 or not all(0 <= a < molecule.n_atoms for a in atoms):
-                raise ValueError(
-                    f"torsions: {atoms} is not four different atoms of 0 to {molecule.n_atoms - 1}"
-                )
-            chosen.append(Torsion("-".join(molecule.atom_names[a] for a in atoms), atoms))
-        return chosen
-    if reference.from_arrays:
-        pairs = backbone_torsions(molecule)
-        if len(pairs) == 1 and reference.n_angles == 2:
-            return list(pairs[0])
-    found = torsions(molecule)
-    if not found:
-        raise ValueError(f"{molecule.name} has no torsion to look at; name some with --torsions")
-    if reference.from_arrays and reference.n_angles != len(found):
-        raise ValueError(
-            f"reference: arrays of {reference.n_angles} angles a frame; {molecule.name} has "
-            f"{len(found)} torsions: name those of the columns with --torsions"
-        )
-    return found
 
 
 def _lags(model: ScoreModel, settings: ValidateSettings) -> list[float]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-#: A difference within two errors is no finding. One beyond them is still called close up to these
-#: sizes: absolute, or relative where the name ends so.
-TOLERANCES = {
-    "jsd_bits": 0.010,
-    "population": 0.03,
-    "rare_population_relative": 0.5,
-    "timescale_relative": 0.15,
-    "passage_relative": 0.30,
-    "mean_cos": 0.02,
-    "hop_relative": 0.10,
-    "gate_failure": 1e-2,
-    "chirality": 1e-4,
-    "energy_kT": 1.0,
-    "bond_shift_nm": 0.002,
-    "angle_shift_deg": 1.0,
-    "width_ratio": 0.10,
-    "clash": 1e-3,
-}
-
-AGREES, CLOSE, DIFFERS, UNDECIDED = "agrees", "close", "differs", "undecided"
+from ..analysis.verdicts import (
+    AGREES,
+    CLOSE,
+    DIFFERS,
+    TOLERANCES,
+    UNDECIDED,
+    compared,
+    judge,
+    known,
+)
 
 # Probabilities below this are left out: they rest on a handful of hops.
 _SMALLEST_HOP = 0.01
@@ -34,55 +23,6 @@ _FRAMES_OF_A_HISTOGRAM = 10_000
 # Timescales are compared at the shortest lag that is at least so long, ps, for memory in the
 # microstates shortens them at short lags.
 _TIMESCALE_LAG = 50.0
-
-
-def judge(difference: float | None, error: float | None, tolerance: float) -> str:
-    """Return a verdict on a difference.
-
-    Parameters
-    ----------
-    difference, error : float or None
-        Model minus reference, and the error of that.
-    tolerance : float
-        Up to which a significant difference is called close.
-
-    Returns
-    -------
-    str
-        ``agrees``: within two errors. ``close``: beyond them, but smaller than the tolerance.
-        ``differs``: neither. ``undecided``: no figure or no error, or within two errors that are
-        so large that twice the tolerance would not be noticed.
-    """
-    if difference is None or error is None or not _known(difference) or not _known(error):
-        return UNDECIDED
-    if abs(difference) <= 2.0 * error:
-        return AGREES if error <= tolerance else UNDECIDED
-    return CLOSE if abs(difference) <= tolerance else DIFFERS
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _compared(
-    what: str, figure: dict[str, Any], tolerance: float, relative: bool, unit: str
-) -> dict[str, Any]:
-    value, error = figure["value"], figure["error"]
-    other, other_error = figure["reference"]["value"], figure["reference"]["error"]
-    row = {
-        "what": what,
-        "unit": unit,
-        "model": value,
-        "model_error": error,
-        "reference": other,
-        "reference_error": other_error,
-    }
-    if not all(_known(v) for v in (value, error, other, other_error)):
-        return {**row, "verdict": UNDECIDED}
-    if value == other and not error and not other_error:  # neither has ever seen it
-        return {**row, "verdict": UNDECIDED}
-    allowed = tolerance * abs(other) if relative else tolerance
-    return {**row, "verdict": judge(value - other, math.hypot(error, other_error), allowed)}
 
 
 def verdicts(lag: dict[str, Any], jsd_key: str) -> list[dict[str, Any]]:
@@ -106,21 +46,21 @@ def verdicts(lag: dict[str, Any], jsd_key: str) -> list[dict[str, Any]]:
         # A rare basin may be wrong by less than what counts for a common one, and yet by far.
         rare = TOLERANCES["rare_population_relative"] * (one["reference"]["value"] or 0.0)
         allowed = min(TOLERANCES["population"], rare)
-        rows.append(_compared(f"population of {name}", one, allowed, False, ""))
+        rows.append(compared(f"population of {name}", one, allowed, False, ""))
     rows += _timescales(lag["implied_timescales_ps"])
     for name, one in lag["mfpt_ps"].items():
         what = f"mean first passage {name}"
-        rows.append(_compared(what, one, TOLERANCES["passage_relative"], True, "ps"))
+        rows.append(compared(what, one, TOLERANCES["passage_relative"], True, "ps"))
     step = lag.get("one_step")
     if step and step.get("mean_cos_change"):
         for name, one in step["mean_cos_change"].items():
             what = f"one step: mean cosine of the change of {name}"
-            rows.append(_compared(what, one, TOLERANCES["mean_cos"], False, ""))
+            rows.append(compared(what, one, TOLERANCES["mean_cos"], False, ""))
         for hops in step["hop_probabilities"].values():
             for name, one in hops.items():
-                if _known(one["reference"]["value"]) and one["reference"]["value"] > _SMALLEST_HOP:
+                if known(one["reference"]["value"]) and one["reference"]["value"] > _SMALLEST_HOP:
                     what = f"one step: probability of {name}"
-                    rows.append(_compared(what, one, TOLERANCES["hop_relative"], True, ""))
+                    rows.append(compared(what, one, TOLERANCES["hop_relative"], True, ""))
     rows += list(_structure(lag))
     return rows
 
@@ -157,7 +97,7 @@ def _drift(last: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timescales(by_lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    def compared(lag: str, k: int) -> dict[str, Any] | None:
+    def at(lag: str, k: int) -> dict[str, Any] | None:
         ours, theirs = by_lag[lag], by_lag[lag].get("reference")
         if theirs is None or k >= len(ours["value"]):
             return None
@@ -167,14 +107,14 @@ def _timescales(by_lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "reference": {"value": theirs["value"][k], "error": theirs["error"][k]},
         }
         what = f"implied timescale number {k + 1} at a lag of {lag} ps"
-        return _compared(what, one, TOLERANCES["timescale_relative"], True, "ps")
+        return compared(what, one, TOLERANCES["timescale_relative"], True, "ps")
 
     count = max((len(one["value"]) for one in by_lag.values()), default=0)
     # From 50 ps on the shortest lag, before it the longest.
     order = sorted(by_lag, key=lambda lag: (float(lag) < _TIMESCALE_LAG, abs(float(lag) - 50.0)))
     for k in range(count):
-        rows = [row for lag in order if (row := compared(lag, k)) is not None]
-        decided = [row for row in rows if _known(row["model"]) and _known(row["reference"])]
+        rows = [row for lag in order if (row := at(lag, k)) is not None]
+        decided = [row for row in rows if known(row["model"]) and known(row["reference"])]
         if decided or rows:
             yield (decided or rows)[0]
 
@@ -209,7 +149,7 @@ def _structure(lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
         verdict = judge(one["value"], one["error"], TOLERANCES[tolerance])
         what = f"largest shift of a mean among {len(rows)} {key} ({shift['name']})"
         yield _row(what, unit, one, verdict, 0.0)
-        known = [row for row in rows if _known(row["width_ratio"]["value"])]
+        known = [row for row in rows if known(row["width_ratio"]["value"])]
         if known:
             width = max(known, key=lambda row: abs(row["width_ratio"]["value"] - 1.0))
             one = width["width_ratio"]

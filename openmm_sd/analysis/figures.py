@@ -1,4 +1,4 @@
-"""The figures of a validation: model beside reference, each with an error."""
+"""Figures of a comparison: a model or a run beside a reference, each with an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.equilibrium import (
+from .equilibrium import (
     Partition,
     divergence,
     grouped_histograms,
@@ -19,7 +19,8 @@ from ..analysis.equilibrium import (
     peptide_partition,
     well_partition,
 )
-from ..analysis.geometry import (
+from .geometry import (
+    Bonded,
     Torsion,
     angles,
     backbone_torsions,
@@ -31,7 +32,7 @@ from ..analysis.geometry import (
     jackknife_mean,
     neighbouring_pairs,
 )
-from ..analysis.kinetics import (
+from .kinetics import (
     Discretisation,
     Estimate,
     coarse_counts,
@@ -42,8 +43,7 @@ from ..analysis.kinetics import (
     mode_correlations,
     partition_labels,
 )
-from ..analysis.sample import Sample, mean_and_error, resamplings, spread, weighted
-from ..propagator.molecule import Molecule
+from .sample import Sample, mean_and_error, resamplings, spread, weighted
 
 #: Lags of Markov state models, ps, as far as they are multiples of the spacing.
 MSM_LAGS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
@@ -93,7 +93,7 @@ class Baseline:
 
     @classmethod
     def of(
-        cls, molecule: Molecule, torsions: Sequence[Torsion], sample: Sample, seed: int
+        cls, molecule: Bonded, torsions: Sequence[Torsion], sample: Sample, seed: int
     ) -> Baseline:
         """Settle what is looked at."""
         pairs = backbone_torsions(molecule)
@@ -373,41 +373,76 @@ def passages(
 def chapman_kolmogorov(baseline: Baseline, states: Sample, lag_ps: float) -> dict[str, Any]:
     """Compare what a Markov state model predicts for longer times with what is found there."""
     found = markov_model(baseline, states, lag_ps)
-    result: dict[str, Any] = {}
     if found is None or baseline.discretisation is None:
-        return result
+        return {}
+    number = baseline.discretisation.n_states
+    every = (
+        (partition, staying(found, states, partition.states, labels, number, baseline.seed))
+        for partition, labels in zip(baseline.partitions, baseline.labels, strict=True)
+    )
+    return {partition.name: one for partition, one in every if one is not None}
+
+
+def staying(
+    found: Estimate,
+    states: Sample,
+    names: Sequence[str],
+    labels: NDArray[np.int64],
+    n_states: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Return the probability to be in the same state of a partition again, after several times.
+
+    Parameters
+    ----------
+    found : Estimate
+        A Markov state model; its lag is the shortest time, and it predicts the longer ones.
+    states : Sample
+        Microstates, from which the model was estimated.
+    names : sequence of str
+        Of the states of the partition.
+    labels : ndarray of int
+        In which of them every microstate lies.
+    n_states : int
+        Number of microstates.
+    seed : int
+        Of the resampling.
+
+    Returns
+    -------
+    dict or None
+        None where the runs are too short to look at any time.
+    """
+    lag_ps, number = found.model.lag_ps, len(names)
     longest = max(map(len, states.runs)) * states.spacing_ps / 2
     steps = [k for k in _CK_STEPS if k * lag_ps <= longest]
     if not steps:
-        return result
-    weights = resamplings(states.n_groups, _RESAMPLINGS // 4, baseline.seed)
-    for partition, labels in zip(baseline.partitions, baseline.labels, strict=True):
-        number = len(partition.states)
-        rows: dict[str, list[Any]] = {
-            key: [] for key in ("found", "found_error", "predicted", "predicted_error")
-        }
-        for k in steps:
-            stride = states.stride(k * lag_ps) or 1
-            counts = grouped_counts(states, stride, baseline.discretisation.n_states)
-            coarse = coarse_counts(counts, labels, number)
-            value, error = mean_and_error(coarse, coarse.sum(-1)[..., None], weights)
-            predicted, predicted_error = found.coarse(labels, number, k)
-            for key, matrix in (
-                ("found", value),
-                ("found_error", error),
-                ("predicted", predicted),
-                ("predicted_error", predicted_error),
-            ):
-                rows[key].append(np.diagonal(matrix).tolist())
-        deviation = np.array(rows["predicted"], dtype=float) - np.array(rows["found"], dtype=float)
-        finite = np.abs(deviation[np.isfinite(deviation)])
-        result[partition.name] = {
-            "states": list(partition.states),
-            "times_ps": [k * lag_ps for k in steps],
-            **{f"stay_{key}": value for key, value in rows.items()},
-            "largest_deviation": float(finite.max()) if len(finite) else None,
-        }
-    return result
+        return None
+    weights = resamplings(states.n_groups, _RESAMPLINGS // 4, seed)
+    rows: dict[str, list[Any]] = {
+        key: [] for key in ("found", "found_error", "predicted", "predicted_error")
+    }
+    for k in steps:
+        stride = states.stride(k * lag_ps) or 1
+        counts = grouped_counts(states, stride, n_states)
+        coarse = coarse_counts(counts, labels, number)
+        value, error = mean_and_error(coarse, coarse.sum(-1)[..., None], weights)
+        predicted, predicted_error = found.coarse(labels, number, k)
+        for key, matrix in (
+            ("found", value),
+            ("found_error", error),
+            ("predicted", predicted),
+            ("predicted_error", predicted_error),
+        ):
+            rows[key].append(np.diagonal(matrix).tolist())
+    deviation = np.array(rows["predicted"], dtype=float) - np.array(rows["found"], dtype=float)
+    finite = np.abs(deviation[np.isfinite(deviation)])
+    return {
+        "states": list(names),
+        "times_ps": [k * lag_ps for k in steps],
+        **{f"stay_{key}": value for key, value in rows.items()},
+        "largest_deviation": float(finite.max()) if len(finite) else None,
+    }
 
 
 def correlations(sample: Sample, torsions: Sequence[Torsion], times: Iterable[float]) -> Any:
@@ -539,7 +574,7 @@ def step_report(baseline: Baseline, model: StepFigures, reference: StepFigures) 
 # -- geometry --------------------------------------------------------------------------------------
 
 
-def geometry(molecule: Molecule, frames: NDArray[Any], reference: NDArray[Any]) -> dict[str, Any]:
+def geometry(molecule: Bonded, frames: NDArray[Any], reference: NDArray[Any]) -> dict[str, Any]:
     """Compare bonds, angles and contacts of heavy atoms."""
     names = molecule.atom_names
     result: dict[str, Any] = {}

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..analysis import dihedral
-from ..analysis.geometry import Torsion
-from ..analysis.sample import Sample
-from ..dataset import BIASED, Dataset, read_dataset
-from ..propagator.molecule import Molecule, match_atoms
+from .analysis import dihedral
+from .analysis.geometry import Torsion, backbone_torsions, torsions
+from .analysis.sample import Sample
+from .dataset import BIASED, Dataset, read_dataset
+from .propagator.molecule import Molecule, match_atoms
 
 _EQUILIBRIUM_KINDS = ("plain", "imported")
 # Formats whose readers know the time of each frame.
@@ -305,7 +305,7 @@ def reference_from_trajectory(
     """
     import mdtraj
 
-    from ..solute import find_solute
+    from .solute import find_solute
 
     path = Path(path)
     if not path.is_file():
@@ -426,3 +426,48 @@ def _is_dataset(path: Path) -> bool:
     except OSError:
         # Damaged: the data set's reader says so in one line.
         return True
+
+
+def chosen_torsions(
+    molecule: Molecule,
+    reference: Reference,
+    named: Sequence[tuple[int, int, int, int]] | None = None,
+) -> list[Torsion]:
+    """Return what is looked at: what the user names, what the arrays hold, or all that can turn.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The model's.
+    reference : Reference
+        Its arrays decide what their columns can be.
+    named : sequence of tuple of int, optional
+        Four atoms a torsion.
+
+    Raises
+    ------
+    ValueError
+        If they are no torsions of the molecule, or do not fit the arrays.
+    """
+    if named is not None:
+        chosen = []
+        for atoms in named:
+            if len(set(atoms)) != 4 or not all(0 <= a < molecule.n_atoms for a in atoms):
+                raise ValueError(
+                    f"torsions: {atoms} is not four different atoms of 0 to {molecule.n_atoms - 1}"
+                )
+            chosen.append(Torsion("-".join(molecule.atom_names[a] for a in atoms), atoms))
+        return chosen
+    if reference.from_arrays:
+        pairs = backbone_torsions(molecule)
+        if len(pairs) == 1 and reference.n_angles == 2:
+            return list(pairs[0])
+    found = torsions(molecule)
+    if not found:
+        raise ValueError(f"{molecule.name} has no torsion to look at; name some with --torsions")
+    if reference.from_arrays and reference.n_angles != len(found):
+        raise ValueError(
+            f"reference: arrays of {reference.n_angles} angles a frame; {molecule.name} has "
+            f"{len(found)} torsions: name those of the columns with --torsions"
+        )
+    return found
