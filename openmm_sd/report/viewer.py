@@ -17,8 +17,7 @@ from .page import Page, text
 MOST_FRAMES: Final = 300
 MOST_BYTES: Final = 1_000_000
 
-# Element: colour, radius of its ball in nm; after Corey, Pauling and Koltun, hydrogen darker so that
-# it shows on white.
+# Element: colour, radius of its ball in nm. The usual colours, with a hydrogen that shows on white.
 _LOOKS: Final = {
     1: ("#c9ced4", 0.028),
     6: ("#6d747c", 0.041),
@@ -34,8 +33,8 @@ _OTHER: Final = ("#b667b0", 0.045)
 _STICK_NM: Final = 0.026
 
 _HINT: Final = (
-    "Drag to turn, click and use the wheel to zoom. Keys: arrows turn, + and - zoom, space plays and "
-    "stops, comma and full stop go one frame back and on, Home undoes turning and zooming."
+    "Drag to turn, click and use the wheel to zoom. Keys: arrows turn, + and - zoom, space plays "
+    "and stops, comma and full stop go one frame back and on, Home undoes turning and zooming."
 )
 
 
@@ -125,7 +124,7 @@ def add_viewer(
         f'. {text(_HINT)}">{text(what)}, which this browser cannot show.</canvas>'
         '<div class="controls"><button type="button">Play</button>'
         f'<input type="range" min="0" max="{len(labels) - 1}" value="0" aria-label="frame"></div>'
-        "<output></output></div>",
+        '<output aria-live="off"></output></div>',
         f"<noscript><p>{text(what)}: shown where scripts are allowed. No other part of this page "
         "needs them.</p></noscript>",
         f'<p class="small">{text(_HINT)}</p>',

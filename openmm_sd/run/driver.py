@@ -874,6 +874,7 @@ class _Run:
             "atoms": self._prepared.system.getNumParticles(),
             "atoms_saved": self._output.layout.n_atoms,
             "solute": plan.solute.description,
+            "solute_atoms": list(plan.solute.particles),
             "model": {"name": plan.model.name, "sha256": plan.model.sha256},
             "molecule": plan.solute.molecule.name,
             "start": plan.source.name,
