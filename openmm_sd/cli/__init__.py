@@ -35,6 +35,7 @@ COMMANDS = {
     "import": "a data set from trajectories that you already have",
     "train": "train a model on data sets",
     "run": "a mixed run of your own system to a trajectory, resumable",
+    "report": "one page on a run: what it found, and whether to believe it",
     "rollout": "many chains of pure Score Dynamics to a trajectory",
     "validate": "equilibrium, kinetics and geometry of a model against MD",
     "demo": "a mixed run of a small peptide in water, from nothing to a picture",

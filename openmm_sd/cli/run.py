@@ -4,12 +4,13 @@ START is a prepared directory, or a PDB or mmCIF file, complete and with hydroge
 system with its box or of the solute alone, which then gets its water. The same command goes on
 where a stopped or killed run was; with a greater length it extends a run. Also: --friction
 --solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
---equilibration --settle --max-novelty --max-tries, see docs/running.md.
+--equilibration --settle --max-novelty --max-tries --no-report, see docs/running.md.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .outcome import Outcome
@@ -60,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, field, kind, metavar, text in _OPTIONS:
         add(f"--{option}", dest=field, type=kind, metavar=metavar, help=text)
     add("--solute-only", action="store_true", help="save the solute's atoms only")
+    add("--reference", action="append", metavar="DATA", help="MD that the report compares with")
+    add("--no-report", action="store_true", help=HIDDEN)
     add("--force-field", action="append", metavar="XML", help=HIDDEN)
 
 
@@ -75,10 +78,15 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         given["max_novelty"] = _limit("max_novelty", given["max_novelty"])
     if arguments.force_field:
         given["force_field"] = tuple(arguments.force_field)
+    for path in arguments.reference or ():
+        # Known before the run, not after it.
+        if not Path(path).is_file():
+            raise ValueError(f"reference: there is no file {path}")
     settings = RunSettings(**given, solute_only=arguments.solute_only)
     summary = run_mixed(
         arguments.model, arguments.start, arguments.output, settings, report=progress
     )
+    report = "" if arguments.no_report else _report(arguments, progress)
     plain, mixed = summary["md_ns_per_day"], summary["effective_ns_per_day"]
     text = (
         f"{summary['jumps_accepted']} of {summary['jumps_tried']} jumps accepted, "
@@ -88,9 +96,27 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         f"mixed run {_speed(mixed)} effective, plain MD {_speed(plain)} "
         f"({summary['platform']}, {summary['bridge']})\n"
         + "".join(f"note: {note}\n" for note in summary["notes"])
+        + report
         + f"files are in {arguments.output}"
     )
     return Outcome(summary, text)
+
+
+def _report(arguments: argparse.Namespace, progress: Progress) -> str:
+    """Write the report; return a line on it."""
+    from ..run.report import write_report
+
+    try:
+        found = write_report(
+            arguments.output,
+            model=arguments.model,
+            reference=arguments.reference or (),
+            report=progress,
+        )
+    except Exception as error:  # the run is done and on the disk, whatever its report stumbles over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"no report: {reason} (openmm-sd report {arguments.output} --debug says where)\n"
+    return f"report: {found['headline']} ({found['report']})\n"
 
 
 def _limit(name: str, text: str) -> float | None:

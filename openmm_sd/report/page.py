@@ -72,7 +72,7 @@ class Page:
             Where to.
         """
         style = (files(__package__) / "page.css").read_text(encoding="utf-8")
-        links = "".join(f'<a href="#{a}">{text(title)}</a>' for a, title in self._sections)
+        links = " ".join(f'<a href="#{a}">{text(title)}</a>' for a, title in self._sections)
         lines = [
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -175,6 +175,25 @@ def numbers(items: Iterable[tuple[str, str, str]]) -> str:
         for label, value, below in items
     )
     return f'<dl class="numbers">{"".join(cells)}</dl>'
+
+
+def answers(items: Iterable[tuple[str, str, str, str, Sequence[str]]]) -> str:
+    """Return questions with their answers.
+
+    Parameters
+    ----------
+    items : iterable
+        Of each: its class (``good``, ``care``, ``bad`` or ``open``), the answer, the question, what
+        was found, and what is said in small print, as HTML.
+    """
+    rows = (
+        f'<li class="{kind}"><b>{question}</b> <span class="answer">{answer}</span>'
+        f"<div>{found}</div>"
+        + "".join(f'<div class="small">{line}</div>' for line in lines)
+        + "</li>"
+        for kind, answer, question, found, lines in items
+    )
+    return f'<ul class="answers">{"".join(rows)}</ul>'
 
 
 def picture(drawing: str, title: str, caption: str) -> str:

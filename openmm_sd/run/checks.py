@@ -251,7 +251,7 @@ def _temperature(record: RunRecord, timeline: Timeline) -> Check:
         if not math.isfinite(value)
         else f"{_with(value, error)} K, set to {wanted:g} K",
         f"within {_percent(good)}; beyond {_percent(bad)} and three errors fails",
-        "Frames are taken at the end of a burst, where the shock of a jump must be over.",
+        "By default frames are taken at the end of a burst, where the shock of a jump must be over.",
     )
 
 
@@ -365,7 +365,7 @@ def _reference(found: Findings) -> Check | None:
         question,
         verdict,
         f"of {len(rows)} populations {agree} agree, {counts[CLOSE]} are close, {counts[DIFFERS]} "
-        f"differ, {undecided} cannot be decided"
+        f"differ, {undecided} cannot be decided (never visited, or with errors too large)"
         + (f"; the largest difference is {worst:.1f} errors" if worst else ""),
         f"within {good:g} errors that are small enough to tell; beyond {bad:g} errors and the "
         "tolerance fails",

@@ -42,6 +42,8 @@ _TIMESCALES: Final = 3
 # Bins along an angle of a map, where frames are few and where there are enough.
 _MAP_BINS: Final = (24, 36)
 _FRAMES_OF_A_FINE_MAP: Final = 2_000
+# With fewer, what sampling alone does to the histogram of a divergence is not known well.
+_FRAMES_OF_A_DIVERGENCE: Final = 10_000
 # Maps and panels beyond these fill pages that nobody reads.
 MOST_MAPS: Final = 6
 MOST_PANELS: Final = 12
@@ -251,9 +253,16 @@ def _maps(found: Findings, molecule: Molecule) -> None:
 
 
 def _divergence(found: Findings, baseline: Baseline) -> None:
-    blocks = min(_BLOCKS, found.timeline.n_frames // 4)
-    if found.beside is None or blocks < 4:
+    if found.beside is None:
         return
+    fewest = min(found.timeline.n_frames, found.beside.sample.n_frames)
+    if fewest < _FRAMES_OF_A_DIVERGENCE:
+        found.reasons.append(
+            f"A Jensen-Shannon divergence needs {_FRAMES_OF_A_DIVERGENCE:,} frames in run and "
+            f"reference to mean anything; the smaller of them has {fewest:,}."
+        )
+        return
+    blocks = _BLOCKS
     ours = []
     for columns in baseline.jsd_columns:
         cells = _bins(found.angles[:, columns[0]], JSD_BINS)

@@ -20,6 +20,7 @@ from ..report.drawing import (
     grid,
     logarithmic,
     new_figure,
+    stay,
     stay_model,
     stay_reference,
     style,
@@ -184,18 +185,22 @@ def _along(found: Findings) -> Figure:
 def kinetics(found: Findings) -> Iterator[Picture]:
     """Draw implied timescales and the Chapman-Kolmogorov test."""
     other = found.beside.name if found.beside else ""
-    shown = {name: one for name, one in found.timescales.items() if one["run"]}
-    if shown:
+    panels = _timescale_panels(found)
+    if panels:
         yield draw(
             "timescales",
             "Implied timescales against the lag of the Markov state model",
             "Of Markov state models between the basins, which shortens them: compare only figures "
             "made alike. Effective time. Below the shaded diagonal a timescale is shorter than the "
             "lag and cannot be seen; points that noise would make are left out."
-            + (f" Black, with a band of one error: {other}, made alike." if other else ""),
-            lambda: _timescales(shown, other),
+            + (
+                f" Black, with a band of one error: {other}, made alike."
+                if any(one["reference"] for _, _, one in panels)
+                else ""
+            ),
+            lambda: _timescales(panels, other),
         )
-    if found.staying:
+    if _stay_panels(found):
         yield draw(
             "staying",
             "Chapman-Kolmogorov test",
@@ -210,12 +215,18 @@ def _has_reference(found: Findings) -> bool:
     return any("reference" in one for one in found.staying.values())
 
 
-def _timescales(shown: dict[str, dict[str, Any]], other: str) -> Figure:
-    panels = [
-        (name, k, one)
-        for name, one in shown.items()
-        for k in range(len(next(iter(one["run"].values()))["value"]))
-    ][:MOST_PANELS]
+def _timescale_panels(found: Findings) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return what can be seen at two lags at least: partition, number, figures by lag."""
+    panels = []
+    for name, one in found.timescales.items():
+        for k in range(len(next(iter(one["run"].values()))["value"])):
+            seen = [by["value"][k] for by in one["run"].values()]
+            if np.isfinite(seen).sum() > 1:
+                panels.append((name, k, one))
+    return panels[:MOST_PANELS]
+
+
+def _timescales(panels: list[tuple[str, int, dict[str, Any]]], other: str) -> Figure:
     figure, axes = grid(len(panels), (3.6, 3.0))
     for axis, (name, k, one) in zip(axes, panels, strict=True):
         if one["reference"]:
@@ -228,10 +239,18 @@ def _timescales(shown: dict[str, dict[str, Any]], other: str) -> Figure:
     return figure
 
 
-def _staying(found: Findings, other: str) -> Figure:
+def _stay_panels(found: Findings) -> list[tuple[int, str, dict[str, Any]]]:
     panels = [
-        (k, state, one) for one in found.staying.values() for k, state in enumerate(one["states"])
-    ][:MOST_PANELS]
+        (k, state, one)
+        for one in found.staying.values()
+        for k, state in enumerate(one["states"])
+        if np.isfinite(stay(one, "found", k)).any()
+    ]
+    return panels[:MOST_PANELS]
+
+
+def _staying(found: Findings, other: str) -> Figure:
+    panels = _stay_panels(found)
     figure, axes = grid(len(panels), (3.3, 2.6))
     for axis, (k, state, one) in zip(axes, panels, strict=True):
         if "reference" in one:

@@ -19,6 +19,7 @@ from ..report.page import (
     DASH,
     Cell,
     Page,
+    answers,
     details,
     figure,
     listed,
@@ -45,9 +46,10 @@ Paths = Sequence[str | os.PathLike[str]]
 
 _RATES: Final = (
     "Effective time is no MD time. It counts a whole lag for every accepted jump and leaves out "
-    "the settling of the water; jumps that are dropped are no random selection, and how fast the model "
-    "crosses its barriers is its own: the timescales of a model can be wrong by tens of per cent "
-    "where its populations are right. Compare rates and timescales with MD before they are used."
+    "the settling of the water; jumps that are dropped are no random selection, and how fast the "
+    "model crosses its barriers is its own: the timescales of a model can be wrong by tens of per "
+    "cent where its populations are right. Compare rates and timescales with MD before they are "
+    "used."
 )
 
 
@@ -113,7 +115,7 @@ def write_report(
             "report": str(target),
             "verdict": kind,
             "headline": headline,
-            "checks": [vars(one) for one in checks],
+            "checks": [{**vars(one), "answer": WORDS[one.verdict]} for one in checks],
             "populations": found.populations,
             "crossings": found.crossings,
             "implied_timescales_ps": {name: one["run"] for name, one in found.timescales.items()},
@@ -264,18 +266,18 @@ def _first_numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _checks(checks: list[Check], found: Findings) -> list[str]:
     order = [BAD, CARE, OPEN, GOOD]
-    rows: list[list[Cell]] = [
-        [
-            ("words", f"<b>{text(one.question)}</b>"),
-            (f"words {one.verdict}", WORDS[one.verdict]),
-            ("words", text(one.found)),
-            ("words", text(one.wanted)),
-            ("words", text(one.meaning)),
-        ]
+    items = (
+        (
+            one.verdict,
+            WORDS[one.verdict],
+            text(one.question),
+            text(one.found),
+            [f"Wanted: {text(one.wanted)}.", text(one.meaning)],
+        )
         for one in sorted(checks, key=lambda one: order.index(one.verdict))
-    ]
+    )
     body = [
-        table(["question", "answer", "found", "threshold", "what it means"], rows),
+        answers(items),
         small(
             "Errors are standard errors from blocks of the run, the largest of those with 8, 16 "
             "and 32 blocks; one in twenty correct figures lies beyond two errors."
@@ -304,7 +306,7 @@ def _viewer(
     page.add(
         small(
             f"{len(shown):,} of {record.n_frames:,} frames, the solute alone, turned onto the "
-            "first of them: how it tumbles is not shown. Between two frames lies a jump."
+            "first of them: how it tumbles is not shown."
         )
     )
 
@@ -317,9 +319,9 @@ def _equilibrium(found: Findings) -> list[str]:
         body.append(
             small(
                 "Frames count by the effective time they stand for. <b>Visits</b>: how often the "
-                "run came into the basin. <b>Independent</b>: as many independent frames would have "
-                "this error. Where a basin was never visited or never left there is no error: "
-                "whether it is empty, or the run too short, cannot be said."
+                "run came into the basin. <b>Independent</b>: as many independent frames would "
+                "have this error. Where a basin was never visited or never left there is no "
+                "error: whether it is empty, or the run too short, cannot be said."
             )
         )
     if found.divergence is not None:
@@ -351,7 +353,7 @@ def _populations(found: Findings) -> str:
                 DASH if verdict is None else (verdict, verdict),
                 f"{one['visits']:,}",
                 plain(one["independent"], 3),
-                *(figure(half) for half in halves),
+                *(figure(half) if half and half["value"] else "never" for half in halves),
             ]
         )
     head = ["basin", "run", text(other), "verdict", "visits", "independent"]
@@ -381,6 +383,7 @@ def _kinetics(record: RunRecord, found: Findings) -> list[str]:
     for name, one in found.timescales.items():
         body.append(f"<h3>Implied timescales: {text(name)} (ps of effective time)</h3>")
         body.append(_timescales(one, found))
+        body.append(small("Those that are lost in the noise are left out."))
     body += [picture(*one) for one in pictures.kinetics(found)]
     if found.step_ps is not None and found.timescales:
         body.append(
@@ -404,6 +407,8 @@ def _timescales(one: dict[str, Any], found: Findings) -> str:
     for lag, ours in one["run"].items():
         theirs = one["reference"].get(lag)
         for k, (value, error) in enumerate(zip(ours["value"], ours["error"], strict=True)):
+            if not math.isfinite(value):
+                continue  # lost in the noise
             beside = DASH if theirs is None else number(theirs["value"][k], theirs["error"][k])
             rows.append([f"{float(lag):g}", str(k + 1), number(value, error), beside])
     return table(["lag of the Markov model", "number", "run", text(other)], rows)
@@ -505,10 +510,8 @@ def _clocks(summary: dict[str, Any]) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return (
-        f"{hours} h {rest // 60} min {rest % 60} s" if hours else f"{rest // 60} min {rest % 60} s"
-    )
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min {rest} s"
 
 
 def _provenance(record: RunRecord) -> list[str]:
