@@ -11,11 +11,14 @@ import pytest
 from openmm import app, unit
 
 from openmm_sd import Molecule, ScoreModel
+from openmm_sd.analysis.figures import correlations, drift, energy_excess
 from openmm_sd.analysis.geometry import Torsion
 from openmm_sd.analysis.sample import Sample
+from openmm_sd.analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
 from openmm_sd.cli import main
 from openmm_sd.dataset import Run, write_dataset
 from openmm_sd.propagator.kernels import Identity
+from openmm_sd.report.page import number
 from openmm_sd.rollout import RolloutSettings, run_rollout
 from openmm_sd.validate import (
     ValidateSettings,
@@ -26,9 +29,6 @@ from openmm_sd.validate import (
 )
 from openmm_sd.validate import plots as plots_module
 from openmm_sd.validate.energy import VacuumEnergy
-from openmm_sd.analysis.figures import correlations, drift, energy_excess
-from openmm_sd.report.page import number
-from openmm_sd.analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
 
 KEYS = {
     "jsd_phi_psi_bits",
@@ -161,19 +161,20 @@ def test_json_is_what_was_returned_and_holds_what_repeats_it(made):
 def test_page_needs_nothing_else(made):
     report, folder, _ = made
     page = (folder / "validation.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     pictures = sorted(file.name for file in folder.glob("*.png"))
-    assert len(sources) == len(pictures) >= 6
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in page
+    assert page.count('<svg class="plot"') == len(pictures) >= 6
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
+    assert not re.search(r"https?:|xmlns|@import|url\((?!#)", page)
     assert "ACE-ALA-NME" in page
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
+    shown = re.sub(r"base64,[^\"]*|<style>.*?</style>", "", page, flags=re.DOTALL)
+    assert not re.search(r"\bnan\b", shown, flags=re.IGNORECASE)
 
     stack = []
 
     class Tags(html.parser.HTMLParser):
         def handle_starttag(self, tag, attributes):
-            if tag not in ("meta", "img", "br"):
+            if tag not in ("meta", "br"):
                 stack.append(tag)
 
         def handle_endtag(self, tag):

@@ -94,7 +94,7 @@ def overall(record: RunRecord, checks: list[Check]) -> tuple[str, str, str]:
     )
     if marked[BAD]:
         count = f"{marked[BAD]} of {len(kinds)} checks failed"
-        return BAD, "Do not rely on this run as it is", f"{count}: see the table. {tail}"
+        return BAD, "Do not rely on this run as it is", f"{count}: see below. {tail}"
     if not record.summary["jumps_accepted"]:
         return (
             CARE,
@@ -107,7 +107,7 @@ def overall(record: RunRecord, checks: list[Check]) -> tuple[str, str, str]:
             for kind, what in ((CARE, "ask for care"), (OPEN, "cannot be answered"))
             if marked[kind]
         ]
-        return CARE, "To be used with care", f"{' and '.join(parts)}: see the table. {tail}"
+        return CARE, "To be used with care", f"{' and '.join(parts)}: see below. {tail}"
     return GOOD, "Nothing that was checked speaks against this run", tail
 
 
@@ -251,7 +251,7 @@ def _temperature(record: RunRecord, timeline: Timeline) -> Check:
         if not math.isfinite(value)
         else f"{_with(value, error)} K, set to {wanted:g} K",
         f"within {_percent(good)}; beyond {_percent(bad)} and three errors fails",
-        "By default frames are taken at the end of a burst, where the shock of a jump must be over.",
+        "By default frames show the end of a burst, where the shock of a jump must be over.",
     )
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RUN: Final = PALETTE[0]
+# Dots are an image, which does not follow the page from light to dark: they show on both.
+_DOT: Final = {"angle": "#2b8cc9", "energy": "#2b8cc9", "temperature": "#dd7425"}
 # More dots than this add nothing but size.
 _DOTS: Final = 4_000
 _SERIES: Final = 4
@@ -176,7 +178,7 @@ def _along(found: Findings) -> Figure:
     figure, axes = grid(len(chosen), (8.6, 1.7), 1)
     times = _nanoseconds(found.timeline)
     for k, (axis, torsion) in enumerate(zip(axes, chosen, strict=True)):
-        _dotted(axis, times, np.rad2deg(found.angles[:, k]), _RUN)
+        _dotted(axis, times, np.rad2deg(found.angles[:, k]), _DOT["angle"])
         angle_axis(axis, torsion.name, vertical=True)
     axes[-1].set_xlabel("effective time (ns)")
     return figure
@@ -194,7 +196,7 @@ def kinetics(found: Findings) -> Iterator[Picture]:
             "made alike. Effective time. Below the shaded diagonal a timescale is shorter than the "
             "lag and cannot be seen; points that noise would make are left out."
             + (
-                f" Black, with a band of one error: {other}, made alike."
+                f" With a band of one error: {other}, made alike."
                 if any(one["reference"] for _, _, one in panels)
                 else ""
             ),
@@ -206,7 +208,7 @@ def kinetics(found: Findings) -> Iterator[Picture]:
             "Chapman-Kolmogorov test",
             "Probability to be in the same basin again: symbols were found at that time, broken "
             "lines are what the Markov state model of the shortest time predicts"
-            + (f"; {other}: black with a band, dotted." if _has_reference(found) else "."),
+            + (f"; {other}: a line with a band, dotted." if _has_reference(found) else "."),
             lambda: _staying(found, other),
         )
 
@@ -282,12 +284,12 @@ def _energies(record: RunRecord, timeline: Timeline) -> Figure:
     figure, axes = grid(2, (8.6, 2.0), 1)
     times = _nanoseconds(timeline)
     block = timeline.blocks(8)
-    for axis, key, colour, label in (
-        (axes[0], "energy", PALETTE[0], "energy (kJ/mol)"),
-        (axes[1], "temperature", PALETTE[1], "temperature (K)"),
+    for axis, key, label in (
+        (axes[0], "energy", "energy (kJ/mol)"),
+        (axes[1], "temperature", "temperature (K)"),
     ):
         values = record.log[key]
-        _dotted(axis, times, values, colour)
+        _dotted(axis, times, values, _DOT[key])
         for k in range(8):
             inside = np.flatnonzero(block == k)
             if len(inside) < 2:

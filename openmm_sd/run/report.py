@@ -430,8 +430,8 @@ def _jumps(record: RunRecord) -> list[str]:
     settle = summary["settle"]
     body = [
         table([f"of {tried:,} tried", "number", "share", ""], rows),
-        f"<h3>Proposals turned down, by gate</h3><p>{summary['redraws']:,} proposals were drawn "
-        "again.</p>",
+        "<h3>Proposals turned down, by gate</h3>"
+        f"<p>Proposals beyond the first of a jump: {summary['redraws']:,}.</p>",
         table(["gate", "proposals"], ([text(gate), f"{n:,}"] for gate, n in rejected.items())),
         "<h3>Settling</h3>",
         table(

@@ -149,9 +149,9 @@ def _structure(lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
         verdict = judge(one["value"], one["error"], TOLERANCES[tolerance])
         what = f"largest shift of a mean among {len(rows)} {key} ({shift['name']})"
         yield _row(what, unit, one, verdict, 0.0)
-        known = [row for row in rows if known(row["width_ratio"]["value"])]
-        if known:
-            width = max(known, key=lambda row: abs(row["width_ratio"]["value"] - 1.0))
+        wide = [row for row in rows if known(row["width_ratio"]["value"])]
+        if wide:
+            width = max(wide, key=lambda row: abs(row["width_ratio"]["value"] - 1.0))
             one = width["width_ratio"]
             verdict = judge(one["value"] - 1.0, one["error"], TOLERANCES["width_ratio"])
             what = f"most deviating width among {len(rows)} {key}, over MD's ({width['name']})"
