@@ -182,7 +182,7 @@ def even_steps(
     gaps = gaps[gaps > tolerance_ps]
     if not len(gaps):
         return None
-    step = float(np.median(gaps))
+    step = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     wanted = times_ps + step
     after = np.searchsorted(times_ps, wanted - tolerance_ps)
     inside = np.minimum(after, len(times_ps) - 1)

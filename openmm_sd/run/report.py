@@ -166,8 +166,8 @@ def _beside(
     if found is None or not chosen:
         return chosen, None, missing
     if frames is None or len(frames) < 2:
-        return chosen, None, [f"The model {found.name} carries no equilibrium frames."]
-    return (*start_frames_beside(frames, molecule, str(found.name)), [])
+        return chosen, None, [f"The model {model_name(record)} carries no equilibrium frames."]
+    return (*start_frames_beside(frames, molecule, model_name(record)), [])
 
 
 def _model(
@@ -176,14 +176,16 @@ def _model(
     """Return the model of the run, where it is at hand, else why not."""
     name, digest = record.summary["model"]["name"], record.summary["model"]["sha256"]
     if model is None:
-        if name not in ScoreModel.shipped():
+        # The name of a model that is not shipped is the path it was loaded from.
+        known = name is not None and (name in ScoreModel.shipped() or Path(name).is_file())
+        if not known:
             return None, [
-                f"The model {name} is not one of those shipped, so that its frames are not at hand "
+                f"The model ({model_name(record)}) is not at hand, and so are not its frames "
                 "(--model BUNDLE)."
             ]
         model = ScoreModel.load(name)
         if model.sha256 != digest:
-            return None, [f"The shipped {name} is not the one of this run any more."]
+            return None, [f"{name} is not the model of this run any more (--model BUNDLE)."]
     elif not isinstance(model, ScoreModel):
         model = ScoreModel.load(model)
     if model.sha256 != digest:
@@ -192,6 +194,12 @@ def _model(
             f"({digest})"
         )
     return model.member(record.summary["molecule"]), []
+
+
+def model_name(record: RunRecord) -> str:
+    """Return the name of a run's model for people."""
+    name = record.summary["model"]["name"]
+    return "a model without a name" if name is None else Path(name).stem
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -207,7 +215,7 @@ def _page(
 ) -> Page:
     summary = record.summary
     page = Page(
-        f"{summary['molecule']}: a mixed run with {summary['model']['name']}",
+        f"{summary['molecule']}: a mixed run with {model_name(record)}",
         f"{summary['solute']}; {summary['lag_ps']:g} ps jumps between bursts of "
         f"{summary['burst_ps']:g} ps of MD at {summary['temperature_K']:g} K. " + _state(summary),
     )
@@ -522,7 +530,7 @@ def _provenance(record: RunRecord) -> list[str]:
         if file.is_file() and not file.name.startswith(".") and file.name != REPORT
     }
     main = {
-        "model": summary["model"]["name"],
+        "model": summary["model"]["name"] or model_name(record),
         "model's sha256": summary["model"]["sha256"] or "none: it came from no bundle",
         "start": summary["start"],
         "force field": summary["force_field"] or "not known",
