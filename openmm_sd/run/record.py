@@ -7,6 +7,7 @@ in pieces: what is kept of all of them are torsions, and positions of a few hund
 from __future__ import annotations
 
 import array
+import contextlib
 import csv
 import json
 import math
@@ -166,9 +167,9 @@ def _read_log(file: Path) -> dict[str, NDArray[np.float64]]:
             lines = csv.reader(stream)
             head = next(lines, [])
             missing = [name for name in COLUMNS if name not in head]
-            if missing:
+            if head and missing:
                 raise ValueError(f"{file} lacks the columns {', '.join(missing)}")
-            places = [(head.index(name), columns[new]) for name, new in COLUMNS.items()]
+            places = [(head.index(name), columns[new]) for name, new in COLUMNS.items() if head]
             for line in lines:
                 if len(line) < len(head):
                     break  # cut short by a kill
@@ -211,18 +212,21 @@ def _pieces(
     if not file.exists():
         raise ValueError(f"{folder}: {file.name} is missing")
     xtc = summary["trajectory"] == FORMATS["xtc"]
-    with (XTCTrajectoryFile if xtc else DCDTrajectoryFile)(str(file)) as stream:
+    with contextlib.ExitStack() as opened:
         left = count
-        while left:
-            try:
+        try:
+            stream = opened.enter_context(
+                (XTCTrajectoryFile if xtc else DCDTrajectoryFile)(str(file))
+            )
+            while left:
                 piece = stream.read(n_frames=min(size, left), atom_indices=atoms)[0]
-            except (OSError, RuntimeError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"{file} cannot be read: {reason}") from error
-            if not len(piece):
-                return
-            left -= len(piece)
-            yield piece if xtc else piece / 10.0
+                if not len(piece):
+                    return
+                left -= len(piece)
+                yield piece if xtc else piece / 10.0
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file} cannot be read: {reason}") from error
 
 
 def _hdf5_pieces(

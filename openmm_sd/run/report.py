@@ -531,7 +531,7 @@ def _provenance(record: RunRecord) -> list[str]:
     }
     main = {
         "model": summary["model"]["name"] or model_name(record),
-        "model's sha256": summary["model"]["sha256"] or "none: it came from no bundle",
+        "model's sha256": summary["model"]["sha256"] or "it came from no bundle",
         "start": summary["start"],
         "force field": summary["force_field"] or "not known",
         "atoms": f"{summary['atoms']:,}, of which {summary['atoms_saved']:,} were saved",
