@@ -109,7 +109,7 @@ def test_the_run_of_your_own(tmp_path, monkeypatch, peptide, capfd):
     small = "--effective-ns 0.01 --waters 240 --equilibration 0.2 --burst 0.08 --platform CPU"
     assert main([*line.split()[1:], *small.split()]) == 0, capfd.readouterr().err
     files = {file.name for file in Path("run1").iterdir()}
-    assert files >= {"trajectory.xtc", "topology.pdb", "log.csv", "summary.json"}
+    assert files >= {"trajectory.xtc", "topology.pdb", "log.csv", "summary.json", "report.html"}
 
     (script,) = blocks(ROOT / "docs" / "running.md", "python")
     script = script.replace("jumps=1000", "jumps=1").replace('"run1"', '"run2"')

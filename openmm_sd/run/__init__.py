@@ -14,12 +14,16 @@
     Counters, clocks, speeds, settings, and notes in plain language; renewed at every checkpoint.
 ``checkpoint.npz``
     Where the run stands, see `openmm_sd.run.files`.
+``report.html``
+    What was found, and whether to believe it, see `openmm_sd.run.report`; written by
+    `write_report`, which ``openmm-sd run`` calls at the end.
 ``start/``
     The prepared directory that the run started from, see `openmm_sd.prepare.directory`.
 """
 
 from .driver import fitting_model, run_mixed
 from .files import RunError
+from .report import write_report
 from .settings import RunSettings
 
-__all__ = ["RunError", "RunSettings", "fitting_model", "run_mixed"]
+__all__ = ["RunError", "RunSettings", "fitting_model", "run_mixed", "write_report"]
