@@ -66,6 +66,46 @@ def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
     raise RuntimeError("; ".join(reasons))
 
 
+def working_platform(wanted: str | None) -> str:
+    """Choose a platform for MD alone: a GPU's if one works here, else CPU.
+
+    Parameters
+    ----------
+    wanted : str, optional
+        Name of an OpenMM platform, in upper or lower case.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    RuntimeError
+        If it does not work.
+    """
+    import openmm
+
+    from .bridges import platform_names
+
+    here = platform_names()
+    if wanted is not None:
+        names = {name.lower(): name for name in here}
+        if wanted.lower() not in names:
+            raise ValueError(f"platform must be one of {', '.join(here)}, got {wanted!r}")
+        candidates = [names[wanted.lower()]]
+    else:
+        candidates = [name for name in _PLATFORMS if name in here] or here
+    for name in candidates:
+        system = openmm.System()
+        system.addParticle(1.0)
+        try:
+            openmm.Context(
+                system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(name)
+            )
+            return name
+        except openmm.OpenMMException as error:
+            reason = f"the {name} platform does not work here: {error}"
+    raise RuntimeError(reason)
+
+
 class PlainMD:
     """Plain MD of a System in a Context of its own: the speed that jumps are compared with.
 

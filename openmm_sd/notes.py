@@ -83,6 +83,19 @@ def dropped_jumps(numbers: dict[str, Any]) -> str | None:
     )
 
 
+def card_force_field(model: ScoreModel) -> tuple[str, ...] | None:
+    """Return the force field files on a model's card; None where it has none for explicit water."""
+    named = model.card.get("force_field")
+    if (
+        isinstance(named, list)
+        and named
+        and all(isinstance(f, str) and f.endswith(".xml") for f in named)
+        and not is_implicit(model)
+    ):
+        return tuple(named)
+    return None
+
+
 def is_implicit(model: ScoreModel) -> bool:
     """Whether a model was trained in implicit solvent."""
     return "implicit" in str(model.card.get("solvent", "")).lower()

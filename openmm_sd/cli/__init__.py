@@ -31,6 +31,7 @@ from .progress import Progress
 COMMANDS = {
     "doctor": "try a real jump through each bridge on each platform of this machine",
     "models": "list the models that come with openmm-sd, or show a model's card",
+    "prepare": "a structure repaired, in water and relaxed, ready to run",
     "generate": "molecular dynamics of a solute in water, to a data set",
     "import": "a data set from trajectories that you already have",
     "train": "train a model on data sets",

@@ -1,4 +1,7 @@
-"""List the models that come with openmm-sd, or show the card of one."""
+"""List the models that come with openmm-sd, or show the card of one.
+
+Models that other installed packages register are listed too.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,24 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     if arguments.model is not None:
         model = ScoreModel.load(arguments.model)
         return Outcome(_described(arguments.model, model), model.summary())
-    models = {name: ScoreModel.load(name) for name in ScoreModel.shipped()}
+    models, broken = {}, {}
+    for name in (*ScoreModel.shipped(), *ScoreModel.registered()):
+        try:
+            models[name] = ScoreModel.load(name)
+        except ValueError as error:
+            # What another package has broken must not hide the rest.
+            broken[name] = str(error)
     lines = [
         f"{name:<18} {', '.join(m.name for m in model.molecules)}; lag "
         f"{model.recommended_lag:g} ps\n  {model.card.get('description', '')}"
         for name, model in models.items()
     ]
+    lines += [f"{name:<18} cannot be loaded\n  {reason}" for name, reason in broken.items()]
+    result: dict[str, Any] = {"models": [_described(name, m) for name, m in models.items()]}
+    if broken:
+        result["broken"] = broken
     return Outcome(
-        {"models": [_described(name, model) for name, model in models.items()]},
+        result,
         "\n".join(lines) or "no models come with this version of openmm-sd",
     )
 

@@ -24,7 +24,7 @@ from .dynamics import Machine, make_run, task_name
 from .parts import ATTEMPTS, Parts, describe
 from .seeding import Torsion, check_torsions, parse_torsion, slow_torsions
 from .settings import GenerateSettings
-from .start import Start, make_start, read_structure
+from .start import Start, make_start, read_solute
 
 # OpenCL is left to those who ask for it: without a GPU it is an emulation slower than CPU.
 _GPU: Final = ("CUDA", "HIP")
@@ -96,7 +96,7 @@ def generate(
         raise ValueError(f"{target.parent} is not a directory: make it first")
     if processes is not None and processes < 1:
         raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
-    topology, positions = read_structure(Path(structure))
+    topology, positions = read_solute(Path(structure), settings)
     residues = name or "-".join(residue.name for residue in topology.residues())
     molecule = Molecule.from_topology(topology, positions - positions.mean(axis=0), residues)
     chosen = [

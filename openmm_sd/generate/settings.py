@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ..prepare.force_field import water_box
+
 # Above this time step, hydrogens of their own mass are too fast.
 _LIGHT_HYDROGEN_FS: Final = 2.0
 _HEAVY_HYDROGEN_AMU: Final = 3.0
@@ -24,8 +26,8 @@ class GenerateSettings:
     force_field : tuple of str
         Force field files as OpenMM names them, water or implicit solvent included. By default
         amber99sbildn with tip3p, or with amber99_obc.
-    water_model : str
-        What OpenMM's Modeller calls the water of that force field.
+    water_model : str, optional
+        What OpenMM's Modeller calls the water of that force field; by its files by default.
     waters : int, optional
         Number of water molecules; `padding` decides by default.
     padding_nm : float, optional
@@ -65,7 +67,7 @@ class GenerateSettings:
 
     solvent: str = "explicit"
     force_field: tuple[str, ...] = ()
-    water_model: str = "tip3p"
+    water_model: str | None = None
     waters: int | None = None
     padding_nm: float | None = None
     box_nm: float | None = None
@@ -93,6 +95,8 @@ class GenerateSettings:
         if not self.force_field:
             second = "tip3p.xml" if self.solvent == "explicit" else "amber99_obc.xml"
             object.__setattr__(self, "force_field", ("amber99sbildn.xml", second))
+        if self.water_model is None:
+            object.__setattr__(self, "water_model", water_box(self.force_field))
         self._check_numbers()
         self._check_box()
         if self.hydrogen_mass_amu is None and self.step_fs > _LIGHT_HYDROGEN_FS:

@@ -12,8 +12,9 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..prepare import solvate
-from ..prepare.structure import read_structure as _read_structure
+from ..prepare import load_structure, solvate
+from ..prepare.force_field import complete_bonds, load_force_field, make_system
+from ..prepare.structure import count_waters
 from ..propagator.molecule import Molecule
 from .seeding import Torsion
 from .settings import GenerateSettings
@@ -75,8 +76,15 @@ class Start:
         return sorted(found)
 
 
-def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
-    """Read a solute from a PDB or mmCIF file.
+def read_solute(path: Path, settings: GenerateSettings) -> tuple[app.Topology, NDArray[np.float64]]:
+    """Read a solute from a PDB or mmCIF file; bonds that it lacks come from the force field.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    settings : GenerateSettings
+        With the force field.
 
     Returns
     -------
@@ -84,10 +92,25 @@ def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
         Without a box.
     positions : ndarray, shape (N, 3)
         nm.
+
+    Raises
+    ------
+    ValueError
+        If it is no solute alone, or not complete.
     """
-    topology, positions = _read_structure(path)
+    structure = load_structure(path)
+    topology = structure.topology
     topology.setPeriodicBoxVectors(None)
-    return topology, positions
+    waters = count_waters(topology)
+    if waters:
+        raise ValueError(
+            f"{path} holds {waters} waters: wanted is the solute alone, which 'openmm-sd prepare' "
+            "writes as solute.pdb"
+        )
+    complete_bonds(topology, load_force_field(settings.force_field))
+    # OpenMM's own refusal says what is missing; a System is made of it later anyway.
+    make_system(settings.force_field, topology)
+    return topology, structure.positions
 
 
 def make_start(
@@ -122,34 +145,29 @@ def make_start(
     say("building the system", "")
     n = molecule.n_atoms
     if settings.solvent == "implicit":
-        field = _force_field(settings)
-        system = _system(field, topology, settings)
+        system = _system(topology, settings)
         start = _minimised(system, positions, None, "Reference")
         _add_pull(system, np.arange(n)[None], torsions)
         return Start(molecule, system, start, None, np.arange(n)[None], 0, None)
 
-    try:
-        cell = solvate(
-            topology,
-            positions,
-            waters=settings.waters,
-            padding=settings.padding_nm,
-            force_field=settings.force_field,
-            water_model=settings.water_model,
-            # The box is scaled below; it was checked against the real cutoff before.
-            cutoff=settings.cutoff_nm if settings.box_nm is None else 0.1,
-            hydrogen_mass=settings.hydrogen_mass_amu,
-        )
-    except ValueError as error:
-        raise ValueError(_template_message(error)) from error
-    field = _force_field(settings)
+    cell = solvate(
+        topology,
+        positions,
+        waters=settings.waters,
+        padding=settings.padding_nm,
+        force_field=settings.force_field,
+        water_model=settings.water_model,
+        # The box is scaled below; it was checked against the real cutoff before.
+        cutoff=settings.cutoff_nm if settings.box_nm is None else 0.1,
+        hydrogen_mass=settings.hydrogen_mass_amu,
+    )
     x, box = cell.positions, cell.box_vectors
     if settings.box_nm is not None:
         edges = np.full(3, settings.box_nm)
         x = _scaled(cell.topology, x, np.diag(box), edges, n)
         box = np.diag(edges)
         cell.topology.setPeriodicBoxVectors(box * unit.nanometer)
-    single = _system(field, cell.topology, settings)
+    single = _system(cell.topology, settings)
     say("minimising", "")
     x = _minimised(single, x, box, "CPU" if _has("CPU") else "Reference")
     x, box = _relaxed(single, x, box, settings, platform, threads, say)
@@ -161,7 +179,7 @@ def make_start(
 
     tiled, positions, box, origins = _tiled(cell.topology, x, box, settings.copies)
     say("building the system", f"{settings.copies} copies, {len(positions)} atoms")
-    system = single if settings.copies == 1 else _system(field, tiled, settings)
+    system = single if settings.copies == 1 else _system(tiled, settings)
     system.setDefaultPeriodicBoxVectors(*box)
     solutes = np.arange(n)[None] + (np.arange(settings.copies) * len(x))[:, None]
     if settings.copies > 1:
@@ -172,37 +190,19 @@ def make_start(
     return Start(molecule, system, positions, box, solutes, cell.n_waters, edges)
 
 
-def _force_field(settings: GenerateSettings) -> app.ForceField:
-    try:
-        return app.ForceField(*settings.force_field)
-    except ValueError as error:
-        raise ValueError(f"force field: {' '.join(str(error).split())}") from error
-
-
-def _template_message(error: Exception) -> str:
-    return (
-        f"{' '.join(str(error).split())} -- the solute must be complete, hydrogens included, and "
-        "known to the force field (--force-field)"
-    )
-
-
-def _system(
-    field: app.ForceField, topology: app.Topology, settings: GenerateSettings
-) -> openmm.System:
+def _system(topology: app.Topology, settings: GenerateSettings) -> openmm.System:
     mass = settings.hydrogen_mass_amu
     periodic = settings.solvent == "explicit"
-    try:
-        return field.createSystem(
-            topology,
-            nonbondedMethod=app.PME if periodic else app.NoCutoff,
-            nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
-            constraints=app.HBonds,
-            hydrogenMass=None if mass is None else mass * unit.amu,
-            # One molecule alone loses three of its few degrees of freedom with its momentum.
-            removeCMMotion=periodic,
-        )
-    except ValueError as error:
-        raise ValueError(_template_message(error)) from error
+    return make_system(
+        settings.force_field,
+        topology,
+        nonbondedMethod=app.PME if periodic else app.NoCutoff,
+        nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
+        constraints=app.HBonds,
+        hydrogenMass=None if mass is None else mass * unit.amu,
+        # One molecule alone loses three of its few degrees of freedom with its momentum.
+        removeCMMotion=periodic,
+    )
 
 
 def _scaled(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +18,22 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from .force_field import (
+    DEFAULT_FORCE_FIELD,
+    ForceFieldLike,
+    explained,
+    file_names,
+    load_force_field,
+    make_system,
+    water_box,
+)
+
 # Distance between the solute's periodic copies where the caller names no padding and no waters.
 _PADDING_NM = 1.0
 # A new box is a few per cent too large, so it needs the barostat more often than production does.
 _BAROSTAT_STEPS = 10
+# Share of an equilibration that heats the new box up before its size may change.
+_CONSTANT_VOLUME = 0.2
 # Steps between two progress reports.
 _CHUNK_STEPS = 250
 
@@ -42,6 +56,8 @@ class PreparedBox:
         Number of water molecules.
     force_field : tuple of str
         Files the System was made from.
+    velocities : ndarray, shape (N, 3), optional
+        nm/ps, of an equilibration.
     """
 
     topology: app.Topology
@@ -50,6 +66,7 @@ class PreparedBox:
     box_vectors: NDArray[np.float64]
     n_waters: int
     force_field: tuple[str, ...]
+    velocities: NDArray[np.float64] | None = None
 
 
 def solvate(
@@ -58,13 +75,18 @@ def solvate(
     *,
     waters: int | None = None,
     padding: float | None = None,
-    force_field: Sequence[str] = ("amber99sbildn.xml", "tip3p.xml"),
-    water_model: str = "tip3p",
+    width: float | None = None,
+    shape: str = "cube",
+    force_field: ForceFieldLike = DEFAULT_FORCE_FIELD,
+    water_model: str | None = None,
+    ionic_strength: float = 0.0,
+    ions: tuple[str, str] = ("Na+", "Cl-"),
+    neutralise: bool = True,
     cutoff: float = 0.9,
     hydrogen_mass: float | None = None,
     seed: int | None = None,
 ) -> PreparedBox:
-    """Put a solute into a cubic box of water and make its System; nothing is relaxed yet.
+    """Put a solute into a box of water and make its System; nothing is relaxed yet.
 
     Parameters
     ----------
@@ -77,10 +99,20 @@ def solvate(
     padding : float, optional
         Least distance from the solute to its next periodic copy, nm, instead of `waters`; 1 nm by
         default.
-    force_field : sequence of str
+    width : float, optional
+        Distance from the box to its next copies, nm, instead of `waters` and `padding`.
+    shape : str
+        ``cube``, ``dodecahedron`` or ``octahedron``.
+    force_field : sequence of str or openmm.app.ForceField
         Files as ``openmm.app.ForceField`` takes them.
-    water_model : str
-        What ``Modeller.addSolvent`` calls the water of that force field.
+    water_model : str, optional
+        What ``Modeller.addSolvent`` calls the water of that force field; by its files by default.
+    ionic_strength : float
+        Of added salt, mol/l.
+    ions : tuple of two str
+        The positive and the negative ion, as ``Modeller.addSolvent`` calls them.
+    neutralise : bool
+        Whether ions make up for the solute's charge.
     cutoff : float
         Cutoff of PME's direct space and of Lennard-Jones interactions, nm.
     hydrogen_mass : float, optional
@@ -94,31 +126,41 @@ def solvate(
     PreparedBox
         With constrained bonds to hydrogen, rigid water and PME. `equilibrate` comes next.
     """
-    if waters is not None and padding is not None:
-        raise ValueError("give waters or padding, not both")
+    if sum(size is not None for size in (waters, padding, width)) > 1:
+        raise ValueError("give waters, padding or width, not both")
     if waters is not None and (isinstance(waters, bool) or int(waters) != waters or waters < 1):
         raise ValueError(f"waters must be a whole number of at least 1, got {waters!r}")
-    if padding is not None and not padding > 0:
-        raise ValueError(f"padding must be a positive number of nm, got {padding!r}")
-    if not cutoff > 0:
-        raise ValueError(f"cutoff must be a positive number of nm, got {cutoff!r}")
+    for name, value in (("padding", padding), ("width", width), ("cutoff", cutoff)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be a positive number of nm, got {value!r}")
     if not unit.is_quantity(positions):
         positions = np.asarray(positions, dtype=np.float64) * unit.nanometer
-    field = app.ForceField(*force_field)
+    across = solute_width(_nanometers(positions))
+    if width is not None:
+        _check_width(width, across, shape, cutoff)
+    size: dict[str, Any] = {"boxShape": shape}
+    if waters is not None:
+        size["numAdded"] = int(waters)
+    elif width is not None:
+        size = {"boxVectors": tuple(map(openmm.Vec3, *(_vectors(width, shape).T))) * unit.nanometer}
+    else:
+        size["padding"] = (_PADDING_NM if padding is None else float(padding)) * unit.nanometer
+    field = load_force_field(force_field)
     modeller = app.Modeller(topology, positions)
-    with _seeded(seed):
-        if waters is not None:
-            modeller.addSolvent(field, model=water_model, numAdded=int(waters))
-        else:
-            distance = _PADDING_NM if padding is None else float(padding)
-            modeller.addSolvent(field, model=water_model, padding=distance * unit.nanometer)
-    box = _nanometers(modeller.topology.getPeriodicBoxVectors())
-    if min(np.diag(box)) <= 2.0 * cutoff:
-        raise ValueError(
-            f"the box is only {min(np.diag(box)):.2f} nm wide and a cutoff of {cutoff:g} nm needs "
-            f"more than {2.0 * cutoff:g} nm: take a shorter cutoff or use more water"
+    with seeded(seed), explained(force_field, lambda: modeller.topology):
+        modeller.addSolvent(
+            field,
+            model=water_model or water_box(force_field),
+            positiveIon=ions[0],
+            negativeIon=ions[1],
+            ionicStrength=ionic_strength * unit.molar,
+            neutralize=neutralise,
+            **size,
         )
-    system = field.createSystem(
+    box = _nanometers(modeller.topology.getPeriodicBoxVectors())
+    _check_width(float(np.linalg.norm(box, axis=1).min()), across, shape, cutoff)
+    system = make_system(
+        force_field,
         modeller.topology,
         nonbondedMethod=app.PME,
         nonbondedCutoff=cutoff * unit.nanometer,
@@ -131,8 +173,53 @@ def solvate(
         _nanometers(modeller.positions),
         box,
         sum(residue.name == "HOH" for residue in modeller.topology.residues()),
-        tuple(force_field),
+        file_names(force_field),
     )
+
+
+def solute_width(positions: NDArray[np.float64]) -> float:
+    """Return the diameter of the sphere around the middle of all atoms, nm."""
+    middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
+    return 2.0 * float(np.linalg.norm(positions - middle, axis=1).max())
+
+
+def _check_width(width: float, across: float, shape: str, cutoff: float) -> None:
+    if width <= across:
+        raise ValueError(
+            f"the box is {width:.2f} nm wide and the solute {across:.2f} nm across: it would reach "
+            "into its own copies; take a larger box, or use more water"
+        )
+    # OpenMM's limit is on the diagonal of the box vectors.
+    edge = float(np.diag(_vectors(width, shape)).min())
+    if edge <= 2.0 * cutoff:
+        raise ValueError(
+            f"the box is only {edge:.2f} nm wide and a cutoff of {cutoff:g} nm needs "
+            f"more than {2.0 * cutoff:g} nm: take a shorter cutoff or use more water"
+        )
+
+
+def _vectors(width: float, shape: str) -> NDArray[np.float64]:
+    """Return box vectors in OpenMM's reduced form, one a row, nm."""
+    unit_vectors = {
+        "cube": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        "dodecahedron": [[1, 0, 0], [0, 1, 0], [0.5, 0.5, math.sqrt(0.5)]],
+        "octahedron": [
+            [1, 0, 0],
+            [1 / 3, 2 * math.sqrt(2) / 3, 0],
+            [-1 / 3, math.sqrt(2) / 3, math.sqrt(6) / 3],
+        ],
+    }
+    return width * np.array(unit_vectors[shape], dtype=np.float64)
+
+
+def count_ions(topology: app.Topology, solute_atoms: int) -> dict[str, int]:
+    """Return how many of each ion were put behind a solute."""
+    names = (
+        residue.name
+        for residue in topology.residues()
+        if len(residue) == 1 and next(residue.atoms()).index >= solute_atoms
+    )
+    return dict(Counter(names))
 
 
 def equilibrate(
@@ -147,7 +234,7 @@ def equilibrate(
     seed: int = 1,
     report: Callable[[str, str], None] | None = None,
 ) -> PreparedBox:
-    """Minimise a box and run a moment of MD at constant pressure.
+    """Minimise a box and run a moment of MD: a fifth of it heats up, the rest finds the volume.
 
     Parameters
     ----------
@@ -173,7 +260,8 @@ def equilibrate(
     Returns
     -------
     PreparedBox
-        The same System, with the relaxed positions and box; its Topology carries the new box.
+        The same System, with the relaxed positions, velocities and box; its Topology carries the
+        new box.
 
     Notes
     -----
@@ -202,23 +290,38 @@ def equilibrate(
     context.setPositions(positions)
     context.setVelocitiesToTemperature(temperature, seed)
     steps, done = max(1, round(time / step_size)), 0
+    heating = round(_CONSTANT_VOLUME * steps)
+    # The Context asks this object at every step, so that it can be switched on later.
+    barostat.setFrequency(0)
     while done < steps:
+        if done == heating:
+            barostat.setFrequency(_BAROSTAT_STEPS)
         say("equilibrating", f"{done * step_size:.1f} of {time:g} ps")
-        chunk = min(_CHUNK_STEPS, steps - done)
-        integrator.step(chunk)
+        chunk = min(_CHUNK_STEPS, steps - done, heating - done if done < heating else steps)
+        try:
+            integrator.step(chunk)
+        except openmm.OpenMMException as error:
+            if "box size has decreased" in str(error):
+                raise ValueError(
+                    "the box shrinks to less than twice the cutoff while it relaxes: take a "
+                    "shorter cutoff or use more water"
+                ) from None
+            raise RuntimeError(f"the box did not survive its equilibration: {error}") from error
         done += chunk
-    state = context.getState(positions=True)
+    state = context.getState(positions=True, velocities=True)
     vectors = _nanometers(state.getPeriodicBoxVectors())
     relaxed = _nanometers(state.getPositions(asNumpy=True))
     if not np.isfinite(relaxed).all():
         raise RuntimeError("the box did not survive its equilibration: positions are not finite")
+    speed = unit.nanometer / unit.picosecond
+    velocities = np.array(state.getVelocities(asNumpy=True).value_in_unit(speed))
     box.topology.setPeriodicBoxVectors(vectors * unit.nanometer)
     box.system.setDefaultPeriodicBoxVectors(*vectors)
-    return PreparedBox(box.topology, box.system, relaxed, vectors, box.n_waters, box.force_field)
+    return replace(box, positions=relaxed, box_vectors=vectors, velocities=velocities)
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
     """Seed Python's random numbers, which OpenMM's Modeller uses, and put them back afterwards."""
     if seed is None:
         yield

@@ -88,6 +88,55 @@ class PreparedSystem:
             _check_array(name, getattr(self, name), shape)
         _check_array("box_vectors", self.box_vectors, (3, 3))
 
+    def place(self, simulation: app.Simulation | openmm.Context) -> None:
+        """Put positions, box and velocities into a simulation of this System.
+
+        Parameters
+        ----------
+        simulation : openmm.app.Simulation or openmm.Context
+            Velocities are drawn at `temperature_K` (300 K by default) where there are none.
+        """
+        context = getattr(simulation, "context", simulation)
+        if self.box_vectors is not None:
+            context.setPeriodicBoxVectors(*self.box_vectors)
+        context.setPositions(self.positions)
+        if self.velocities is not None:
+            context.setVelocities(self.velocities)
+        else:
+            context.setVelocitiesToTemperature(self.temperature_K or 300.0)
+
+    def to_mdtraj(self) -> Any:
+        """Return an ``mdtraj.Trajectory`` of one frame."""
+        import mdtraj
+
+        frame = mdtraj.Trajectory(self.positions, mdtraj.Topology.from_openmm(self.topology))
+        if self.box_vectors is not None:
+            frame.unitcell_vectors = np.array(self.box_vectors)[None]
+        return frame
+
+    @classmethod
+    def from_simulation(cls, simulation: app.Simulation) -> PreparedSystem:
+        """Take a System with the place where its simulation is.
+
+        Parameters
+        ----------
+        simulation : openmm.app.Simulation
+            Without a jump; it is not changed, and must not have a thermostat in its System.
+        """
+        state = simulation.context.getState(positions=True, velocities=True)
+        periodic = simulation.system.usesPeriodicBoundaryConditions()
+        vectors = state.getPeriodicBoxVectors(asNumpy=True)
+        speed = unit.nanometer / unit.picosecond
+        step = simulation.integrator.getStepSize()
+        return cls(
+            simulation.topology,
+            simulation.system,
+            np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
+            np.array(vectors.value_in_unit(unit.nanometer)) if periodic else None,
+            np.array(state.getVelocities(asNumpy=True).value_in_unit(speed)),
+            step_ps=float(step.value_in_unit(unit.picosecond)),
+        )
+
     @classmethod
     def from_box(
         cls,
@@ -113,7 +162,7 @@ class PreparedSystem:
             box.system,
             box.positions,
             box.box_vectors,
-            None,
+            box.velocities,
             temperature_K,
             step_ps,
             box.force_field,
@@ -165,7 +214,7 @@ def write_prepared(
         "bonds": bonds,
         "provenance": dict(prepared.provenance),
     }
-    described = json.dumps(content, allow_nan=False) + "\n"
+    described = json.dumps(content, allow_nan=False, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prepared.json").unlink(missing_ok=True)
     write_atomically(folder / "topology.cif", text.encode())

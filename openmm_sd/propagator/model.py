@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import importlib.resources
 import json
 import math
@@ -34,6 +35,10 @@ from .script import script_frozen
 
 _SUFFIX: Final = ".safetensors"
 
+#: Group of entry points by which other packages register models: a name, and an object that is the
+#: path of a bundle, or a function that returns one.
+ENTRY_POINTS: Final = "openmm_sd.models"
+
 _DEFAULT_LAG: Final = 10.0
 """Lag (ps) of a model whose card recommends none."""
 
@@ -45,6 +50,23 @@ _LONG: Final = ("history", "merged", "constraint_lengths_nm")
 
 _DEFAULT_MAX_DISPLACEMENT: Final = 2.0
 """Displacement bound (nm) of a model whose card has none: catches only a network gone astray."""
+
+
+def _registered_path(name: str) -> Path:
+    """Ask the package that registers a model for its bundle."""
+    point = next(iter(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)))
+    owner = point.dist.name if point.dist is not None else "another package"
+    try:
+        found = point.load()
+        path = Path(os.fspath(found() if callable(found) else found))
+    except Exception as error:  # code of others fails in any way
+        raise BundleError(
+            f"{name}: registered by {owner} ({point.value}), which fails: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
+    if not path.is_file():
+        raise BundleError(f"{name}: registered by {owner}, which names {path}: there is no file")
+    return path
 
 
 class ScoreModel:
@@ -307,14 +329,26 @@ class ScoreModel:
         return sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX))
 
     @classmethod
+    def registered(cls) -> list[str]:
+        """Return the names of models that other packages register, sorted; not whether they load.
+
+        Such a package declares, in the group ``openmm_sd.models`` of its entry points, a name and
+        an object: the path of a bundle, or a function without arguments that returns one. Names of
+        shipped models are not taken.
+        """
+        shipped = cls.shipped()
+        points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+        return sorted({point.name for point in points} - set(shipped))
+
+    @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> ScoreModel:
-        """Load a model that comes with the package, or one from a file.
+        """Load a model that comes with the package or another one, or one from a file.
 
         Parameters
         ----------
         name_or_path : str or PathLike
-            A name from :meth:`shipped`, or the path of a bundle. A shipped name comes first; write
-            ``./name`` for a file of the same name.
+            A name from :meth:`shipped` or :meth:`registered`, or the path of a bundle. Names come
+            first, shipped ones before others; write ``./name`` for a file of the same name.
 
         Returns
         -------
@@ -337,11 +371,17 @@ class ScoreModel:
             )
             with importlib.resources.as_file(resource) as file:
                 return cls._from_bundle(file, name_or_path)
+        registered = cls.registered()
+        if isinstance(name_or_path, str) and name_or_path in registered:
+            return cls._from_bundle(_registered_path(name_or_path), name_or_path)
         path = Path(name_or_path)
         if not path.exists():
+            others = (
+                f"; registered by other packages: {', '.join(registered)}" if registered else ""
+            )
             raise BundleError(
                 f"{name_or_path}: neither a file nor a shipped model; shipped models: "
-                f"{', '.join(shipped) or 'none'}"
+                f"{', '.join(shipped) or 'none'}{others}"
             )
         return cls._from_bundle(path, os.fspath(name_or_path))
 

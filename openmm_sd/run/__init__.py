@@ -21,7 +21,8 @@
     The prepared directory that the run started from, see `openmm_sd.prepare.directory`.
 """
 
-from .driver import fitting_model, run_mixed
+from ..fitting import fitting_model
+from .driver import run_mixed
 from .files import RunError
 from .report import write_report
 from .settings import RunSettings

@@ -22,18 +22,20 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges import platform_names
+from ..fitting import fitting_model
 from ..imaging import Imaging
 from ..integrator import ScoreDynamicsIntegrator
 from ..machine import PlainMD, ns_per_day, platform_and_bridge, versions
-from ..notes import dropped_jumps, ensemble_notes, is_implicit
+from ..notes import dropped_jumps, ensemble_notes
 from ..prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
 from ..prepare.directory import prepared_sha256
+from ..prepare.force_field import water_box
 from ..propagator.jump import ERRORS, Jump, JumpError
 from ..propagator.model import ScoreModel
 from ..propagator.noise import MAX_SEED
 from ..reporters import ScoreDynamicsReporter
 from ..resumable import interrupts, locked, model_digest
-from ..solute import NoSoluteError, find_solute
+from ..solute import find_solute
 from ..trajectories import FORMATS, subtopology
 from .files import (
     CHECKPOINT,
@@ -50,7 +52,7 @@ from .settings import PRECISE_PLATFORMS, RunSettings
 from .start import Source, build, force_field, model_mismatch, open_start, other_force_field
 
 Report = Callable[[str, str], None]
-Start = str | os.PathLike[str] | PreparedSystem | PreparedBox
+Start = Any  # what `run_mixed` says
 
 # Signals and the clock are looked at after so many MD steps at the latest.
 _CHUNK_STEPS: Final = 50
@@ -96,10 +98,11 @@ def run_mixed(
     ----------
     model : ScoreModel, str, PathLike or None
         A model, a shipped model's name or a bundle's path; None for the shipped model that fits.
-    start : str, PathLike, PreparedSystem or PreparedBox
-        A prepared directory (see `openmm_sd.prepare.directory`); a PDB or mmCIF file, complete and
-        with hydrogens, of a solvated system with its box or of the solute alone, which then gets
-        its water; or objects.
+    start : path or object
+        A prepared directory (see `openmm_sd.prepare.directory`); a PDB or mmCIF file of a complete
+        solvated system with its box, or of the solute alone, which is completed and gets its
+        water; a PreparedSystem, PreparedBox or ``openmm.app.Simulation``; or what
+        `openmm_sd.prepare.prepare_system` takes: PDBFile, Modeller, ``mdtraj.Trajectory``.
     output : str or PathLike
         Directory, made where it does not exist; new, empty, or with a run of the same settings.
     settings : RunSettings
@@ -125,9 +128,9 @@ def run_mixed(
         On SIGINT or SIGTERM, after the checkpoint is written. A second signal stops at once.
     """
     say = report or (lambda what, how_far: None)
-    source = open_start(start)
-    chosen = _model(model, source, say)
-    plan = _Plan(chosen, source, settings)
+    given = _model(model, say)
+    source = open_start(start, force_field(settings, given))
+    plan = _Plan(given or _fitting(source, say), source, settings)
     for note in plan.notes:
         say("note", note)
     folder = Path(output)
@@ -142,54 +145,14 @@ def run_mixed(
         return _Run(plan, folder, say, say_or_stop, stopped)()
 
 
-def fitting_model(topology: Any) -> ScoreModel:
-    """Return the shipped model whose molecule a Topology holds.
-
-    Parameters
-    ----------
-    topology : openmm.app.Topology or mdtraj.Topology
-        With bonds and hydrogens.
-
-    Raises
-    ------
-    ValueError
-        If none fits, or several do; it says what there is.
-    """
-    names = ScoreModel.shipped()
-    fitting = {}
-    reasons: dict[str, None] = {}
-    for name in names:
-        model = ScoreModel.load(name)
-        try:
-            find_solute(model.molecules, topology)
-        except NoSoluteError as error:
-            known = " or ".join(dict.fromkeys(molecule.name for molecule in model.molecules))
-            reasons[f"{known}: {error.found}"] = None
-            continue
-        except ValueError:
-            pass  # it is there; what is wrong with it is said to whoever takes this model
-        fitting[name] = model
-    # In water a model of implicit solvent is second choice at best.
-    explicit = {name: model for name, model in fitting.items() if not is_implicit(model)}
-    candidates = explicit or fitting
-    if len(candidates) == 1:
-        return next(iter(candidates.values()))
-    if candidates:
-        raise ValueError(f"model: several fit, name one of {', '.join(candidates)}")
-    if not names:
-        raise ValueError("model: name one, no models come with this version of openmm-sd")
-    # Several models of one molecule miss the same thing.
-    raise NoSoluteError(f"none of the shipped models fits ({', '.join(names)})", "; ".join(reasons))
-
-
-def _model(
-    model: ScoreModel | str | os.PathLike[str] | None, source: Source, say: Report
-) -> ScoreModel:
-    if isinstance(model, ScoreModel):
+def _model(model: ScoreModel | str | os.PathLike[str] | None, say: Report) -> ScoreModel | None:
+    if model is None or isinstance(model, ScoreModel):
         return model
-    if model is not None:
-        say("loading the model", os.fspath(model))
-        return ScoreModel.load(model)
+    say("loading the model", os.fspath(model))
+    return ScoreModel.load(model)
+
+
+def _fitting(source: Source, say: Report) -> ScoreModel:
     say("loading the model", "")
     try:
         return fitting_model(source.topology)
@@ -362,7 +325,7 @@ class _Plan:
             }
             if not self.source.solvated:
                 kept |= {
-                    "water_model": settings.water_model,
+                    "water_model": settings.water_model or water_box(self.force_field),
                     "waters": settings.waters,
                     "padding_nm": settings.padding_nm,
                 }

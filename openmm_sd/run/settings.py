@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ..bridges import BRIDGES, platform_names
+from ..checks import check_number, check_temperature, check_whole
 from ..propagator.jump import MAX_CANDIDATES
 from ..propagator.noise import MAX_SEED
 from ..trajectories import FORMATS
@@ -65,8 +65,9 @@ class RunSettings:
         Wall-clock time between checkpoints, s. Frames and log lines appear with them.
     force_field : tuple of str, optional
         Where the System is made here: files for ``openmm.app.ForceField``; the model's by default.
-    water_model : str
-        What OpenMM calls the water of that force field, where water is added.
+    water_model : str, optional
+        What OpenMM calls the water of that force field, where water is added; by its files by
+        default.
     waters : int, optional
         How many water molecules to add to a solute alone.
     padding_nm : float, optional
@@ -114,7 +115,7 @@ class RunSettings:
     solute_only: bool = False
     checkpoint_seconds: float = 60.0
     force_field: tuple[str, ...] | None = None
-    water_model: str = "tip3p"
+    water_model: str | None = None
     waters: int | None = None
     padding_nm: float | None = None
     cutoff_nm: float = 0.9
@@ -147,18 +148,19 @@ class RunSettings:
             ("max_energy_sigma", ""),
         ):
             if name != "jumps":
-                _number(name, getattr(self, name), wanted)
-        _number("friction_per_ps", self.friction_per_ps, "1/ps", zero=True)
-        _number("equilibration_ps", self.equilibration_ps, "ps", zero=True)
-        _number("settle_ps", self.settle_ps, "ps", zero=True)
-        _whole("jumps", self.jumps)
-        _whole("waters", self.waters)
-        _whole("seed", self.seed, MAX_SEED)
-        _whole("max_tries", self.max_tries)
-        _whole("candidates", self.candidates, MAX_CANDIDATES)
-        _whole("settle_steps", self.settle_steps, least=0)
+                check_number(name, getattr(self, name), wanted)
+        check_number("friction_per_ps", self.friction_per_ps, "1/ps", zero=True)
+        check_number("equilibration_ps", self.equilibration_ps, "ps", zero=True)
+        check_number("settle_ps", self.settle_ps, "ps", zero=True)
+        check_whole("jumps", self.jumps)
+        check_whole("waters", self.waters)
+        check_whole("seed", self.seed, MAX_SEED)
+        check_whole("max_tries", self.max_tries)
+        check_whole("candidates", self.candidates, MAX_CANDIDATES)
+        check_whole("settle_steps", self.settle_steps, least=0)
+        check_temperature(self.temperature_K)
         if self.max_novelty != "card":
-            _number("max_novelty", self.max_novelty, "")
+            check_number("max_novelty", self.max_novelty, "")
         if self.waters is not None and self.padding_nm is not None:
             raise ValueError("give waters or padding_nm, not both")
         if self.format not in FORMATS:
@@ -181,27 +183,3 @@ class RunSettings:
                 )
             if self.platform is not None and self.platform not in PRECISE_PLATFORMS:
                 raise ValueError(f"precision: the {self.platform} platform has no choice of it")
-
-
-def _number(name: str, value: Any, wanted: str, zero: bool = False) -> None:
-    if value is None:
-        return
-    fine = (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (value > 0 or (zero and value == 0))
-    )
-    if not fine:
-        kind = "a number of at least 0" if zero else "a positive number"
-        of = f" of {wanted}" if wanted else ""
-        raise ValueError(f"{name} must be {kind}{of}, got {value!r}")
-
-
-def _whole(name: str, value: Any, most: int | None = None, least: int = 1) -> None:
-    if value is None:
-        return
-    fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not fine or (most is not None and value > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")

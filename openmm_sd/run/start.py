@@ -16,26 +16,26 @@ from openmm import app, unit
 
 from ..bridges.base import FORCE_NAME
 from ..imaging import make_whole
-from ..notes import is_implicit
-from ..prepare import PreparedBox, PreparedSystem, equilibrate, read_prepared, solvate
+from ..notes import card_force_field, is_implicit
+from ..prepare import (
+    PreparedBox,
+    PreparedSystem,
+    PrepareSettings,
+    Repaired,
+    equilibrate,
+    read_prepared,
+    repair,
+)
 from ..prepare.directory import prepared_sha256
-from ..prepare.structure import count_waters, read_structure
+from ..prepare.driver import box_of, read_source
+from ..prepare.force_field import DEFAULT_FORCE_FIELD, make_system
+from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU, LIGHT_STEP_PS
+from ..prepare.structure import Structure, count_waters
 from ..propagator.model import ScoreModel
-from ..solute import NoSoluteError
 from .settings import RunSettings
 
-#: Heavy hydrogens allow steps of 4 fs, the usual pair of settings with constrained X-H bonds.
-HYDROGEN_MASS_AMU: Final = 3.0
-HEAVY_STEP_PS: Final = 0.004
-#: Step of a System that somebody else has made, ps.
-LIGHT_STEP_PS: Final = 0.002
 # Pressure at which a new box relaxes where the run has none of its own, bar.
 _PRESSURE_BAR: Final = 1.0
-_FORCE_FIELD: Final = ("amber99sbildn.xml", "tip3p.xml")
-_COMPLETE: Final = (
-    "nothing is repaired here: the structure must be complete, hydrogens included, and known to "
-    "the force field; PDBFixer and OpenMM's Modeller add what is missing"
-)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Source:
         nm.
     prepared : PreparedSystem or None
         None where the System is yet to be made.
+    structure, repaired : Structure, Repaired or None
+        Of a solute that gets its water: as it came, and complete.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Source:
     topology: app.Topology
     positions: NDArray[np.float64]
     prepared: PreparedSystem | None
+    structure: Structure | None = None
+    repaired: Repaired | None = None
 
     @property
     def solvated(self) -> bool:
@@ -73,14 +77,17 @@ class Source:
         return self.prepared.step_ps or LIGHT_STEP_PS
 
 
-def open_start(start: str | os.PathLike[str] | PreparedSystem | PreparedBox) -> Source:
+def open_start(start: Any, files: tuple[str, ...] | None = None) -> Source:
     """Read what a run is to start from.
 
     Parameters
     ----------
-    start : str, PathLike, PreparedSystem or PreparedBox
-        A prepared directory; a PDB or mmCIF file of a complete solvated system, or of the solute
-        alone; or objects.
+    start : path or object
+        A prepared directory; a PDB or mmCIF file of a solvated system, or of the solute alone,
+        which is completed; a PreparedSystem, PreparedBox or ``openmm.app.Simulation``; or objects
+        that `prepare_system` takes.
+    files : tuple of str, optional
+        Force field, for what a file does not say.
 
     Raises
     ------
@@ -89,24 +96,40 @@ def open_start(start: str | os.PathLike[str] | PreparedSystem | PreparedBox) -> 
     """
     if isinstance(start, PreparedBox):
         start = PreparedSystem.from_box(start)
+    elif isinstance(start, app.Simulation):
+        start = PreparedSystem.from_simulation(start)
     if isinstance(start, PreparedSystem):
         _refuse_jump(start.system)
         return _taken("objects", _digest(start), start)
-    if not isinstance(start, (str, os.PathLike)):
+    path = isinstance(start, (str, os.PathLike))
+    if path and Path(start).is_dir():
+        prepared = read_prepared(Path(start))
+        return _taken(os.fspath(start), prepared_sha256(Path(start)), prepared)
+    if not path and not hasattr(start, "topology"):
         raise ValueError(
-            "start must be a prepared directory, a PDB or mmCIF file, or a PreparedSystem, got "
+            "start must be a prepared directory, a PDB or mmCIF file, a PreparedSystem, a "
+            "Simulation, or an object with topology and positions, got "
             f"{type(start).__name__}"
         )
-    path = Path(start)
-    if path.is_dir():
-        prepared = read_prepared(path)
-        return _taken(os.fspath(start), prepared_sha256(path), prepared)
-    topology, positions = read_structure(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = Source(os.fspath(start), digest, topology, positions, None)
-    if source.solvated and topology.getPeriodicBoxVectors() is None:
-        raise ValueError(f"{path} holds water but no box (a CRYST1 line or a cell)")
-    return source
+    structure = read_source(start)
+    digest = structure.sha256 or _digest_of(structure)
+    if count_waters(structure.topology):
+        if structure.topology.getPeriodicBoxVectors() is None:
+            raise ValueError(
+                f"{structure.name} holds water but no box (a CRYST1 line or a cell): add it, or let "
+                "openmm-sd prepare put the solute into new water"
+            )
+        return Source(structure.name, digest, structure.topology, structure.positions, None)
+    repaired = repair(structure, PrepareSettings(force_field=files))
+    return Source(
+        structure.name,
+        digest,
+        repaired.topology,
+        repaired.positions,
+        None,
+        structure,
+        repaired,
+    )
 
 
 def _taken(name: str, digest: str, prepared: PreparedSystem) -> Source:
@@ -120,26 +143,17 @@ def _taken(name: str, digest: str, prepared: PreparedSystem) -> Source:
 
 
 def model_mismatch(source: Source, error: ValueError) -> ValueError:
-    """Say with a mismatch of model and structure what is expected of a file."""
+    """Say with a mismatch of model and structure which file it is about."""
     if source.prepared is not None:
         return error
-    hint = " (nothing is repaired here)" if isinstance(error, NoSoluteError) else ""
-    return ValueError(f"{source.name}: {error}{hint}")
+    return ValueError(f"{source.name}: {error}")
 
 
-def force_field(settings: RunSettings, model: ScoreModel) -> tuple[str, ...]:
+def force_field(settings: RunSettings, model: ScoreModel | None) -> tuple[str, ...]:
     """Return the force field of a System that is made here: the user's choice, or the model's."""
     if settings.force_field is not None:
         return settings.force_field
-    named = model.card.get("force_field")
-    if (
-        isinstance(named, list)
-        and named
-        and all(isinstance(f, str) and f.endswith(".xml") for f in named)
-        and not is_implicit(model)
-    ):
-        return tuple(named)
-    return _FORCE_FIELD
+    return (card_force_field(model) if model is not None else None) or DEFAULT_FORCE_FIELD
 
 
 def other_force_field(files: tuple[str, ...], model: ScoreModel) -> str | None:
@@ -192,30 +206,29 @@ def build(
     """
     if source.prepared is not None:
         return source.prepared
-    try:
-        field = app.ForceField(*files)
-    except ValueError as error:
-        raise ValueError(f"force field: {' '.join(str(error).split())}") from None
-    if source.solvated:
-        say("building the system", "")
-        box = _solvated(source, settings, field, files)
-    else:
-        say("building the box", "adding water")
-        source.topology.setPeriodicBoxVectors(None)
-        try:
-            box = solvate(
-                source.topology,
-                source.positions,
-                waters=settings.waters,
-                padding=settings.padding_nm,
-                force_field=files,
-                water_model=settings.water_model,
-                cutoff=settings.cutoff_nm,
-                hydrogen_mass=HYDROGEN_MASS_AMU,
-                seed=settings.seed,
-            )
-        except ValueError as error:
-            raise ValueError(_one_line(error)) from None
+    if source.repaired is not None:
+        assert source.structure is not None
+        chosen = PrepareSettings(
+            force_field=files,
+            water_model=settings.water_model,
+            waters=settings.waters,
+            padding_nm=settings.padding_nm,
+            cutoff_nm=settings.cutoff_nm,
+            temperature_K=temperature,
+            pressure_bar=settings.pressure_bar or _PRESSURE_BAR,
+            equilibration_ps=settings.equilibration_ps,
+            seed=settings.seed,
+        )
+        return box_of(
+            source.repaired,
+            chosen,
+            platform,
+            say,
+            made_by="openmm-sd run",
+            source=source.structure,
+        )
+    say("building the system", "")
+    box = _solvated(source, settings, files)
     box = equilibrate(
         box,
         temperature=temperature,
@@ -231,9 +244,7 @@ def build(
     )
 
 
-def _solvated(
-    source: Source, settings: RunSettings, field: app.ForceField, files: tuple[str, ...]
-) -> PreparedBox:
+def _solvated(source: Source, settings: RunSettings, files: tuple[str, ...]) -> PreparedBox:
     vectors = source.topology.getPeriodicBoxVectors()
     edges = np.array(vectors.value_in_unit(unit.nanometer), dtype=np.float64)
     if min(np.diag(edges)) <= 2.0 * settings.cutoff_nm:
@@ -242,16 +253,14 @@ def _solvated(
             f"{settings.cutoff_nm:g} nm needs more than {2.0 * settings.cutoff_nm:g} nm: take a "
             "shorter cutoff"
         )
-    try:
-        system = field.createSystem(
-            source.topology,
-            nonbondedMethod=app.PME,
-            nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
-            constraints=app.HBonds,
-            hydrogenMass=HYDROGEN_MASS_AMU * unit.amu,
-        )
-    except ValueError as error:
-        raise ValueError(_one_line(error)) from None
+    system = make_system(
+        files,
+        source.topology,
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
+        constraints=app.HBonds,
+        hydrogenMass=HYDROGEN_MASS_AMU * unit.amu,
+    )
     return PreparedBox(
         source.topology,
         system,
@@ -260,11 +269,6 @@ def _solvated(
         count_waters(source.topology),
         files,
     )
-
-
-def _one_line(error: ValueError) -> str:
-    text = " ".join(str(error).split())
-    return f"{text} ({_COMPLETE})" if "template" in text.lower() else text
 
 
 def _refuse_jump(system: openmm.System) -> None:
@@ -279,4 +283,14 @@ def _digest(prepared: PreparedSystem) -> str:
     for array in (prepared.positions, prepared.velocities, prepared.box_vectors):
         if array is not None:
             hasher.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
+    return hasher.hexdigest()
+
+
+def _digest_of(structure: Structure) -> str:
+    """Hash a structure that came as objects."""
+    hasher = hashlib.sha256(np.ascontiguousarray(structure.positions).tobytes())
+    for atom in structure.topology.atoms():
+        hasher.update(f"{atom.name} {atom.element} {atom.residue.name} {atom.residue.id};".encode())
+    for one, two in structure.topology.bonds():
+        hasher.update(f"{one.index} {two.index};".encode())
     return hasher.hexdigest()

@@ -1,0 +1,352 @@
+"""From a PDB file, or objects, to a relaxed box with a record of every decision."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import openmm
+from openmm import app, unit
+
+from ..fitting import fitting_models
+from ..machine import versions, working_platform
+from ..notes import card_force_field
+from ..propagator.bundle import write_atomically
+from ..resumable import interrupts
+from .box import count_ions, equilibrate, solvate
+from .directory import FILES, PreparedSystem, write_prepared
+from .force_field import DEFAULT_FORCE_FIELD, ForceFieldLike, file_names, water_box
+from .repair import Repaired, repair
+from .settings import PrepareSettings
+from .structure import Structure, as_structure, load_structure
+
+#: The repaired solute alone, as ``openmm-sd generate`` and ``train --also`` take it.
+SOLUTE: Final = "solute.pdb"
+_PDB_ATOMS: Final = 99_999
+
+Report = Callable[[str, str], None]
+
+
+def prepare(
+    source: Any,
+    output: str | os.PathLike[str],
+    settings: PrepareSettings | None = None,
+    *,
+    positions: Any = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Make a prepared directory, whole or not at all.
+
+    Parameters
+    ----------
+    source, positions, report
+        As for `prepare_system`.
+    output : str or PathLike
+        The directory; see `openmm_sd.prepare.directory`. ``solute.pdb`` is there too: the repaired
+        solute alone.
+    settings : PrepareSettings, optional
+        What is decided.
+    force : bool
+        Whether to replace a prepared directory that is there.
+
+    Returns
+    -------
+    dict
+        The record, as ``provenance`` in ``prepared.json`` holds it, with ``directory``.
+
+    Raises
+    ------
+    ValueError
+        If the input is wrong or the directory cannot be written.
+    OSError
+        If the disk is full.
+    KeyboardInterrupt
+        On SIGINT or SIGTERM; nothing is left behind.
+    """
+    settings = settings or PrepareSettings()
+    target = Path(os.path.abspath(output))
+    _check_target(target, force)
+    with interrupts() as stopped, _unfinished(target) as folder:
+
+        def say(what: str, how_far: str) -> None:
+            if report is not None:
+                report(what, how_far)
+            if stopped():
+                raise KeyboardInterrupt
+
+        prepared, repaired = _prepared(source, positions, settings, say)
+        say("writing", str(output))
+        write_prepared(prepared, folder)
+        if repaired.topology.getNumAtoms() <= _PDB_ATOMS:
+            write_atomically(folder / SOLUTE, _solute_pdb(repaired))
+        say("writing", str(output))
+        _put_in_place(folder, target)
+    return {**prepared.provenance, "directory": os.fspath(output)}
+
+
+def prepare_system(
+    source: Any,
+    settings: PrepareSettings | None = None,
+    *,
+    positions: Any = None,
+    report: Report | None = None,
+) -> PreparedSystem:
+    """Repair a structure, put it into a box of water and relax it.
+
+    Parameters
+    ----------
+    source : path, Topology, PDBFile, PDBxFile, Modeller or mdtraj.Trajectory
+        A PDB or mmCIF file; a Topology of OpenMM or mdtraj with `positions`; an object of OpenMM
+        that has a topology and positions; or a trajectory of one frame. What is missing in it is
+        added, as in a file.
+    settings : PrepareSettings, optional
+        What is decided.
+    positions : Quantity or array, shape (N, 3), optional
+        Of a Topology; bare numbers are nm.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    PreparedSystem
+        Its ``provenance`` records all decisions.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be done; one line that says why.
+    """
+    say = report or (lambda what, how_far: None)
+    return _prepared(source, positions, settings or PrepareSettings(), say)[0]
+
+
+def read_source(source: Any, positions: Any = None, frame: int | None = None) -> Structure:
+    """Read what `prepare_system` takes."""
+    if isinstance(source, (str, os.PathLike)):
+        if positions is not None:
+            raise ValueError("positions: a file has its own")
+        return load_structure(source, frame)
+    return as_structure(source, positions)
+
+
+def _prepared(
+    source: Any, positions: Any, settings: PrepareSettings, say: Report
+) -> tuple[PreparedSystem, Repaired]:
+    structure = read_source(source, positions, settings.frame)
+    say("repairing", structure.name)
+    repaired = repair(structure, settings)
+    say("looking for a model", "")
+    fitting, reasons = fitting_models(repaired.topology)
+    model = next(iter(fitting.values()), None)
+    files = settings.force_field or (card_force_field(model) if model else None)
+    temperature = settings.temperature_K or (model.temperature if model else None) or 300.0
+    prepared = box_of(
+        repaired,
+        replace(settings, force_field=files or DEFAULT_FORCE_FIELD, temperature_K=temperature),
+        working_platform(settings.platform),
+        say,
+        made_by="openmm-sd prepare",
+        source=structure,
+    )
+    record = {
+        **prepared.provenance,
+        "models": {"fitting": list(fitting), "others": reasons},
+        "next": _next_steps(list(fitting), prepared.force_field),
+    }
+    return replace(prepared, provenance=record), repaired
+
+
+def box_of(
+    repaired: Repaired,
+    settings: PrepareSettings,
+    platform: str,
+    say: Report,
+    *,
+    made_by: str,
+    source: Structure,
+) -> PreparedSystem:
+    """Solvate and relax a repaired structure; force field and temperature are settled.
+
+    Parameters
+    ----------
+    repaired : Repaired
+        From `repair`.
+    settings : PrepareSettings
+        With a force field and a temperature.
+    platform : str
+        Of the equilibration.
+    say : callable
+        Is told what is being done.
+    made_by : str
+        For the record.
+    source : Structure
+        Where it comes from, for the record.
+    """
+    assert settings.force_field is not None
+    assert settings.temperature_K is not None
+    files: ForceFieldLike = settings.force_field
+    for note in repaired.notes:
+        say("note", note)
+    say("building the box", "adding water")
+    count = repaired.topology.getNumAtoms()
+    began = time.monotonic()
+    box = solvate(
+        repaired.topology,
+        repaired.positions,
+        waters=settings.waters,
+        padding=settings.padding_nm,
+        width=settings.box_nm,
+        shape=settings.box_shape,
+        force_field=files,
+        water_model=settings.water_model,
+        ionic_strength=settings.ionic_strength_M,
+        ions=(settings.positive_ion, settings.negative_ion),
+        neutralise=settings.neutralise,
+        cutoff=settings.cutoff_nm,
+        hydrogen_mass=settings.hydrogen_mass_amu,
+        seed=settings.seed,
+    )
+    solvated = {
+        "waters": box.n_waters,
+        "water_box": settings.water_model or water_box(files),
+        "ions": count_ions(box.topology, count),
+        "solute_atoms": count,
+        "solute_charge_e": _charge(box.system, count),
+        "box_shape": settings.box_shape,
+        "box_vectors_nm": box.box_vectors.tolist(),
+    }
+    box = equilibrate(
+        box,
+        temperature=settings.temperature_K,
+        pressure=settings.pressure_bar,
+        time=settings.equilibration_ps,
+        step_size=settings.step_ps,
+        platform=platform,
+        seed=settings.seed,
+        report=say,
+    )
+    notes = list(repaired.notes)
+    if not settings.neutralise and abs(solvated["solute_charge_e"]) > 0.01:
+        notes.append("The box has a net charge, which PME makes up for by a uniform background.")
+    record = {
+        "made_by": made_by,
+        "from": source.name,
+        "sha256": source.sha256,
+        "settings": {
+            **asdict(replace(settings, force_field=None)),
+            "force_field": list(file_names(files)) or "a ForceField object",
+            "variants": dict(settings.variants),
+        },
+        "repair": repaired.record,
+        "solvation": solvated,
+        "system": {"nonbonded": "PME", "constraints": "HBonds", "rigid_water": True},
+        "equilibration": {
+            "minimiser_iterations": 100,
+            "platform": platform,
+            "step_ps": settings.step_ps,
+            "steps": round(settings.equilibration_ps / settings.step_ps),
+            "box_vectors_nm": box.box_vectors.tolist(),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+        "versions": versions(),
+        "notes": notes,
+    }
+    return PreparedSystem.from_box(
+        box,
+        temperature_K=settings.temperature_K,
+        step_ps=settings.step_ps,
+        # What JSON holds is what is read again.
+        provenance=json.loads(json.dumps(record)),
+    )
+
+
+def _charge(system: openmm.System, count: int) -> float:
+    total = 0.0
+    for force in system.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            for i in range(count):
+                total += force.getParticleParameters(i)[0].value_in_unit(unit.elementary_charge)
+    return round(total, 4) + 0.0
+
+
+def _next_steps(fitting: list[str], files: tuple[str, ...]) -> list[str]:
+    if fitting:
+        return ["openmm-sd run DIR -o OUT --effective-ns 100"]
+    field = "".join(f" --force-field {file}" for file in files)
+    if set(files) == set(DEFAULT_FORCE_FIELD):
+        field = ""
+    return [
+        f"openmm-sd generate DIR/{SOLUTE} -o data.h5 --plain 4 --plain-ps 5000{field}",
+        "openmm-sd train data.h5 -o model.safetensors --minutes 60",
+        "openmm-sd run DIR -o OUT --effective-ns 100 --model model.safetensors",
+    ]
+
+
+def _solute_pdb(repaired: Repaired) -> bytes:
+    stream = io.StringIO()
+    places = repaired.positions * unit.nanometer
+    app.PDBFile.writeFile(repaired.topology, places, stream, keepIds=True)
+    return stream.getvalue().encode()
+
+
+# -- the directory -------------------------------------------------------------------------------
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"output: {target} is a file, wanted is a directory")
+    others = sorted(file.name for file in target.iterdir() if file.name not in (*FILES, SOLUTE))
+    if others:
+        raise ValueError(
+            f"output: {target} holds other files ({', '.join(others[:4])}); give a new directory"
+        )
+    if any(target.iterdir()) and not force:
+        raise ValueError(f"output: {target} holds a prepared system; --force replaces it")
+
+
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """Make a hidden directory beside the target; what is left of it at the end goes."""
+    made = [parent for parent in target.parents if not parent.exists()]
+    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            folder.mkdir(parents=True)
+            (folder / "try").touch()
+            (folder / "try").unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"output: cannot write to {target.parent}: {reason}") from None
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not target.exists():
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()  # only an empty one goes
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(folder, target)
+        return
+    # An empty directory is replaced by a rename; the files of another go with it, after it.
+    old = folder.with_name(f"{folder.name}.old")
+    os.rename(target, old)
+    try:
+        os.rename(folder, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
