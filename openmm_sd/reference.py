@@ -276,7 +276,7 @@ def reference_from_dataset(
 
 
 def reference_from_trajectory(
-    path: str | os.PathLike[str],
+    path: Any,
     molecule: Molecule,
     topology: str | os.PathLike[str] | None = None,
     spacing_ps: float | None = None,
@@ -285,8 +285,8 @@ def reference_from_trajectory(
 
     Parameters
     ----------
-    path : str or PathLike
-        Anything that mdtraj reads; solvent is left out.
+    path : str, PathLike or mdtraj.Trajectory
+        Anything that mdtraj reads, or what it has read; solvent is left out.
     molecule : Molecule
         The model's; found in the topology by its bonds and elements.
     topology : str or PathLike, optional
@@ -307,6 +307,8 @@ def reference_from_trajectory(
 
     from .solute import find_solute
 
+    if isinstance(path, mdtraj.Trajectory):
+        return _from_loaded(path, molecule, spacing_ps)
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"reference: there is no file {path}")
@@ -342,6 +344,33 @@ def reference_from_trajectory(
         positions=_relabelled(np.concatenate(positions), molecule, path.name),
     )
     return Reference((run,))
+
+
+def _from_loaded(trajectory: Any, molecule: Molecule, spacing_ps: float | None) -> Reference:
+    from ..solute import find_solute
+
+    atoms = list(find_solute(molecule, trajectory.topology).particles)
+    ordered = np.argsort(atoms)
+    piece = trajectory.atom_slice(np.array(atoms)[ordered])
+    if piece.unitcell_lengths is not None:
+        piece.make_molecules_whole()
+    steps = np.diff(trajectory.time)
+    if spacing_ps is None:
+        if not len(steps) or steps[0] <= 0 or np.abs(steps - steps[0]).max() > 1e-3 * steps[0]:
+            raise ValueError(
+                "reference: the time between the trajectory's frames is not known or changes; give "
+                "spacing_ps"
+            )
+        spacing_ps = float(np.round(np.median(steps), 6))
+    positions = piece.xyz[:, np.argsort(ordered)].astype(np.float32)
+    name = "trajectory"
+    return Reference(
+        (
+            ReferenceRun(
+                name, float(spacing_ps), True, positions=_relabelled(positions, molecule, name)
+            ),
+        )
+    )
 
 
 def _spacing(path: Path, times: NDArray[np.float64]) -> float:

@@ -387,7 +387,7 @@ class Rollout:
 
 
 def read_start_frames(
-    path: str | os.PathLike[str],
+    path: Any,
     molecule: Molecule,
     topology: str | os.PathLike[str] | None = None,
 ) -> NDArray[np.float64]:
@@ -395,10 +395,10 @@ def read_start_frames(
 
     Parameters
     ----------
-    path : str or PathLike
-        Anything mdtraj reads. The molecule is found by its bond graph, in any numbering, among
-        water and ions if there are any, broken across the box or not. Several copies give as many
-        frames.
+    path : str, PathLike or mdtraj.Trajectory
+        Anything mdtraj reads, or what it has read. The molecule is found by its bond graph, in any
+        numbering, among water and ions if there are any, broken across the box or not. Several
+        copies give as many frames.
     molecule : Molecule
         What is looked for.
     topology : str or PathLike, optional
@@ -416,16 +416,20 @@ def read_start_frames(
     """
     import mdtraj
 
-    file = Path(path)
-    for given in (path, topology):
+    loaded = path if isinstance(path, mdtraj.Trajectory) else None
+    file: Path | str = "the trajectory" if loaded is not None else Path(path)
+    for given in (None if loaded is not None else path, topology):
         if given is not None and not Path(given).is_file():
             raise ValueError(f"start: {given}: no such file")
     extra = {} if topology is None else {"top": os.fspath(topology)}
     try:
-        first = mdtraj.load_frame(str(file), 0, **extra)
+        first = loaded if loaded is not None else mdtraj.load_frame(str(file), 0, **extra)
         # Without a molecule to select, so that a box of water is read atom by atom of interest.
-        copies = _copies(molecule, first.topology)
-        trajectory = mdtraj.load(str(file), atom_indices=np.unique(copies), **extra)
+        copies = _copies(molecule, first.topology.copy())
+        if loaded is not None:
+            trajectory = loaded.atom_slice(np.unique(copies))
+        else:
+            trajectory = mdtraj.load(str(file), atom_indices=np.unique(copies), **extra)
     except _NotFound as error:
         raise ValueError(f"start: {file}: {error}") from None
     except Exception as error:  # readers of many formats raise whatever they stumble over
@@ -509,7 +513,7 @@ def run_rollout(
     output: str | os.PathLike[str],
     settings: RolloutSettings | None = None,
     *,
-    start: str | os.PathLike[str] | ArrayLike | None = None,
+    start: Any = None,
     topology: str | os.PathLike[str] | None = None,
     format: str = "xtc",
     every: int = 1,
@@ -533,8 +537,8 @@ def run_rollout(
         settings.
     settings : RolloutSettings, optional
         What to do.
-    start : str, PathLike or array, optional
-        File for `read_start_frames`, or frames (M, N, 3) in nm; the model's own by default.
+    start : str, PathLike, mdtraj.Trajectory or array, optional
+        For `read_start_frames`, or frames (M, N, 3) in nm; the model's own by default.
     topology : str or PathLike, optional
         Topology for a `start` without one.
     format : str
@@ -583,8 +587,8 @@ def run_rollout(
     frames: Any = start
     if start is None:
         source = "model"
-    elif isinstance(start, (str, os.PathLike)):
-        source = os.fspath(start)
+    elif isinstance(start, (str, os.PathLike)) or hasattr(start, "xyz"):
+        source = os.fspath(start) if isinstance(start, (str, os.PathLike)) else "trajectory"
         frames = read_start_frames(start, model.molecules[0], topology)
     rollout = Rollout(model, settings, frames)
     run = _Run(rollout, Path(output), format, every, source)

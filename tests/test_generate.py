@@ -409,7 +409,7 @@ def test_the_lattice_and_its_sites(pdb):
     assert [module._lattice(n) for n in (1, 2, 8, 12, 64, 7)] == [
         *((1, 1, 1), (1, 1, 2), (2, 2, 2), (2, 2, 3), (4, 4, 4), (1, 1, 7))
     ]
-    topology, positions = module.read_structure(pdb)
+    topology, positions = module.read_solute(pdb, wet())
     molecule = Molecule.from_topology(topology, positions, "x")
     settings = wet(copies=3, box_nm=1.35, equilibration_ps=0.05)
     say = lambda what, how_far: None  # noqa: E731
@@ -477,7 +477,7 @@ def test_wrong_structures_are_refused(pdb, tmp_path):
     bare.write_text("".join(s for s in lines if s[76:78] != " H" and s[:6] != "CONECT"))
     for structure, settings, options, message in (
         (tmp_path / "none.pdb", implicit(), {}, "there is no file"),
-        (bare, implicit(), {}, "hydrogens included"),
+        (bare, implicit(), {}, "has no hydrogens; 'openmm-sd prepare' adds them"),
         (pdb, implicit(force_field=("none.xml",)), {}, "force field: Could not locate"),
         (pdb, implicit(), {"platform": "Abacus"}, "platform must be one of"),
         (pdb, implicit(), {"processes": 0}, "processes must be"),

@@ -33,6 +33,37 @@ def test_the_script_runs(tmp_path):
     assert lines[0].startswith('"Step","MD Time (ps)","Jumps","Effective Time (ps)"')
 
 
+def test_the_example_from_a_pdb_file_runs(tmp_path):
+    """From a file without hydrogens; with a smaller box, one burst and its jump."""
+    script = (ROOT / "examples" / "from_pdb.py").read_text()
+    for much, little in (
+        ("waters=400, equilibration_ps=5", "waters=240, equilibration_ps=0.1"),
+        ("simulation.step(2500)", "simulation.step(260)"),
+    ):
+        assert much in script
+        script = script.replace(much, little)
+    pdb = ROOT / "tests" / "data" / "ace-ala-nme.pdb"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(pdb)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 hydrogens were added" in done.stdout
+    assert "'jumps_tried': 1" in done.stdout
+    assert (tmp_path / "trajectory.xtc").stat().st_size > 1000
+
+
+def test_the_preparing_page_runs(tmp_path, monkeypatch):
+    """Its script, with a smaller box."""
+    (script,) = blocks(ROOT / "docs" / "preparing.md", "python")
+    script = script.replace("ionic_strength_M=0.15", "waters=240, equilibration_ps=0")
+    shutil.copy(ROOT / "tests" / "data" / "ace-ala-nme.pdb", tmp_path / "ala2.pdb")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(script, names)
+    assert names["prepared"].provenance["models"]["fitting"] == ["ala2-water"]
+    assert names["record"]["solvation"]["waters"] == 240
+
+
 def test_the_propagator_page_runs(tmp_path):
     first, second, third = blocks(ROOT / "docs" / "propagators.md", "python")
     prepare = (
@@ -102,12 +133,19 @@ def test_the_way_to_a_model_of_your_own(tmp_path, monkeypatch, peptide, capfd):
 
 def test_the_run_of_your_own(tmp_path, monkeypatch, peptide, capfd):
     """The command of the README and the script of its page, with the least of everything."""
-    (line,) = re.findall(r"^openmm-sd run .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^openmm-sd (?:prepare|run) .*$", text, re.MULTILINE)
+    assert [line.split()[1] for line in found] == ["prepare", "run"]
     monkeypatch.chdir(tmp_path)
-    with open("ala2.pdb", "w") as file:
-        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file)
-    small = "--effective-ns 0.01 --waters 240 --equilibration 0.2 --burst 0.08 --platform CPU"
-    assert main([*line.split()[1:], *small.split()]) == 0, capfd.readouterr().err
+    # Without hydrogens.
+    shutil.copy(ROOT / "tests" / "data" / "ace-ala-nme.pdb", "ala2.pdb")
+    small = {
+        "prepare": "--waters 240 --equilibration 0.2 --platform CPU",
+        "run": "--effective-ns 0.01 --burst 0.08 --platform CPU",
+    }
+    for line in found:
+        words = line.split()[1:]
+        assert main([*words, *small[words[0]].split()]) == 0, capfd.readouterr().err
     files = {file.name for file in Path("run1").iterdir()}
     assert files >= {"trajectory.xtc", "topology.pdb", "log.csv", "summary.json", "report.html"}
 

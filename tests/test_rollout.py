@@ -700,6 +700,8 @@ def test_every_copy_is_a_start(ala2, tmp_path):
     xyz = np.concatenate([ala2.positions, np.add(ala2.positions, [3.0, 0.0, 0.0])])
     mdtraj.Trajectory(xyz[None], topology).save_pdb(str(tmp_path / "two.pdb"))
     frames = read_start_frames(tmp_path / "two.pdb", ala2)
+    loaded = mdtraj.load(str(tmp_path / "two.pdb"))
+    np.testing.assert_array_equal(read_start_frames(loaded, ala2), frames)
     np.testing.assert_allclose(frames[1] - frames[0], [[3.0, 0.0, 0.0]] * ala2.n_atoms, atol=3e-4)
 
 

@@ -1035,6 +1035,9 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         (["--jumps", "1", "--bridge", "drawbridge"], "bridge"),
         (["--jumps", "1", "--platform", "CPU", "--precision", "double"], "precision"),
         (["--jumps", "1", "--temperature", "0"], "temperature_K"),
+        (["--jumps", "1", "--temperature", "27"], "is it in degrees Celsius"),
+        (["--jumps", "1", "--lag", "-10"], "lag_ps must be a positive number of ps"),
+        (["--jumps", "1", "--model", "cut.safetensors"], "cut.safetensors"),
         (["--jumps", "1", "--pressure", "1"], "no pressure"),
         (["--jumps", "1", "--solute", "4"], "solute"),
         (["--jumps", "1", "--model", "no-such-model"], "no-such-model"),
@@ -1052,8 +1055,12 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         (["--jumps", "1", "--max-tries", "0"], "max_tries must be a whole number of at least 1"),
     ],
 )
-def test_wrong_arguments(arguments, said, on_disk, tmp_path, capfd):
+def test_wrong_arguments(arguments, said, on_disk, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
+    # What an interrupted download leaves.
+    bundle = (on_disk / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(bundle[: len(bundle) // 2])
+    monkeypatch.chdir(tmp_path)
     command = ["run", str(on_disk / "prepared"), "-o", str(out), "--model", "ala2-water"]
     assert main([*command, *arguments, "--json"]) == 2
     captured = capfd.readouterr()
@@ -1079,19 +1086,16 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd):
         assert f"{name} holds no atoms in {format} format" in refused(tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert "is no prepared directory: it has no prepared.json" in refused(tmp_path / "empty")
-    # Hydrogens are missing in this file.
-    line = refused(PDB)
-    assert "nothing is repaired here" in line
-    assert "ala2-water" in line
-    assert line.count("add hydrogens") == 1
-    assert len(line.replace(str(PDB), "")) < 330
     molecule = ethane()
     topology = molecule.to_topology()
     for atom, name in zip(topology.atoms(), "C1 C2 H1 H2 H3 H4 H5 H6".split(), strict=True):
         atom.name = name
     with open(tmp_path / "ethane.pdb", "w") as file:
         app.PDBFile.writeFile(topology, molecule.positions * unit.nanometer, file)
-    assert "none of the shipped models fits" in refused(tmp_path / "ethane.pdb")
+    line = refused(tmp_path / "ethane.pdb")
+    assert "the force field (amber99sbildn.xml, tip3p.xml) does not know" in line
+    charmm = [w for f in ("charmm36.xml", "charmm36/water.xml") for w in ("--force-field", f)]
+    assert "none of the shipped models fits" in refused(tmp_path / "ethane.pdb", *charmm)
     with open(tmp_path / "ala2.pdb", "w") as file:
         positions = np.asarray(ala2.positions) * unit.nanometer
         app.PDBFile.writeFile(ala2.to_topology(), positions, file)
@@ -1100,9 +1104,9 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd):
     assert "take a shorter cutoff or use more water" in line
     line = refused(tmp_path / "ala2.pdb", "--solute", "7", "--model", "ala2-water")
     assert "there is no copy 7" in line
-    assert "repaired" not in line
     assert "force field" in refused(tmp_path / "ala2.pdb", "--force-field", "nonsense.xml")
-    assert "nothing is repaired" in refused(tmp_path / "ala2.pdb", "--force-field", "tip3p.xml")
+    line = refused(tmp_path / "ala2.pdb", "--force-field", "tip3p.xml")
+    assert "the force field (tip3p.xml) does not know ACE 1 of chain A" in line
     atoms = (("23  O  ", 9.0, "O"), ("24  H1 ", 9.9, "H"), ("25  H2 ", 8.1, "H"))
     water = [
         f"HETATM   {name} HOH B   1       {x:5.3f}   9.000   9.000  1.00  0.00{element:>12}  "
@@ -1146,6 +1150,37 @@ def test_a_solute_that_is_minimised_only(ala2, jitter, tmp_path):
     assert context.getState(energy=True).getPotentialEnergy()._value < -5000.0
 
 
+def test_a_solute_without_hydrogens(ala2, jitter, tmp_path):
+    """It is completed; stopped and taken up again, it is the same solute."""
+    chosen = settings(jumps=1, waters=240, equilibration_ps=0.02, platform="CPU", every_ps=None)
+    run_mixed(jitter, PDB, tmp_path / "out", chosen)
+    record = read_prepared(tmp_path / "out/start").provenance
+    assert record["repair"]["hydrogens_added"] == 12
+    assert record["made_by"] == "openmm-sd run"
+    longer = settings(jumps=2, waters=240, equilibration_ps=0.02, platform="CPU", every_ps=None)
+    summary = run_mixed(jitter, PDB, tmp_path / "out", longer)
+    assert (summary["jumps_tried"], summary["parts"]) == (2, 2)
+
+
+def test_starts_that_are_objects_of_others(watery, peptide, jitter, tmp_path):
+    integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.002)
+    simulation = app.Simulation(
+        *(watery.topology, watery.system, integrator), openmm.Platform.getPlatform("Reference")
+    )
+    watery.place(simulation)
+    found = open_start(simulation)
+    np.testing.assert_array_equal(found.positions, watery.positions)
+    assert found.prepared.velocities is not None
+    assert found.step_ps() == pytest.approx(0.002)
+    trajectory = mdtraj.Trajectory(peptide.positions, mdtraj.Topology.from_openmm(peptide.topology))
+    modeller = app.Modeller(peptide.topology, peptide.positions * unit.nanometer)
+    for start in (trajectory, modeller):
+        found = open_start(start)
+        assert found.prepared is None
+        assert found.repaired.topology.getNumAtoms() == 22
+        assert open_start(start).digest == found.digest
+
+
 def test_objects_that_do_not_fit(vacuum, jitter, peptide, ala2, tmp_path):
     with pytest.raises(ValueError, match="start must be a prepared directory"):
         run_mixed(jitter, 5, tmp_path / "out", settings())
@@ -1158,6 +1193,8 @@ def test_objects_that_do_not_fit(vacuum, jitter, peptide, ala2, tmp_path):
     prepared = PreparedSystem(peptide.topology, attached, peptide.positions)
     with pytest.raises(ValueError, match="holds a jump already"):
         run_mixed(jitter, prepared, tmp_path / "out", settings())
+    with pytest.raises(ValueError, match="start must be a prepared directory"):
+        run_mixed(jitter, np.zeros((22, 3)), tmp_path / "out", settings())
     assert fitting_model(vacuum.topology).name == "ala2-water"
     assert not (tmp_path / "out").exists()
 

@@ -25,6 +25,7 @@ from openmm_sd.validate import (
     read_reference,
     reference_from_arrays,
     reference_from_dataset,
+    reference_from_trajectory,
     validate,
 )
 from openmm_sd.validate import plots as plots_module
@@ -276,6 +277,10 @@ def test_a_trajectory_in_another_atom_order_is_put_into_the_model_s(tmp_path, al
     whole.save(str(tmp_path / "md.xtc"))
     whole[0].save(str(tmp_path / "md.pdb"))
     found = read_reference([tmp_path / "md.xtc"], ala2, topology=tmp_path / "md.pdb").runs[0]
+    again = mdtraj.load(str(tmp_path / "md.xtc"), top=whole.topology)
+    loaded = reference_from_trajectory(again, ala2)
+    np.testing.assert_array_equal(loaded.runs[0].positions, found.positions)
+    assert loaded.runs[0].spacing_ps == found.spacing_ps
     assert found.spacing_ps == 2.0
     heavy = list(ala2.heavy)
     np.testing.assert_allclose(found.positions[:, heavy], frames[:20][:, heavy], atol=1e-3)

@@ -30,10 +30,10 @@ _PROVENANCE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.usage = "openmm-sd import TRAJ [TRAJ ...] --topology PDB -o DATA.h5 [options]"
+    parser.usage = "openmm-sd import TRAJ [TRAJ ...] -o DATA.h5 [--topology PDB] [options]"
     add = parser.add_argument
     add("trajectories", nargs="+", metavar="TRAJ", help="trajectories, a run each")
-    add("--topology", required=True, metavar="PDB", help="the whole system, with bonds")
+    add("--topology", metavar="PDB", help="the whole system, with bonds (that of the first TRAJ)")
     add("-o", "--output", required=True, metavar="H5", help="file to write")
     add("--solute", metavar="SEL", help="mdtraj selection of the solute (the only molecule)")
     add("--spacing", type=float, metavar="PS", help="time between frames in the files")

@@ -1,7 +1,7 @@
 """Run MD bursts and learned jumps in turn, and write a trajectory.
 
-START is a prepared directory, or a PDB or mmCIF file, complete and with hydrogens, of a solvated
-system with its box or of the solute alone, which then gets its water. The same command goes on
+START is a prepared directory (openmm-sd prepare), or a PDB or mmCIF file of a solvated system with
+its box, or of the solute alone, which is completed and gets its water. The same command goes on
 where a stopped or killed run was; with a greater length it extends a run. Also: --friction
 --solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
 --equilibration --settle --max-novelty --max-tries --no-report, see docs/running.md.

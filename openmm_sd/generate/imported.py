@@ -118,7 +118,7 @@ class ImportSettings:
 
 def import_trajectories(
     trajectories: Sequence[str | os.PathLike[str]],
-    topology: str | os.PathLike[str],
+    topology: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
     settings: ImportSettings | None = None,
     *,
@@ -133,8 +133,9 @@ def import_trajectories(
     trajectories : sequence of path
         What mdtraj reads: XTC, TRR, DCD, NetCDF, PDB, ...; read in pieces, so their size does not
         matter.
-    topology : path
-        A PDB file, or another that mdtraj takes a topology from, with the bonds of the solute.
+    topology : path, optional
+        A PDB file, or another that mdtraj takes a topology from, with the bonds of the solute; None
+        for that of the first trajectory, where it has one.
     output : path
         The data set.
     settings : ImportSettings, optional
@@ -175,6 +176,10 @@ def import_trajectories(
         raise ValueError(f"{target} exists: add to it (--append), replace it (--force)")
     old = read_dataset(target) if append and target.exists() else None
 
+    if topology is None:
+        topology = trajectories[0]
+        if not str(topology).lower().endswith(_WITH_TOPOLOGY):
+            raise ValueError(f"{topology} holds no topology: name a file that does (--topology)")
     say("topology", str(topology))
     solute = _read_solute(Path(topology), settings)
     taken = [] if old is None else [run.name for run in old.runs]

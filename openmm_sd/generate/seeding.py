@@ -180,6 +180,6 @@ def check_torsions(torsions: Sequence[Torsion], seeded_runs: int) -> None:
     """Refuse seeded runs without a torsion to seed."""
     if seeded_runs and not torsions:
         raise ValueError(
-            "no torsion of the molecule turns heavy atoms, so seeded runs have nothing to start all "
-            "over: make plain runs only (leave --seeded out), or name a torsion (--torsion)"
+            "no torsion of the molecule turns heavy atoms, so seeded runs have nothing to start "
+            "all over: make plain runs only (leave --seeded out), or name a torsion (--torsion)"
         )

@@ -6,8 +6,8 @@ Made for one whole, complete molecule: nothing is repaired, protonated or capped
 from __future__ import annotations
 
 import contextlib
-import random
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

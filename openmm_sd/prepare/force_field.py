@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import openmm
 from openmm import app
@@ -38,7 +38,7 @@ _BOX_OF: Final = {
     "swm4ndp": "swm4ndp",
 }
 
-ForceFieldLike = Sequence[str] | app.ForceField
+ForceFieldLike: TypeAlias = Sequence[str] | app.ForceField
 
 
 def load_force_field(files: ForceFieldLike) -> app.ForceField:
@@ -135,9 +135,9 @@ def refusal(residue: Any, field: app.ForceField, files: ForceFieldLike) -> str:
     hydrogens = [a for a in atoms if a.element is not None and a.element.symbol == "H"]
     if not inside:
         return (
-            f"{label} has no bonds, and {name} has no residue with atoms of these names that would "
-            "tell them: add CONECT records to the PDB file (for all its atoms, hydrogens "
-            "included), or name its atoms as in the force field"
+            f"{name} does not know {label}: it has no bonds, and no residue of the force field has "
+            "atoms of these names: add CONECT records to the PDB file, or a file with parameters "
+            "(--force-field), or leave it out (openmm-sd prepare --drop-heterogens)"
         )
     if not hydrogens:
         return f"{label} has no hydrogens; 'openmm-sd prepare' adds them where it knows the residue"

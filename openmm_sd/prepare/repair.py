@@ -108,6 +108,7 @@ class _Work:
     def __init__(self, structure: Structure, settings: PrepareSettings) -> None:
         self.settings = settings
         self.name = structure.name
+        self._given: set[tuple[str, str]] = set()
         self.notes: list[str] = []
         self.record: dict[str, Any] = {
             "frame": structure.frame,
@@ -278,6 +279,7 @@ class _Work:
     def find_missing(self) -> None:
         """Decide which residues to build: in gaps, at ends, as caps."""
         fixer, settings = self.fixer, self.settings
+        self._given = {_key(residue)[:2] for residue in self.topology.residues()}
         fixer.missingResidues = {}
         if fixer.sequences:
             fixer.findMissingResidues()
@@ -488,9 +490,13 @@ class _Work:
             if residue.name in _PROTEIN and {"N", "CA", "C", "CB"} <= atoms.keys():
                 n, c, side = (atoms[name] - atoms["CA"] for name in ("N", "C", "CB"))
                 if np.dot(np.cross(n, c), side) <= 0.0:
+                    what = (
+                        "no residue of that name is, and the models know L amino acids"
+                        if _key(residue)[:2] in self._given
+                        else "PDBFixer built it so: try another --seed, or a modelling program"
+                    )
                     raise ValueError(
-                        f"{self.name}: {residue_label(residue)} is a D amino acid, or flat; no "
-                        "residue of that name is, and the models know L amino acids"
+                        f"{self.name}: {residue_label(residue)} is a D amino acid, or flat; {what}"
                     )
         cis = []
         names = defaultdict(dict)  # type: ignore[var-annotated]

@@ -69,8 +69,8 @@ class PrepareSettings:
     cutoff_nm : float
         Of PME's direct space and Lennard-Jones, nm.
     hydrogen_mass_amu : float, optional
-        Of the solute's hydrogens, amu, taken from their heavy atoms. With 3 MD steps have 4 fs, else
-        2 fs; None leaves the masses alone.
+        Of the solute's hydrogens, amu, taken from their heavy atoms. With 3 MD steps have 4 fs,
+        else 2 fs; None leaves the masses alone.
     temperature_K : float, optional
         K; that of the model that fits by default, else 300.
     pressure_bar : float

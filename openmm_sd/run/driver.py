@@ -27,7 +27,7 @@ from ..imaging import Imaging
 from ..integrator import ScoreDynamicsIntegrator
 from ..machine import PlainMD, ns_per_day, platform_and_bridge, versions
 from ..notes import dropped_jumps, ensemble_notes
-from ..prepare import PreparedBox, PreparedSystem, read_prepared, write_prepared
+from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..prepare.directory import prepared_sha256
 from ..prepare.force_field import water_box
 from ..propagator.jump import ERRORS, Jump, JumpError

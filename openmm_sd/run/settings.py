@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ..bridges import BRIDGES, platform_names
 from ..checks import check_number, check_temperature, check_whole

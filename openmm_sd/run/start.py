@@ -116,8 +116,8 @@ def open_start(start: Any, files: tuple[str, ...] | None = None) -> Source:
     if count_waters(structure.topology):
         if structure.topology.getPeriodicBoxVectors() is None:
             raise ValueError(
-                f"{structure.name} holds water but no box (a CRYST1 line or a cell): add it, or let "
-                "openmm-sd prepare put the solute into new water"
+                f"{structure.name} holds water but no box (a CRYST1 line or a cell): add it, or "
+                "let openmm-sd prepare put the solute into new water"
             )
         return Source(structure.name, digest, structure.topology, structure.positions, None)
     repaired = repair(structure, PrepareSettings(force_field=files))

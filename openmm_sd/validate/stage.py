@@ -22,7 +22,14 @@ from ..analysis.sample import Sample
 from ..analysis.verdicts import TOLERANCES
 from ..propagator.bundle import write_atomically
 from ..propagator.model import ScoreModel
-from ..reference import Reference, ReferenceRun, angles_of, chosen_torsions, read_reference
+from ..reference import (
+    Reference,
+    ReferenceRun,
+    angles_of,
+    chosen_torsions,
+    read_reference,
+    reference_from_trajectory,
+)
 from .energy import BOLTZMANN_KJ_PER_MOL_K, VacuumEnergy
 from .sampling import Chains, Report, one_step, read_chains, run_chains
 from .settings import USUAL_LAGS, ValidateSettings
@@ -41,7 +48,7 @@ _MUCH_LONGER = 2.0
 
 def validate(
     model: ScoreModel | str | os.PathLike[str],
-    reference: Reference | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    reference: Any,
     output: str | os.PathLike[str],
     settings: ValidateSettings | None = None,
     progress: Report | None = None,
@@ -58,7 +65,7 @@ def validate(
     ----------
     model : ScoreModel, str or PathLike
         A model, the name of a shipped one, or a bundle.
-    reference : Reference, path or sequence of paths
+    reference : Reference, mdtraj.Trajectory, path or sequence of paths
         The MD: see :func:`~openmm_sd.validate.reference.read_reference`.
     output : str or PathLike
         Directory for ``validation.json``, ``validation.html`` and the pictures.
@@ -97,6 +104,8 @@ def validate(
         model = ScoreModel.load(model)
     model = model.only(molecule)
     solute = model.molecules[0]
+    if hasattr(reference, "xyz"):
+        reference = reference_from_trajectory(reference, solute, spacing_ps=spacing_ps)
     if not isinstance(reference, Reference):
         say("reading the reference", "")
         paths = [reference] if isinstance(reference, (str, os.PathLike)) else list(reference)
