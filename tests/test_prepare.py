@@ -309,6 +309,14 @@ def test_caps_are_trans_and_make_what_a_model_knows(tmp_path):
     assert 0.09 < min(lengths) <= max(lengths) < 0.16
 
 
+def test_an_amino_acid_alone_is_not_in_the_force_field(tmp_path):
+    alanine = write(tmp_path / "ala.pdb", lines(without=("ACE", "NME")))
+    with pytest.raises(
+        ValueError, match="ALA 2 of chain A is not as .* it has H2, H3, OXT.*--caps"
+    ):
+        fixed(alanine)
+
+
 def test_caps_take_the_place_of_charged_ends(peptide_pdb):
     found = fixed(peptide_pdb, caps=True)
     names = [residue.name for residue in found.topology.residues()]
@@ -468,6 +476,11 @@ def test_force_fields_that_do_not_do(butane, files, said, command, tmp_path, cap
     line = capfd.readouterr().err.splitlines()[-1]
     assert re.search(said, line), line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_force_field_that_cannot_choose(ala2):
+    with pytest.raises(ValueError, match="charmm36/water.xml. is not unambiguous: .*ALAD, AANM"):
+        solvate(ala2.to_topology(), ala2.positions, waters=240, force_field=CHARMM)
 
 
 def test_a_force_field_object(butane, tmp_path):

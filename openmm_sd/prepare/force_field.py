@@ -97,8 +97,13 @@ def explained(files: ForceFieldLike, topology: Callable[[], app.Topology]) -> It
     """
     try:
         yield
-    except ValueError as error:
+    except Exception as error:  # some of OpenMM's refusals are nothing more special
         text = " ".join(str(error).split())
+        if "matching templates found" in text:
+            names = ", ".join(file_names(files)) or "an object"
+            raise ValueError(f"the force field ({names}) is not unambiguous: {text}") from None
+        if not isinstance(error, ValueError):
+            raise
         found = re.search(r"No template found for residue (\d+) \((.*?)\)", text)
         if found is None:
             raise ValueError(text) from None

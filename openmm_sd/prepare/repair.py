@@ -27,8 +27,8 @@ from .force_field import (
     DEFAULT_FORCE_FIELD,
     ForceFieldLike,
     complete_bonds,
-    explained,
     load_force_field,
+    make_system,
     refusal,
 )
 from .settings import PrepareSettings
@@ -458,15 +458,21 @@ class _Work:
                 )
             variants[fitting[0].index] = variant
         before = _hydrogens(self.topology)
-        modeller = app.Modeller(self.topology, self.fixer.positions)
         files: ForceFieldLike = settings.force_field or DEFAULT_FORCE_FIELD
-        with seeded(settings.seed), explained(files, lambda: modeller.topology):
-            modeller.addHydrogens(
-                load_force_field(files),
-                pH=settings.ph,
-                variants=variants,
-                platform=_platform(modeller.topology.getNumAtoms()),
-            )
+        modeller = app.Modeller(self.topology, self.fixer.positions)
+        options = {
+            "pH": settings.ph,
+            "variants": variants,
+            "platform": _platform(modeller.topology.getNumAtoms()),
+        }
+        with seeded(settings.seed):
+            try:
+                modeller.addHydrogens(load_force_field(files), **options)
+            except Exception:  # not always a ValueError
+                # With its hydrogens the force field says better what it misses.
+                modeller.addHydrogens(None, **options)
+                make_system(files, modeller.topology)
+                raise
         after = _hydrogens(modeller.topology)
         if after != before:
             self._set(modeller.topology, modeller.positions)

@@ -653,6 +653,8 @@ class _Run:
                 self._output.write(SUMMARY, _json(self._summary(numbers)))
                 self._measure_again()
                 last = time.monotonic()
+            elif waiting and not self._output.frames:
+                self._commit()  # whoever waits for a run to work looks for its first frame
         self._say("running", self._progress(numbers, first))
         self._commit()
         self._output.publish(self._saved_topology(), complete=plan.share(numbers) >= 1.0)
