@@ -13,7 +13,7 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from conftest import PDB
+from conftest import PDB, turned
 from openmm import app, unit
 
 from openmm_sd import ScoreModel
@@ -315,6 +315,19 @@ def test_an_amino_acid_alone_is_not_in_the_force_field(tmp_path):
         ValueError, match="ALA 2 of chain A is not as .* it has H2, H3, OXT.*--caps"
     ):
         fixed(alanine)
+
+
+def test_a_cis_peptide_bond_is_said(peptide, tmp_path):
+    names = [(a.residue.name, a.name) for a in peptide.topology.atoms()]
+    axis = [names.index(("ACE", "C")), names.index(("ALA", "N"))]
+    side = [k for k, (residue, _) in enumerate(names) if residue == "ACE" and k != axis[0]]
+    path = tmp_path / "cis.pdb"
+    x = turned(peptide.positions[None], axis, side, 180.0)[0]
+    found = fixed(pdb_of(peptide.topology, x, path))
+    assert found.record["cis_peptide_bonds"] == ["ALA 2 of chain A"]
+    assert "is cis" in " ".join(found.notes)
+    path = pdb_of(peptide.topology, peptide.positions, path)
+    assert fixed(path).record["cis_peptide_bonds"] == []
 
 
 def test_caps_take_the_place_of_charged_ends(peptide_pdb):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -504,28 +504,7 @@ class _Work:
                     raise ValueError(
                         f"{self.name}: {residue_label(residue)} is a D amino acid, or flat; {what}"
                     )
-        cis = []
-        names = defaultdict(dict)  # type: ignore[var-annotated]
-        for atom in self.topology.atoms():
-            names[atom.residue][atom.name] = x[atom.index]
-        for one, two in self.topology.bonds():
-            if one.name == "N":
-                one, two = two, one
-            before, after = names[one.residue], names[two.residue]
-            alpha = before.get("CA", before.get("CH3"))
-            beyond = after.get("CA", after.get("C", after.get("CH3")))
-            if (one.name, two.name) != ("C", "N") or one.residue is two.residue:
-                continue
-            if alpha is None or beyond is None or after is before:
-                continue
-            if two.residue.name == "PRO":
-                continue
-            first, second = alpha - before["C"], beyond - after["N"]
-            axis = after["N"] - before["C"]
-            axis = axis / np.linalg.norm(axis)
-            first, second = first - axis * (first @ axis), second - axis * (second @ axis)
-            if first @ second > 0.0:
-                cis.append(two.residue)
+        cis = _cis_peptides(self.topology, x)
         self.record["cis_peptide_bonds"] = [residue_label(residue) for residue in cis]
         if cis:
             self.notes.append(
@@ -592,6 +571,28 @@ def _methylamide(atoms: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.floa
     away = -(arms[0] + arms[1])
     nitrogen = c + 0.1329 * away / np.linalg.norm(away)
     return nitrogen, _placed(alpha, c, nitrogen, 0.1458, 121.7, 180.0)
+
+
+def _cis_peptides(topology: app.Topology, x: NDArray[np.float64]) -> list[Any]:
+    """Return residues after a cis peptide bond; before proline it is nothing unusual."""
+    found = []
+    for bond in topology.bonds():
+        c, n = sorted(bond, key=lambda atom: atom.name)
+        if (c.name, n.name) != ("C", "N") or c.residue is n.residue or n.residue.name == "PRO":
+            continue
+        before = {atom.name: x[atom.index] for atom in c.residue.atoms()}
+        after = {atom.name: x[atom.index] for atom in n.residue.atoms()}
+        one = before.get("CA", before.get("CH3"))
+        # NME has its carbon under one of two names.
+        two = after.get("CA", after.get("C", after.get("CH3")))
+        if one is None or two is None:
+            continue
+        axis = after["N"] - before["C"]
+        axis = axis / np.linalg.norm(axis)
+        first, second = one - before["C"], two - after["N"]
+        if (first - axis * (first @ axis)) @ (second - axis * (second @ axis)) > 0.0:
+            found.append(n.residue)
+    return found
 
 
 def _platform(atoms: int) -> openmm.Platform:
