@@ -60,6 +60,8 @@ _CHUNK_STEPS: Final = 50
 _BAROSTAT_STEPS: Final = 25
 # Frames in memory are written out early when they grow beyond this.
 _MEMORY_BYTES: Final = 256 * 2**20
+# Whoever waits for a run to work looks for its first frame: it is not kept back longer than this, s.
+_FIRST_SECONDS: Final = 5.0
 # Share of the time that goes to plain MD, to know its speed; steps of one stretch at least, and
 # steps before the first, in which kernels are compiled and tuned.
 _PLAIN_SHARE: Final = 0.02
@@ -653,8 +655,8 @@ class _Run:
                 self._output.write(SUMMARY, _json(self._summary(numbers)))
                 self._measure_again()
                 last = time.monotonic()
-            elif waiting and not self._output.frames:
-                self._commit()  # whoever waits for a run to work looks for its first frame
+            elif waiting and not self._output.frames and now - last >= _FIRST_SECONDS:
+                self._commit()
         self._say("running", self._progress(numbers, first))
         self._commit()
         self._output.publish(self._saved_topology(), complete=plan.share(numbers) >= 1.0)
