@@ -60,7 +60,7 @@ _CHUNK_STEPS: Final = 50
 _BAROSTAT_STEPS: Final = 25
 # Frames in memory are written out early when they grow beyond this.
 _MEMORY_BYTES: Final = 256 * 2**20
-# Whoever waits for a run to work looks for its first frame: it is not kept back longer than this, s.
+# Whoever waits for a run to work looks for its first frame: it is kept back no longer than this, s.
 _FIRST_SECONDS: Final = 5.0
 # Share of the time that goes to plain MD, to know its speed; steps of one stretch at least, and
 # steps before the first, in which kernels are compiled and tuned.
