@@ -347,7 +347,7 @@ def reference_from_trajectory(
 
 
 def _from_loaded(trajectory: Any, molecule: Molecule, spacing_ps: float | None) -> Reference:
-    from ..solute import find_solute
+    from .solute import find_solute
 
     atoms = list(find_solute(molecule, trajectory.topology).particles)
     ordered = np.argsort(atoms)
