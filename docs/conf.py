@@ -9,3 +9,5 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
 numpydoc_show_class_members = False
+# Links to headings of other pages.
+myst_heading_anchors = 2
