@@ -22,6 +22,9 @@ ones in all other combinations of trans, gauche+ and gauche-, in an order drawn 
 there in the water by restraints, held while the water relaxes, and released with new velocities.
 ``plain`` runs leave out what comes first (``--warm-up``). Runs may be killed and started again:
 finished ones are skipped, others go on from their checkpoint, and a larger ``--ps`` prolongs them.
+
+``--molecule pentane --like butane`` is pentane with the torsion terms that the force field gives
+the bond between the CH2 groups of butane. They are butane's own: no other alkane has them.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +57,7 @@ from openmm_sd.dataset import read_dataset, write_dataset
 from openmm_sd.generate import ImportSettings, import_trajectories, slow_torsions
 from openmm_sd.prepare import PreparedBox, equilibrate, solvate
 from openmm_sd.propagator.molecule import Molecule
+from openmm_sd.solute import torsion_terms
 
 import mdtraj  # isort: skip
 import openmm  # isort: skip
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("what", choices=("prepare", "check", "run", "collect"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--molecule", choices=tuple(MOLECULES), required=True)
+    parser.add_argument("--like", choices=tuple(MOLECULES), help="with the inner torsions of this")
     parser.add_argument("--gmx", default="gmx", help="GROMACS 2022 or newer")
     parser.add_argument("--waters", type=int, help="instead of 300, or more for long molecules")
     parser.add_argument("--equilibration", type=float, default=40.0, metavar="PS")
@@ -109,8 +115,13 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path)
     options = parser.parse_args()
     # Inputs are named relative to the directory that gmx runs in.
-    options.out = (options.out / options.molecule).resolve()
+    options.out = (options.out / named(options)).resolve()
     {"prepare": prepare, "check": check, "run": run, "collect": collect}[options.what](options)
+
+
+def named(options: argparse.Namespace) -> str:
+    """Return the name of directory and molecule."""
+    return options.molecule + (f"-like-{options.like}" if options.like else "")
 
 
 # -- the box -------------------------------------------------------------------------------------
@@ -138,6 +149,8 @@ def prepare(options: argparse.Namespace) -> None:
         hydrogen_mass=HYDROGEN_MASS,
         seed=1,
     )
+    inner = inner_torsions(options.like) if options.like else {}
+    replace_torsions(box.system, topology, inner)
     began = time.monotonic()
     box = mean_box(box, options.equilibration, len(x))
     size = box.box_vectors[0, 0]
@@ -148,6 +161,7 @@ def prepare(options: argparse.Namespace) -> None:
         sys.exit(f"the box must be {edge:.3f} nm wide: more --waters")
 
     system = flexible(box)
+    replace_torsions(system, topology, inner)
     (out / "system.xml").write_text(openmm.XmlSerializer.serialize(system))
     (out / "system.top").write_text(gromacs_topology(system, box.system, topology, waters))
     labels = [
@@ -271,6 +285,65 @@ def flexible(box: PreparedBox) -> openmm.System:
         rigidWater=False,
         removeCMMotion=False,
     )
+
+
+def torsion_force(system: openmm.System) -> openmm.PeriodicTorsionForce:
+    """Return the periodic torsions of a System."""
+    forces = system.getForces()
+    (found,) = (force for force in forces if isinstance(force, openmm.PeriodicTorsionForce))
+    return found
+
+
+def inner_ends(atoms: Sequence[int], topology: app.Topology) -> str | None:
+    """Return which ends a torsion about a bond between CH2 groups has, as in CC; else None."""
+    elements = [atom.element.symbol for atom in topology.atoms()]
+    hydrogens = [0] * len(elements)
+    for one, two in topology.bonds():
+        hydrogens[one.index] += two.element is app.element.hydrogen
+        hydrogens[two.index] += one.element is app.element.hydrogen
+    if any(elements[k] != "C" or hydrogens[k] != 2 for k in atoms[1:3]):
+        return None
+    return "".join(sorted(elements[k] for k in (atoms[0], atoms[3])))
+
+
+def inner_torsions(name: str) -> dict[str, list[tuple]]:
+    """Return a molecule's terms (n, phase, k) about bonds between CH2 groups, by their ends."""
+    topology, x = alkane(*MOLECULES[name])
+    box = solvate(
+        topology, x, waters=400, force_field=FORCE_FIELD, cutoff=CUTOFF, hydrogen_mass=1.008, seed=1
+    )
+    found: dict[tuple, list[tuple]] = {}
+    for *atoms, count, phase, strength in torsion_terms(box.system, range(len(x))):
+        found.setdefault(tuple(atoms), []).append((count, phase, strength))
+    result: dict[str, list[tuple]] = {}
+    for atoms, terms in found.items():
+        ends = inner_ends(atoms, topology)
+        if ends is not None and result.setdefault(ends, terms) != terms:
+            sys.exit(f"{name} has several kinds of inner torsions")
+    return result
+
+
+def replace_torsions(
+    system: openmm.System, topology: app.Topology, new: dict[str, list[tuple]]
+) -> None:
+    """Give torsions about bonds between CH2 groups other terms."""
+    if not new:
+        return
+    old = torsion_force(system)
+    force = openmm.PeriodicTorsionForce()
+    force.setUsesPeriodicBoundaryConditions(old.usesPeriodicBoundaryConditions())
+    done = set()
+    for *atoms, count, phase, strength in torsion_terms(system, range(topology.getNumAtoms())):
+        ends = inner_ends(atoms, topology)
+        if ends is None:
+            force.addTorsion(*atoms, count, phase, strength)
+        elif tuple(atoms) not in done:
+            done.add(tuple(atoms))
+            for term in new[ends]:
+                force.addTorsion(*atoms, *term)
+    place = next(k for k, f in enumerate(system.getForces()) if f.this == old.this)
+    system.removeForce(place)
+    system.addForce(force)
 
 
 def constraints(system: openmm.System, topology: app.Topology) -> list[list[float]]:
@@ -770,13 +843,15 @@ def collect(options: argparse.Namespace) -> None:
         "constraints": "HBonds",
         "integrator": "sd (leap-frog)",
     }
+    system = openmm.XmlSerializer.deserialize((out / "system.xml").read_text())
+    torsions = torsion_terms(system, range(solute_of(out).n_atoms))
     exact = facts["constraint_lengths_nm"]
     options.dataset.unlink(missing_ok=True)
     for kind in LENGTHS:
         paths = sorted(out.glob(f"{kind}[0-9]*.xtc"))
         files = [found for path in paths if (found := readable(path)) is not None]
         if files:
-            settings = ImportSettings(name=options.molecule, kind=kind, provenance=facts)
+            settings = ImportSettings(name=named(options), kind=kind, provenance=facts)
             append = options.dataset.exists()
             result = import_trajectories(
                 files, out / "solute.pdb", options.dataset, settings, append=append
@@ -794,6 +869,7 @@ def collect(options: argparse.Namespace) -> None:
     # What the frames' means say of constraints is rounded; everything else is common.
     provenance = {k: v for k, v in data.provenance.items() if k != "merged"}
     provenance |= {"constraint_lengths_nm": exact, "command": " ".join(sys.argv)}
+    provenance["torsion_terms"] = torsions
     write_dataset(options.dataset, data.molecule, runs, provenance)
     print(f"{options.dataset}: {result['runs']} runs, {result['ns']:.3f} ns")
 

@@ -139,6 +139,36 @@ def find_solute(
     return Solute(chosen.molecule, chosen.mapping, constraints, description)
 
 
+def torsion_terms(system: openmm.System, atoms: Sequence[int]) -> list[list[float]]:
+    """Return the periodic torsions of a solute.
+
+    Parameters
+    ----------
+    system : openmm.System
+        With the solute in it.
+    atoms : sequence of int
+        Particles of the solute, in the order in which its atoms are to be numbered.
+
+    Returns
+    -------
+    list of list
+        Four atoms, how often the term repeats in a turn, its phase (rad), its strength k (kJ/mol)
+        in k (1 + cos(n phi - phase)). Terms without strength are left out.
+    """
+    number = {int(particle): place for place, particle in enumerate(atoms)}
+    found = []
+    for force in system.getForces():
+        if not isinstance(force, openmm.PeriodicTorsionForce):
+            continue
+        for k in range(force.getNumTorsions()):
+            *four, order, phase, strength = force.getTorsionParameters(k)
+            height = strength.value_in_unit(unit.kilojoule_per_mole)
+            if height and all(atom in number for atom in four):
+                places = [number[atom] for atom in four]
+                found.append([*places, order, phase.value_in_unit(unit.radian), height])
+    return found
+
+
 def _copies(
     known: Sequence[Molecule], table: TopologyTable, components: Sequence[Sequence[int]]
 ) -> list[_Copy]:

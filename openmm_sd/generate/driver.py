@@ -20,6 +20,7 @@ import numpy as np
 
 from ..dataset import Dataset, Run, file_sha256, read_dataset, restore, write_dataset
 from ..propagator.molecule import Molecule
+from ..solute import torsion_terms
 from .dynamics import Machine, make_run, task_name
 from .parts import ATTEMPTS, Parts, describe
 from .seeding import Torsion, check_torsions, parse_torsion, slow_torsions
@@ -480,6 +481,7 @@ def _provenance(
         "electrostatics": "PME" if explicit else "none beyond implicit solvent, no cutoff",
         "constraints": "HBonds",
         "constraint_lengths_nm": start.constraints(),
+        "torsion_terms": torsion_terms(start.system, start.solutes[0]),
         "integrator": "LangevinMiddleIntegrator",
         "seed": settings.seed,
         "torsions": [list(torsion) for torsion in job.torsions],

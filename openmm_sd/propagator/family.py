@@ -33,6 +33,8 @@ from .internal_base import HARMONICS, LAG_FREQUENCIES, NOISE_FREQUENCIES, Intern
 from .internal_tree import InternalTree
 from .molecule import ELEMENT_SYMBOLS, Molecule
 from .shared_weights import SharedWeights
+from .torsion_potential import SIZE as POTENTIAL_SIZE
+from .torsion_potential import Term, turning_potentials
 
 _NOISE_WIDTH = 64
 _BOTTLENECK = 64
@@ -49,6 +51,8 @@ _MAX_PATH = 5
 # grandchild, sibling, or none of these.
 _RELATIONS = 7
 _BIAS_WIDTH = 0.2
+# What a potential is measured in, kJ/mol: kT at room temperature.
+_POTENTIAL_UNIT = 2.5
 # Between two choices of a draw there is no number that float32 noise would miss.
 _LAST_SHARE = 1.0 - 1e-6
 
@@ -113,6 +117,9 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         Relabellings that leave the molecule as it is, from which the group is generated: +1, or -1
         for one that goes with a reflection, and the permutation p of the atoms; atom k of the
         relabelled frame is atom p[k].
+    potentials : sequence of sequence of float
+        What the force field adds to the energy as a torsion turns, for each row of `turning`; see
+        `turning_potentials`. Empty where it is not known.
     lag_min_ps, lag_max_ps : float
         Range of lags the model is trained for, ps.
     width, heads : int
@@ -134,10 +141,11 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
     **What belongs to the molecule and what to the family.** A unit is a heavy atom with its
     hydrogens. Its coordinates are those of the atoms it is made of, each in its atom's slot; the
     network maps slots to slots and tells units apart by their kinds, by the kinds of the atoms they
-    lean on, and by bonds. So no parameter's shape depends on the molecule: `weights` returns them,
-    `load_weights` takes them for another member, `share_weights` makes two members train the same.
-    Means, widths and scales are buffers of one molecule; `CoordinateStatistics` gives them for any
-    molecule by the kinds of its coordinates, also for one without data.
+    lean on, by what the force field says of their torsions, and by bonds. So no parameter's shape
+    depends on the molecule: `weights` returns them, `load_weights` takes them for another member,
+    `share_weights` makes two members train the same. Means, widths and scales are buffers of one
+    molecule; `CoordinateStatistics` gives them for any molecule by the kinds of its coordinates,
+    also for one without data.
 
     **Symmetry.** Atoms of one kind are numbered, and the tree begins at one end of a chain, but the
     law of the next frame must not depend on that. One more noise number draws a relabelling g of
@@ -155,6 +163,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
     noised_index: Tensor
     layout_index: Tensor
     answer_index: Tensor
+    potential: Tensor
     path: Tensor
     relation: Tensor
     orders: Tensor
@@ -174,6 +183,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         symmetries: Sequence[tuple[int, Sequence[int]]],
         lag_min_ps: float,
         lag_max_ps: float,
+        potentials: Sequence[Sequence[float]] = (),
         width: int = 128,
         heads: int = 4,
         depth: int = 4,
@@ -195,6 +205,11 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             raise ValueError(f"bonds must lie in 0 to {n_atoms - 1}, got {pairs}")
         if heads < 1 or width % heads:
             raise ValueError(f"heads must divide width, got {heads} and {width}")
+        if potentials and [len(row) for row in potentials] != [POTENTIAL_SIZE] * len(turning):
+            raise ValueError(
+                f"potentials must hold {POTENTIAL_SIZE} numbers for each of {len(turning)} turning "
+                f"torsions, got {[len(row) for row in potentials]}"
+            )
         group = _checked_group(symmetries, n_atoms)
         super().__init__(
             n_atoms=n_atoms,
@@ -224,6 +239,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             "atomic_numbers": numbers,
             "bonds": [list(pair) for pair in pairs],
             "symmetries": [[int(sign), [int(k) for k in order]] for sign, order in symmetries],
+            "potentials": [[float(v) for v in row] for row in potentials],
             **self.hyperparameters,
         }
         self.width = int(width)
@@ -245,6 +261,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         self.neighbour_count = torch.nn.Embedding(_MAX_DEGREE + 1, width)
         self.kind_in = torch.nn.Linear(_ROLES * width, width)
         self.layout_in = torch.nn.Linear(_SLOTS * (_PARTS + 1), width, bias=False)
+        self.potential_in = torch.nn.Linear(_SLOTS * POTENTIAL_SIZE, width, bias=False)
         self.lag_in = torch.nn.Linear(1 + 2 * LAG_FREQUENCIES, width, bias=False)
         self.condition_in = torch.nn.Linear(_SLOTS * (3 + angles), width, bias=False)
         self.condition_out = torch.nn.Linear(width, width)
@@ -321,6 +338,12 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
                 condition[unit, place, 3 + wave] = n_stiff + wave * m + k
                 noised[unit, place, _PARTS + 1 + wave] = self.n_coordinates + m + wave * m + k
 
+        potential = np.zeros((len(units), _SLOTS, POTENTIAL_SIZE), dtype=np.float32)
+        for atom, row in zip(turners, self.hyperparameters["potentials"], strict=False):
+            potential[slot[atom]] = row
+        potential = potential.reshape(len(units), -1) / _POTENTIAL_UNIT
+        self.register_buffer("potential", torch.from_numpy(potential), persistent=False)
+
         n = len(units)
         roles = [(-1, *(-1,) * (_ROLES - 1))] * n
         for k, atom in enumerate(units):
@@ -364,7 +387,12 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
 
     @classmethod
     def for_molecule(
-        cls, molecule: Molecule, *, statistics: CoordinateStatistics, **settings: Any
+        cls,
+        molecule: Molecule,
+        *,
+        statistics: CoordinateStatistics,
+        torsion_terms: Sequence[Term] = (),
+        **settings: Any,
     ) -> "FamilyDiffusion":
         """Build a network for a molecule, normalised by its family's statistics.
 
@@ -374,6 +402,8 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             A member, with or without data of its own.
         statistics : CoordinateStatistics
             They say which torsions turn and which bonds are constrained, too.
+        torsion_terms : sequence of Term
+            Periodic torsions of the molecule in the force field, if they are known.
         **settings
             The other parameters of the class. The range of lags is by default the statistics'.
 
@@ -395,6 +425,11 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             constant=member.constant,
             heavy_atoms=alignment_atoms(molecule),
             symmetries=symmetry_generators(molecule, member.tree, member.turning),
+            potentials=(
+                turning_potentials(molecule, member.tree, member.turning, torsion_terms)
+                if torsion_terms
+                else ()
+            ),
             **{**lags, **settings},
         )
         network.length_mean.copy_(member.length_mean)
@@ -468,7 +503,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         one = torch.ones_like(self.stiff_mean[:1])
         known = torch.cat([one, torch.zeros_like(one), sides])
         layout = known[self.layout_index].view(self.n_units, -1)
-        own = self.kind_in(kind) + self.layout_in(layout)
+        own = self.kind_in(kind) + self.layout_in(layout) + self.potential_in(self.potential)
         seen = torch.cat([self.squashed(stiff), self.torsion_features(turned)], dim=-1)
         h = (
             own

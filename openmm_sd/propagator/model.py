@@ -46,7 +46,7 @@ _DEFAULT_BURST: Final = 2.0
 """Burst between jumps (ps) of a model whose card recommends none."""
 
 # Parts of a card's entries that a summary leaves out.
-_LONG: Final = ("history", "merged", "constraint_lengths_nm")
+_LONG: Final = ("history", "merged", "constraint_lengths_nm", "torsion_terms")
 
 _DEFAULT_MAX_DISPLACEMENT: Final = 2.0
 """Displacement bound (nm) of a model whose card has none: catches only a network gone astray."""

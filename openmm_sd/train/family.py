@@ -117,8 +117,14 @@ def train_family(
     arguments |= {"lag_min_ps": low, "lag_max_ps": high}
     # Those without data as well: what the data does not say of them shows before the training.
     networks = [
-        FamilyDiffusion.for_molecule(molecule, statistics=statistics, **arguments).to(device)
-        for molecule in (*(m.molecule for m in materials), *settings.also)
+        FamilyDiffusion.for_molecule(
+            molecule, statistics=statistics, torsion_terms=terms, **arguments
+        ).to(device)
+        for molecule, terms in zip(
+            (*(m.molecule for m in materials), *settings.also),
+            torsion_terms_of(several, settings.also),
+            strict=True,
+        )
     ]
     if settings.init is not None:
         networks[0].load_weights(_first_weights(settings.init))
@@ -185,6 +191,58 @@ def train_family(
         "recommended_lag_ps": family.recommended_lag,
         **{k: v for k, v in training.items() if k != "history"},
     }
+
+
+def torsion_terms_of(
+    several: Sequence[Dataset], also: Sequence[Molecule]
+) -> list[list[list[float]]]:
+    """Return the torsion terms of molecules with data, then of those without.
+
+    Parameters
+    ----------
+    several : sequence of Dataset
+        Their provenance has ``torsion_terms``.
+    also : sequence of Molecule
+        Theirs come from the force field that the data were made with.
+
+    Returns
+    -------
+    list of list of terms
+        As `openmm_sd.solute.torsion_terms` has them; none at all where no data has any.
+
+    Raises
+    ------
+    ValueError
+        If some data have them and others do not, or the force field does not know a molecule.
+    """
+    found: list[list[list[float]]] = [
+        data.provenance.get("torsion_terms") or [] for data in several
+    ]
+    without = [data.molecule.name for data, terms in zip(several, found, strict=True) if not terms]
+    if len(without) == len(found):
+        return [[]] * (len(several) + len(also))
+    if without:
+        raise ValueError(
+            f"the data of {', '.join(without)} do not say what torsion terms the force field has "
+            "(torsion_terms in their provenance), those of the others do: make them alike"
+        )
+    return [*found, *(_terms_without_data(molecule, several[0]) for molecule in also)]
+
+
+def _terms_without_data(molecule: Molecule, data: Dataset) -> list[list[float]]:
+    from openmm import app
+
+    from ..prepare.force_field import make_system
+    from ..solute import torsion_terms
+
+    files = data.provenance.get("force_field")
+    if not files:
+        raise ValueError(
+            f"{molecule.name}: the data do not say with which force field they were made, from "
+            "which its torsion terms would come"
+        )
+    system = make_system(files, molecule.to_topology(), nonbondedMethod=app.NoCutoff)
+    return torsion_terms(system, range(molecule.n_atoms))
 
 
 def _check_names(several: Sequence[Dataset], also: Sequence[Molecule]) -> None:
