@@ -144,17 +144,23 @@ def folder(tmp_path_factory):
         write_dataset(folder / f"{molecule.name}-untold.h5", molecule, runs, known)
         known["torsion_terms"] = terms_of(n)
         write_dataset(folder / f"{molecule.name}.h5", molecule, runs, known)
+        other = replace(molecule, name=f"{molecule.name}-stiff")
+        known["torsion_terms"] = [[*row[:6], 2 * row[6]] for row in terms_of(n)]
+        write_dataset(folder / f"{other.name}.h5", other, runs, known)
     molecule = named(4)
     with open(folder / "butane.pdb", "w") as file:
         app.PDBFile.writeFile(molecule.to_topology(), molecule.positions * unit.nanometer, file)
     return folder
 
 
-def trained(folder, output, *names):
+def trained(folder, output, *names, aside=()):
     small = ["--width", "16", "--depth", "1", "--max-steps", "2", "--batch-size", "8", "--no-bf16"]
     small += ["--lag-max", "20", "--start-frames", "5", "--device", "cpu", "--also"]
     data = [str(folder / f"{name}.h5") for name in names]
-    return main(["train", *data, "-o", str(output), *small, str(folder / "butane.pdb")])
+    small += [str(folder / "butane.pdb")]
+    for name in aside:
+        small += ["--aside", str(folder / f"{name}.h5")]
+    return main(["train", *data, "-o", str(output), *small])
 
 
 def test_a_molecule_without_data_has_those_of_the_force_field(folder, tmp_path):
@@ -180,3 +186,27 @@ def test_some_data_with_terms_and_some_without_are_refused(folder, tmp_path, cap
     assert trained(folder, output, "ethane-untold", "pentane-untold") == 0
     for member in ScoreModel.load(output).members:
         assert member.propagator.hyperparameters["potentials"] == []
+
+
+def test_data_that_only_teach(folder, tmp_path, capsys):
+    with_it, without = tmp_path / "with.safetensors", tmp_path / "without.safetensors"
+    assert trained(folder, with_it, "ethane", "pentane", aside=["pentane-stiff"]) == 0
+    assert trained(folder, without, "ethane", "pentane") == 0
+    family, other = ScoreModel.load(with_it), ScoreModel.load(without)
+    assert [m.name for m in family.molecules] == ["ethane", "pentane", "butane"]
+    assert family.card["training"]["aside"] == ["pentane-stiff"]
+    assert [one["file"] for one in family.card["training"]["data_sets"]] == [
+        "ethane.h5",
+        "pentane.h5",
+        "pentane-stiff.h5",
+    ]
+    for name in ("pentane", "butane"):
+        one, two = (model.member(name).propagator for model in (family, other))
+        assert one.hyperparameters == two.hyperparameters
+    assert not torch.equal(
+        family.member("pentane").propagator.embed.weight,
+        other.member("pentane").propagator.embed.weight,
+    )
+    output = tmp_path / "refused.safetensors"
+    assert trained(folder, output, "ethane", "pentane", aside=["ethane"]) == 2
+    assert "ethane is the name of two" in capsys.readouterr().err

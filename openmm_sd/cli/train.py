@@ -3,8 +3,8 @@
 Data sets are what 'generate' and 'import' write. A training that was stopped goes on when the same
 command is given again. The bundle is written at the end. Also: --learning-rate --condition-noise
 --ema-decay --turn-weight --no-rare-first --no-bf16 --no-time-reversal --compose-from --markov-lag
---drop --start-frames --description --recommended-lag --recommended-burst --novelty-only --without,
-see docs/training.md.
+--drop --start-frames --description --recommended-lag --recommended-burst --novelty-only --without
+--aside, see docs/training.md.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, field, kind, unit, text in _OPTIONS:
         add(f"--{option}", dest=field, type=kind, metavar=unit, help=text)
     add("--also", action="append", metavar="PDB", help="a relative without data (repeatable)")
+    add("--aside", action="append", metavar="DATA.h5", help=HIDDEN)
     # The novelty score of a bundle that has none, and runs that it leaves out.
     add("--novelty-only", metavar="BUNDLE", help=HIDDEN)
     add("--without", action="append", metavar="RUN", help=HIDDEN)
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     )
     given["without"] = tuple(arguments.without or ())
     given["also"] = tuple(_relative(Path(file)) for file in arguments.also or ())
+    given["aside"] = tuple(arguments.aside or ())
     taken = {f.name: given[f.name] for f in fields(StageSettings) if f.name in given}
     settings = StageSettings(**{**taken, "network_settings": network, "training": training})
     if arguments.novelty_only is not None:

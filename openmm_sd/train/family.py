@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ..dataset import Dataset, difference, file_sha256
+from ..dataset import Dataset, difference, file_sha256, read_dataset
 from ..propagator.family import FamilyDiffusion
 from ..propagator.family_model import FamilyModel
 from ..propagator.model import ScoreModel
@@ -95,10 +95,12 @@ def train_family(
             f"the data sets are of several molecules ({names}), which only --network family can "
             f"learn together, got {settings.network}"
         )
-    _check_names(several, settings.also)
-    _check_made_alike(several)
-    materials = [Material.of(data, settings, device, say) for data in several]
-    ranges = [lag_range(m.kept, m.spacing_ps, settings) for m in materials]
+    aside = [read_dataset(path) for path in settings.aside]
+    _check_names([*several, *aside], settings.also)
+    _check_made_alike([*several, *aside])
+    taught = [Material.of(data, settings, device, say) for data in (*several, *aside)]
+    materials = taught[: len(several)]
+    ranges = [lag_range(m.kept, m.spacing_ps, settings) for m in taught]
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     if not low < high:
         raise ValueError(
@@ -121,8 +123,8 @@ def train_family(
             molecule, statistics=statistics, torsion_terms=terms, **arguments
         ).to(device)
         for molecule, terms in zip(
-            (*(m.molecule for m in materials), *settings.also),
-            torsion_terms_of(several, settings.also),
+            (*(m.molecule for m in taught), *settings.also),
+            torsion_terms_of([*several, *aside], settings.also),
             strict=True,
         )
     ]
@@ -132,7 +134,7 @@ def train_family(
         network.share_weights(networks[0])
     parts = [
         Part(network, m.pairs, m.held_out, float(_heavy(m.molecule)))
-        for network, m in zip(networks, materials, strict=False)
+        for network, m in zip(networks, taught, strict=False)
     ]
     checkpoint = output.with_name(output.name + ".checkpoint")
     began = time.monotonic()
@@ -148,16 +150,20 @@ def train_family(
     training = {
         "network": FAMILY,
         "molecules": [m.molecule.name for m in materials],
+        "aside": [m.molecule.name for m in taught[len(materials) :]],
         "without_data": [molecule.name for molecule in settings.also],
-        "frames": sum(len(m.pairs) for m in materials),
-        "ns": round(sum(run.length_ps for m in materials for run in m.kept) / 1000.0, 3),
-        "runs": sum(len(m.kept) for m in materials),
-        "held_out_runs": sum(len(m.held) for m in materials),
-        "data_sets": [{"file": Path(path).name, "sha256": file_sha256(path)} for path in datasets],
+        "frames": sum(len(m.pairs) for m in taught),
+        "ns": round(sum(run.length_ps for m in taught for run in m.kept) / 1000.0, 3),
+        "runs": sum(len(m.kept) for m in taught),
+        "held_out_runs": sum(len(m.held) for m in taught),
+        "data_sets": [
+            {"file": Path(path).name, "sha256": file_sha256(path)}
+            for path in (*datasets, *settings.aside)
+        ],
         "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {low:g} to {high:g} ps",
         "time_reversal": settings.time_reversal,
-        "by_molecule": {m.molecule.name: m.account(settings) for m in materials},
+        "by_molecule": {m.molecule.name: m.account(settings) for m in taught},
         "init": settings.init,
         "steps": record.steps,
         "wall_minutes": round(record.minutes, 1),
@@ -165,7 +171,7 @@ def train_family(
         "threads": torch.get_num_threads(),
         "settings": asdict(settings.training),
         "history": record.history,
-        "held_out_loss_by_lag_ps": _held_out(parts, materials, settings, shown),
+        "held_out_loss_by_lag_ps": _held_out(parts, taught, settings, shown),
     }
     for network in networks:
         network.to("cpu")
@@ -179,7 +185,7 @@ def train_family(
         member["card"]["recommended_lag_ps"] = lag
         models.append(ScoreModel(**member))
     kin = [(model.molecules[0], model.card) for model in models]
-    for molecule, network in zip(settings.also, networks[len(materials) :], strict=True):
+    for molecule, network in zip(settings.also, networks[len(taught) :], strict=True):
         models.append(_relative(molecule, network, kin))
     family = FamilyModel(models)
     family.save(output)

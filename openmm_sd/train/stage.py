@@ -116,6 +116,9 @@ class StageSettings:
         Names of runs that are left out.
     also : tuple of Molecule
         Molecules without data that a family's weights shall serve as well.
+    aside : tuple of str
+        Data sets that a family learns from without having their molecules: the same molecules with
+        other torsion terms, for instance.
     start_frames : int
         Equilibrium frames that the bundle carries for rollouts.
     init : str or None
@@ -141,6 +144,7 @@ class StageSettings:
     held_out: float = 0.1
     without: tuple[str, ...] = ()
     also: tuple[Molecule, ...] = ()
+    aside: tuple[str, ...] = ()
     start_frames: int = 1000
     init: str | None = None
     name: str | None = None
@@ -202,10 +206,9 @@ def train_bundle(
         from .family import train_family
 
         return train_family(several, datasets, output, settings, device, say)
-    if settings.also:
-        raise ValueError(
-            "also: a molecule without data can only join a family; take --network family"
-        )
+    if settings.also or settings.aside:
+        what = "also: a molecule without data" if settings.also else "aside: data of no member"
+        raise ValueError(f"{what} can only join a family; take --network family")
     material = Material.of(several[0], settings, device, say)
     data, molecule, spacing = material.data, material.molecule, material.spacing_ps
     runs, kept, held, biased = material.runs, material.kept, material.held, material.biased
