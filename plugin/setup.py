@@ -91,8 +91,8 @@ def installed() -> dict:
         )
     if not Path(found["openmm_folder"], "include/openmm/common/ComputeContext.h").exists():
         raise CannotBuild(
-            f"there are no OpenMM headers in {found['openmm_folder']}; 'pip install openmm' (8.6 or "
-            "newer) brings them"
+            f"there are no OpenMM headers in {found['openmm_folder']}; 'pip install openmm' "
+            "(8.6 or newer) brings them"
         )
     core = Path(found["openmm_folder"], "lib/libOpenMM.so").read_bytes()
     if not (found["new_abi"] and b"cxx11" in core):
@@ -128,8 +128,8 @@ class Toolchain:
         elif shutil.which(command[0]) is None:
             raise CannotBuild(f"the compiler that CXX names, {command[0]}, is not there")
         self.command = command
-        # Headers of torch 2.12 and newer are C++20.
-        newer = tuple(int(n) for n in found["torch"].split(".")[:2]) >= (2, 12)
+        # Torch went from C++17 to C++20 with 2.10 to 2.13.
+        newer = tuple(int(n) for n in found["torch"].split(".")[:2]) >= (2, 10)
         self.flags = [f"-std=c++{20 if newer else 17}", "-O2", "-fPIC", "-Wall"]
         self.flags += [*shlex.split(os.environ.get("CXXFLAGS", "")), "-D_GLIBCXX_USE_CXX11_ABI=1"]
         self.flags += [f"-I{HERE / folder}" for folder in INCLUDES]
@@ -152,8 +152,10 @@ class Toolchain:
         target.parent.mkdir(parents=True, exist_ok=True)
         folders = [self.openmm / "lib", self.openmm / "lib/plugins", self.torch / "lib"]
         # Beside each other in one site-packages, as pip puts them; else where they are now.
-        relative = [f"$ORIGIN/{up}/../{'/'.join(f.parts[-n:])}" for f, n in
-                    zip(folders, (2, 3, 2), strict=True)]
+        relative = [
+            f"$ORIGIN/{up}/../{'/'.join(f.parts[-n:])}"
+            for f, n in zip(folders, (2, 3, 2), strict=True)
+        ]
         paths = ["$ORIGIN", "$ORIGIN/..", *relative, *map(str, folders)]
         self._run([
             *self.command, "-shared", "-o", str(target), *map(str, objects),
@@ -221,8 +223,9 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(
-    version=full_version(),
-    cmdclass={"build_py": BuildLibraries},
-    distclass=BinaryDistribution,
-)
+if __name__ == "__main__":
+    setup(
+        version=full_version(),
+        cmdclass={"build_py": BuildLibraries},
+        distclass=BinaryDistribution,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Bridge, platform_names
+from .base import Bridge, NotScriptable, platform_names
 from .native import NativeBridge
 from .probe import Probe, choose_bridge, probe
 from .pythonforce import PythonForceBridge
@@ -13,4 +13,12 @@ BRIDGES: dict[str, Bridge] = {
     b.name: b for b in (NativeBridge(), PythonForceBridge(), TorchForceBridge())
 }
 
-__all__ = ["BRIDGES", "Bridge", "Probe", "choose_bridge", "platform_names", "probe"]
+__all__ = [
+    "BRIDGES",
+    "Bridge",
+    "NotScriptable",
+    "Probe",
+    "choose_bridge",
+    "platform_names",
+    "probe",
+]

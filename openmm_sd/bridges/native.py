@@ -1,4 +1,4 @@
-"""The bridge through the project's own OpenMM plugin: the scripted propagator runs without Python."""
+"""The bridge through the project's own OpenMM plugin: the scripted propagator, without Python."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 
 from ..propagator.jump import Jump
 from ..propagator.script import script
-from .base import FORCE_NAME, Bridge
+from .base import FORCE_NAME, Bridge, NotScriptable
 
 
 class NativeBridge(Bridge):
     """Holds the scripted propagator in the plugin's ScoreDynamicsForce, on the solute only."""
 
     name = "native"
-    install_hint = "a C++ compiler, then: pip install --force-reinstall --no-deps ./plugin"
+    install_hint = "needs a C++ compiler, then: pip install --force-reinstall --no-deps ./plugin"
+    package = "openmm_sd_native"
 
     def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
         plugin = load_plugin()
@@ -26,12 +27,7 @@ class NativeBridge(Bridge):
             # Not frozen: the plugin does that where the weights are to stay.
             module = script(jump)
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise ValueError(
-                "bridge='native' needs a propagator that TorchScript can compile: "
-                f"{type(error).__name__}: {lines[0].strip() if lines else ''}; "
-                "bridge='pythonforce' runs it as it is"
-            ) from error
+            raise NotScriptable(self.name, error) from error
         buffer = io.BytesIO()
         torch.jit.save(module, buffer)
         return plugin.create_force(buffer.getvalue(), particles, periodic, FORCE_NAME)
