@@ -7,11 +7,16 @@ First the machinery without a model: an integrator that does nothing but ask the
 System of so many particles in which nothing else acts. *Idle* is such a step while no jump is under
 way; *empty* one with a module that returns zeros at once; *identity* one with the whole work of a
 jump (molecule made whole, handedness, gates) and a kernel that moves nothing. The bridges take
-turns; ratios are taken within a turn, to what the step costs without any bridge in the System.
+turns. Printed are wall-clock and CPU time a step, what is left of the CPU time when that of a step
+without any bridge is taken off, and the ratio of that to the native bridge's, within each turn.
 
-Then the work of a real model: jumps a second of one Context, and of two Contexts in two threads,
-in turns. Set OMP_NUM_THREADS=1 and OPENMM_CPU_THREADS=1 for that, so that one Context keeps to one
-core. Printed are medians, and medians and quartiles of the ratios.
+Then the work of a real model on the Reference platform: jumps a second of one Context, and of two
+Contexts in two threads, in turns. On a machine that does other work too, what counts is the figure
+in which the time that a thread was ready and had no core is taken out (Linux tells it); time spent
+waiting for a lock stays in.
+
+Set OMP_NUM_THREADS=1 and OPENMM_CPU_THREADS=1, so that one Context keeps to one core. Printed are
+medians, and for ratios the quartiles too.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -92,11 +98,22 @@ def context_of(
     return context, integrator
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock and CPU time that something takes, of all threads."""
+    began, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu
+
+
+def without_waiting(work: Callable[[], object]) -> float:
+    """Wall-clock time less that for which this thread was ready and had no core, s."""
+
+    def waited() -> float:
+        return 1e-9 * int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+
+    began, before = time.perf_counter(), waited()
+    work()
+    return time.perf_counter() - began - (waited() - before)
 
 
 def machinery(arguments: argparse.Namespace) -> list[dict]:
@@ -105,7 +122,7 @@ def machinery(arguments: argparse.Namespace) -> list[dict]:
     n = molecule.n_atoms
     jump = Jump(Identity(n), molecule, build_gates(molecule, 1.0, []))
     modules = {"empty": Empty(), "identity": jump}
-    bare = context_of(arguments.platform, arguments.atoms, None, molecule.positions)
+    plain = context_of(arguments.platform, arguments.atoms, None, molecule.positions)
     contexts = {}
     for bridge in arguments.bridges:
         for kind, module in modules.items():
@@ -114,37 +131,41 @@ def machinery(arguments: argparse.Namespace) -> list[dict]:
                 arguments.platform, arguments.atoms, force, molecule.positions
             )
     kinds = ("idle", "empty", "identity")
-    costs: dict[tuple[str, str], list[float]] = {
-        (b, k): [] for b in arguments.bridges for k in kinds
-    }
+    pairs = [(bridge, kind) for kind in kinds for bridge in arguments.bridges]
+    walls: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    extras: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
     nothing = []
     for turn in range(arguments.repeats + 1):
-        bare[1].setGlobalVariableByName("under_way", turn % 2)
-        without = seconds(lambda: bare[1].step(arguments.steps)) / arguments.steps
-        if turn:
-            nothing.append(without)
-        for (bridge, kind), cost in costs.items():
+        bare: dict[str, float] = {}
+        for kind in kinds:
+            plain[1].setGlobalVariableByName("under_way", float(kind != "idle"))
+            bare[kind] = seconds(lambda: plain[1].step(arguments.steps))[1] / arguments.steps
+        if turn:  # the first compiles
+            nothing.append(bare["idle"])
+        for bridge, kind in pairs:
             _, integrator = contexts[bridge, "identity" if kind == "idle" else kind]
             integrator.setGlobalVariableByName("under_way", float(kind != "idle"))
-            took = seconds(lambda i=integrator: i.step(arguments.steps)) / arguments.steps
-            if turn:  # the first compiles
-                cost.append(took)
-    rows = [{"what": "no bridge", "us": 1e6 * statistics.median(nothing), "repeats": len(nothing)}]
-    for kind in kinds:
-        for bridge in arguments.bridges:
-            mine = costs[bridge, kind]
-            row = {
-                "what": f"{kind}, {bridge}",
-                "us": 1e6 * statistics.median(mine),
-                "us_beside_no_bridge": 1e6
-                * statistics.median(a - b for a, b in zip(mine, nothing, strict=True)),
-                "repeats": len(mine),
-            }
-            if bridge != "native" and "native" in arguments.bridges:
-                native = costs["native", kind]
-                ratios = [a / b for a, b in zip(mine, native, strict=True)]
-                row["over_native"] = quartiles(ratios)
-            rows.append(row)
+            wall, cpu = seconds(lambda i=integrator: i.step(arguments.steps))
+            if turn:
+                walls[bridge, kind].append(wall / arguments.steps)
+                extras[bridge, kind].append(cpu / arguments.steps - bare[kind])
+    rows = [
+        {"what": "no bridge", "us_cpu": 1e6 * statistics.median(nothing), "repeats": len(nothing)}
+    ]
+    for bridge, kind in pairs:
+        mine = extras[bridge, kind]
+        row = {
+            "what": f"{kind}, {bridge}",
+            "us_wall": 1e6 * statistics.median(walls[bridge, kind]),
+            "us_cpu_of_bridge": 1e6 * statistics.median(mine),
+            "repeats": len(mine),
+        }
+        if bridge != "native" and "native" in arguments.bridges:
+            native = zip(mine, extras["native", kind], strict=True)
+            row["over_native"] = quartiles([a / b for a, b in native])
+            both = zip(walls[bridge, kind], walls["native", kind], strict=True)
+            row["wall_over_native"] = quartiles([a / b for a, b in both])
+        rows.append(row)
     return rows
 
 
@@ -165,33 +186,40 @@ def threads(arguments: argparse.Namespace) -> list[dict]:
         for seed in (1, 2):
             force = BRIDGES[bridge].create_force(jump, range(molecule.n_atoms), periodic=True)
             context, integrator = context_of(
-                arguments.platform, arguments.atoms, force, molecule.positions, seed
+                "Reference", arguments.atoms, force, molecule.positions, seed
             )
             integrator.setGlobalVariableByName("under_way", 1.0)
             integrator.step(4)
             pair.append((context, integrator))
 
-        def both(pair=pair) -> None:
-            workers = [
-                threading.Thread(target=integrator.step, args=(arguments.jumps,))
-                for _, integrator in pair
-            ]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
+        def run(index: int, out: list[float], pair=pair) -> None:
+            integrator = pair[index][1]
+            out.append(without_waiting(lambda: integrator.step(arguments.jumps)))
 
-        alone, together = [], []
+        walls, rates = [], []
         for _ in range(arguments.repeats):
-            alone.append(arguments.jumps / seconds(lambda p=pair: p[0][1].step(arguments.jumps)))
-            together.append(2 * arguments.jumps / seconds(both))
+            one: list[float] = []
+            wall_one = seconds(lambda one=one: run(0, one))[0]
+            two: list[float] = []
+
+            def both(two=two) -> None:
+                workers = [threading.Thread(target=run, args=(index, two)) for index in (0, 1)]
+                for worker in workers:
+                    worker.start()
+                for worker in workers:
+                    worker.join()
+
+            wall_two = seconds(both)[0]
+            walls.append((wall_one, wall_two))
+            rates.append((1 / one[0], sum(1 / t for t in two)))
         rows.append(
             {
                 "what": f"two threads, {bridge}",
-                "jumps_per_second_one": statistics.median(alone),
-                "jumps_per_second_two": statistics.median(together),
-                "two_over_one": quartiles([b / a for a, b in zip(alone, together, strict=True)]),
-                "repeats": len(alone),
+                "jumps_per_second_one": arguments.jumps * statistics.median(r[0] for r in rates),
+                "jumps_per_second_two": arguments.jumps * statistics.median(r[1] for r in rates),
+                "two_over_one": quartiles([b / a for a, b in rates]),
+                "two_over_one_wall": quartiles([2 * a / b for a, b in walls]),
+                "repeats": len(rates),
             }
         )
     return rows

@@ -150,9 +150,10 @@ void testErrors(const std::string& module, const std::string& fails, Platform& p
     Context context(*system, integrator, platform);
     context.setPositions(std::vector<Vec3>(6));
     checkJump(context, 0, 0);
-    for (int k = 0; k < 2; k++) {
-        const std::string message = messageOf([&] { checkJump(context, 1, 0); });
-        require(message.find("broken on purpose") != std::string::npos, "the exception's text arrives");
+    for (int number = 1; number <= 4; number++) {
+        const std::string message = messageOf([&] { checkJump(context, number, 0); });
+        const std::string words = number % 2 == 0 ? "broken on purpose" : "must match the size";
+        require(message.find(words) != std::string::npos, "the exception's text arrives");
         checkJump(context, 0, 0);
     }
 }

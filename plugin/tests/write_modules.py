@@ -27,8 +27,20 @@ class Shift(torch.nn.Module):
         return moved, torch.tensor(1.0 + number, dtype=torch.float64)
 
 
+class Misfit(torch.nn.Module):
+    """Adds what does not fit."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return nothing ever."""
+        return positions + torch.ones(positions.shape[0] + 1, 3)
+
+
 class Fails(torch.nn.Module):
-    """Throws."""
+    """Throws: by itself in jumps of an odd number, within torch and a part of its own in others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Misfit()
 
     def forward(
         self,
@@ -42,9 +54,9 @@ class Fails(torch.nn.Module):
         novelty: float,
     ) -> tuple[Tensor, Tensor]:
         """Take what a jump takes."""
-        if number >= 0:
+        if number % 2 == 1:
             raise RuntimeError("broken on purpose")
-        return positions, box.sum()
+        return self.part(positions), box.sum()
 
 
 if __name__ == "__main__":

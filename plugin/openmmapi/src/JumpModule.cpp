@@ -12,9 +12,7 @@ using OpenMM::OpenMMException;
 
 struct JumpModule::Contents {
     c10::Device device;
-    // A frozen module reads functions of the module it was made from when it reports an exception.
-    torch::jit::Module loaded;
-    torch::jit::Module frozen;
+    torch::jit::Module module;
 };
 
 namespace {
@@ -43,9 +41,13 @@ JumpModule::JumpModule(const std::string& bytes, c10::Device device) {
         std::istringstream stream(bytes);
         torch::jit::Module loaded = torch::jit::load(stream, device);
         loaded.eval();
-        // Weights become constants, which is faster; they have to be on their device by then.
-        torch::jit::Module frozen = torch::jit::freeze(loaded);
-        return std::unique_ptr<Contents>(new Contents{device, loaded, frozen});
+        // Frozen, its weights are constants, which is faster; they have to be on their device by
+        // then. A frozen module goes on pointing to functions of the copy that it was made from,
+        // which is gone, and reads them when it reports an exception: written and read once more,
+        // it stands on its own.
+        std::stringstream again;
+        torch::jit::freeze(loaded).save(again);
+        return std::unique_ptr<Contents>(new Contents{device, torch::jit::load(again, device)});
     });
 }
 
@@ -58,7 +60,7 @@ Proposal JumpModule::operator()(const at::Tensor& positions, const double* box,
         at::Tensor vectors = at::zeros({3, 3}, at::kDouble);
         if (box != nullptr)
             std::copy(box, box + 9, vectors.mutable_data_ptr<double>());
-        auto answer = contents->frozen
+        auto answer = contents->module
                           .forward({positions, vectors.to(contents->device), parameters.number,
                                     parameters.attempt, parameters.candidates, parameters.seed,
                                     parameters.lag, parameters.novelty})

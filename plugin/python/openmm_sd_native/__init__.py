@@ -14,8 +14,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
+
+if TYPE_CHECKING:
+    import openmm
 
 FOLDER = Path(__file__).resolve().parent
 #: Folder of the C++ header.
@@ -27,8 +31,8 @@ PLUGINS = LIBRARY / "plugins"
 
 __version__ = importlib.metadata.version("openmm-sd-native")
 
-# Platform -> the library with its kernels. The CPU platform uses Reference's.
-_KERNELS = {"Reference": "Reference", "OpenCL": "OpenCL", "CUDA": "CUDA"}
+# Platforms with a library of their own; the CPU platform uses Reference's.
+_PLATFORMS = ("Reference", "OpenCL", "CUDA")
 _lock = threading.Lock()
 _loaded: set[str] = set()
 
@@ -81,8 +85,8 @@ def load() -> None:
     with _lock:
         count = openmm.Platform.getNumPlatforms()
         for name in (openmm.Platform.getPlatform(i).getName() for i in range(count)):
-            if name in _KERNELS and name not in _loaded:
-                library = PLUGINS / f"libOpenMMScoreDynamics{_KERNELS[name]}.so"
+            if name in _PLATFORMS and name not in _loaded:
+                library = PLUGINS / f"libOpenMMScoreDynamics{name}.so"
                 try:
                     openmm.Platform.loadPluginLibrary(str(library))
                 except openmm.OpenMMException as error:
@@ -90,7 +94,9 @@ def load() -> None:
                 _loaded.add(name)
 
 
-def create_force(module: bytes, particles: Sequence[int], periodic: bool, name: str):
+def create_force(
+    module: bytes, particles: Sequence[int], periodic: bool, name: str
+) -> openmm.Force:
     """Make a ScoreDynamicsForce.
 
     Parameters
@@ -121,7 +127,7 @@ def create_force(module: bytes, particles: Sequence[int], periodic: bool, name: 
     )
 
 
-def read_force(force) -> ForceContents:
+def read_force(force: openmm.Force) -> ForceContents:
     """Say what a ScoreDynamicsForce holds.
 
     Parameters
