@@ -315,7 +315,7 @@ def test_the_library_from_cpp(compiled, tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", writer, tmp_path], check=True)
     files = [tmp_path / "shift.pt", tmp_path / "fails.pt"]
     done = subprocess.run(
-        [program, *files, openmm_sd_native.PLUGINS], capture_output=True, text=True
+        [program, *files, openmm_sd_native.PLUGINS, "all"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ok\n"

@@ -14,7 +14,8 @@ constexpr int VERSION = 1;
 
 // Proxies are registered as soon as the library is loaded, as OpenMM's own are.
 __attribute__((constructor)) void registerProxies() {
-    SerializationProxy::registerProxy(typeid(ScoreDynamicsForce), new ScoreDynamicsForceProxy());
+    static const ScoreDynamicsForceProxy proxy;
+    SerializationProxy::registerProxy(typeid(ScoreDynamicsForce), &proxy);
 }
 
 } // namespace
