@@ -18,6 +18,13 @@ $(VENV)/.ready: pyproject.toml setup.py
 	$(BIN)/pip install --quiet --editable '.[openmm-torch,test]'
 	@touch $@
 
+# The native bridge, where there is a C++ compiler; everything else works without.
+PLUGIN := $(shell find plugin -path plugin/build -prune -o -type f -print)
+$(VENV)/.native: $(VENV)/.ready $(PLUGIN)
+	@if command -v $${CXX:-c++} >/dev/null; then \
+	    $(BIN)/pip install --quiet --force-reinstall --no-deps ./plugin && touch $@; \
+	else echo "no C++ compiler here: the native bridge is left out" >&2; fi
+
 demo: $(VENV)/.ready
 	$(BIN)/openmm-sd demo --output demo-output
 
@@ -26,11 +33,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(VENV)/.native
 	$(BIN)/pytest -m 'not slow'
 
 # make test-physics - the long physics tests as well (about half an hour)
-test-physics: $(VENV)/.ready
+test-physics: $(VENV)/.ready $(VENV)/.native
 	$(BIN)/pytest
 
 # make docs - the documentation as HTML, warnings are errors
@@ -39,4 +46,4 @@ docs: $(VENV)/.ready
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 clean:
-	rm -rf demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo-output build plugin/build *.egg-info .pytest_cache .mypy_cache .ruff_cache

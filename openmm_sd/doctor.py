@@ -43,8 +43,10 @@ _STEP_PS = 0.001
 # A learned model may refuse some proposals; of so many jumps one has to be accepted.
 _MODEL_JUMPS = 5
 
-_NATIVE = "not part of this version"
-_PACKAGES = ("openmm-sd", "openmm", "torch", "openmmtorch", "safetensors", "mdtraj", "numpy")
+_PACKAGES = (
+    *("openmm-sd", "openmm-sd-native", "openmm", "torch", "openmmtorch"),
+    *("safetensors", "mdtraj", "numpy"),
+)
 
 
 # -- one bridge on one platform, in this process -------------------------------------------------
@@ -223,7 +225,6 @@ def examine(
     for (bridge, platform), answer in probes.items():
         ok, detail = jumps.get((bridge, platform), (False, answer.detail))
         bridges.setdefault(bridge, {})[platform] = {"ok": ok, "detail": detail}
-    bridges["native"] = {name: {"ok": False, "detail": _NATIVE} for name in chosen}
     versions = _versions()
     return {
         "versions": versions,

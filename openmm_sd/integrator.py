@@ -16,7 +16,7 @@ from typing import Any
 import openmm
 from openmm import unit
 
-from .bridges import BRIDGES, choose_bridge, platform_names
+from .bridges import BRIDGES, NotScriptable, choose_bridge, platform_names
 from .bridges.base import (
     ATTEMPT,
     CANDIDATES,
@@ -154,7 +154,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
         MD time between two jumps, ps. The card's recommendation by default.
     lag : Quantity or float, optional
         Physical time that one jump covers, ps. The card's recommendation by default.
-    bridge : {"auto", "pythonforce", "torchforce"}
+    bridge : {"auto", "native", "pythonforce", "torchforce"}
         How the kernel reaches OpenMM; "auto" takes the first that passes a real evaluation.
     seed : int, optional
         1 to 2**31 - 1. Fixes the noise of the jumps and of the Langevin dynamics. Drawn at random
@@ -340,8 +340,6 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
 
         self._compare_masses(system, found)
         group = _free_group(system)
-        if self.bridge == "auto":
-            self.bridge = choose_bridge(platform)
         jump = Jump(
             propagator,
             found.molecule,
@@ -349,13 +347,12 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             found.constraints,
             member.novelty,
         )
-        force = BRIDGES[self.bridge].create_force(
-            jump,
-            found.particles,
-            system.usesPeriodicBoundaryConditions(),
+        bridge, force = self._make_force(
+            jump, found.particles, system.usesPeriodicBoundaryConditions(), platform
         )
         force.setForceGroup(group)
         # Only now that nothing can fail any more is anything changed.
+        self.bridge = bridge
         self.detach(system)
         system.addForce(force)
         if self.model is not member:
@@ -372,6 +369,20 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             ],
         )
         return found
+
+    def _make_force(
+        self, jump: Jump, particles: Sequence[int], periodic: bool, platform: str | None
+    ) -> tuple[str, openmm.Force]:
+        """The bridge to use and its force; "auto" passes over bridges that refuse the kernel."""
+        if self.bridge != "auto":
+            return self.bridge, BRIDGES[self.bridge].create_force(jump, particles, periodic)
+        refused: list[str] = []
+        while True:
+            bridge = choose_bridge(platform, refused)
+            try:
+                return bridge, BRIDGES[bridge].create_force(jump, particles, periodic)
+            except NotScriptable:
+                refused.append(bridge)
 
     @staticmethod
     def detach(system: openmm.System) -> None:

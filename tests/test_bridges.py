@@ -26,6 +26,17 @@ def test_pythonforce_works_on_every_platform(platform):
     assert result.versions["openmm"] == openmm.__version__
 
 
+@pytest.mark.parametrize("platform", ["Reference", "CPU", "OpenCL"])
+def test_native_works_where_it_is_installed(platform):
+    if importlib.util.find_spec("openmm_sd_native") is None:
+        pytest.skip("openmm-sd-native is not installed")
+    if platform not in platform_names():
+        pytest.skip(f"OpenMM has no {platform} platform here")
+    result = answer("native", platform)
+    assert result.ok, result.detail
+    assert "openmm_sd_native" in result.versions
+
+
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 def test_torchforce_works_where_it_is_installed(platform):
     if importlib.util.find_spec("openmmtorch") is None:
@@ -51,14 +62,14 @@ def script(tmp_path, monkeypatch, text):
 
 def test_a_crash_is_an_answer(tmp_path, monkeypatch):
     script(tmp_path, monkeypatch, "echo 'some library: symbol lookup error' >&2; exit 127")
-    result = probe("torchforce", "CPU")
+    result = probe("pythonforce", "CPU")
     assert not result.ok
     assert "exit code 127" in result.detail
     assert "symbol lookup error" in result.detail
     script(tmp_path, monkeypatch, "kill -SEGV $$")
-    assert "killed by signal 11" in probe("torchforce", "CPU").detail
+    assert "killed by signal 11" in probe("pythonforce", "CPU").detail
     script(tmp_path, monkeypatch, "sleep 30")
-    assert "no answer within" in probe("torchforce", "CPU", timeout=0.5).detail
+    assert "no answer within" in probe("pythonforce", "CPU", timeout=0.5).detail
 
 
 @pytest.fixture
@@ -78,10 +89,16 @@ def fake(monkeypatch, tmp_path):
 
 
 def test_auto_takes_the_first_that_works_everywhere(fake):
-    first, second = list(BRIDGES)
+    first, second, _ = list(BRIDGES)
     fake.works = {(first, "CPU"): True, (second, "CPU"): True, (second, "OpenCL"): True}
     assert choose_bridge() == second
     assert choose_bridge("CPU") == first
+
+
+def test_auto_passes_over_what_will_not_do(fake):
+    fake.works = {(b, p): True for b in BRIDGES for p in ("CPU", "OpenCL")}
+    first, second, _ = list(BRIDGES)
+    assert choose_bridge("CPU", [first]) == second
 
 
 def test_auto_remembers_answers_and_can_ask_again(fake):
@@ -118,7 +135,7 @@ def test_every_bridge_builds_the_same_force(ala2):
             if name == "pythonforce":
                 assert list(force.getParticles()) == list(range(ala2.n_atoms))
                 assert set(force.getGlobalParameters()) == set(PARAMETERS)
-            else:
+            elif name == "torchforce":
                 names = [
                     force.getGlobalParameterName(i) for i in range(force.getNumGlobalParameters())
                 ]

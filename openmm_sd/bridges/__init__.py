@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from .base import Bridge, platform_names
+from .base import Bridge, NotScriptable, platform_names
+from .native import NativeBridge
 from .probe import Probe, choose_bridge, probe
 from .pythonforce import PythonForceBridge
 from .torchforce import TorchForceBridge
 
 #: Every bridge, in the order in which ``bridge="auto"`` tries them.
-BRIDGES: dict[str, Bridge] = {b.name: b for b in (PythonForceBridge(), TorchForceBridge())}
+BRIDGES: dict[str, Bridge] = {
+    b.name: b for b in (NativeBridge(), PythonForceBridge(), TorchForceBridge())
+}
 
-__all__ = ["BRIDGES", "Bridge", "Probe", "choose_bridge", "platform_names", "probe"]
+__all__ = [
+    "BRIDGES",
+    "Bridge",
+    "NotScriptable",
+    "Probe",
+    "choose_bridge",
+    "platform_names",
+    "probe",
+]

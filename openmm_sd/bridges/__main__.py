@@ -10,6 +10,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from .base import first_line
 from .probe import Probe, evaluate
 
 
@@ -22,9 +23,7 @@ def main() -> None:
     try:
         result = evaluate(arguments.bridge, arguments.platform)
     except Exception as error:  # whatever went wrong is the finding
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        detail = f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
-        result = Probe(arguments.bridge, arguments.platform, False, detail)
+        result = Probe(arguments.bridge, arguments.platform, False, first_line(error))
     print(json.dumps(asdict(result)), flush=True)
 
 

@@ -46,6 +46,22 @@ def platform_names() -> list[str]:
     return [openmm.Platform.getPlatform(i).getName() for i in range(count)]
 
 
+class NotScriptable(ValueError):
+    """TorchScript cannot compile the propagator, and the bridge takes nothing else."""
+
+    def __init__(self, bridge: str, error: BaseException) -> None:
+        super().__init__(
+            f"bridge={bridge!r} needs a propagator that TorchScript can compile: "
+            f"{first_line(error)}; bridge='pythonforce' runs it as it is"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Type of an exception and the first line of what it says."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
+
+
 class Bridge(ABC):
     """One way for a propagator to reach OpenMM.
 
@@ -55,10 +71,13 @@ class Bridge(ABC):
         What a user writes as ``bridge=``.
     install_hint : str
         What to install where the bridge does not work.
+    package : str or None
+        The Python package that it needs beside OpenMM and torch.
     """
 
     name: ClassVar[str]
     install_hint: ClassVar[str]
+    package: ClassVar[str | None] = None
 
     @abstractmethod
     def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
@@ -78,6 +97,11 @@ class Bridge(ABC):
         openmm.Force
             Named `FORCE_NAME`, with the global parameters `PARAMETERS`; its force group is set by
             the caller.
+
+        Raises
+        ------
+        NotScriptable
+            If the bridge needs a propagator that TorchScript can compile, and it cannot.
         """
 
     @abstractmethod

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,6 +137,11 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
     Probe
         Never raises for a bridge that does not work: that is its answer.
     """
+    from . import BRIDGES
+
+    package = BRIDGES[bridge].package if bridge in BRIDGES else None
+    if package is not None and importlib.util.find_spec(package) is None:
+        return Probe(bridge, platform, False, f"{package} is not installed")
     command = [sys.executable, "-m", "openmm_sd.bridges", bridge, platform]
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
@@ -166,11 +173,16 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
 def _cache_file() -> Path:
     """Where probes of this installation are remembered; another version is another file."""
     parts = [sys.executable, os.uname().nodename, ",".join(platform_names())]
-    for package in ("openmm", "torch", "openmmtorch", "openmm-sd"):
+    for package in ("openmm", "torch", "openmmtorch", "openmm-sd", "openmm-sd-native"):
         try:
             parts.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             parts.append(f"no {package}")
+    try:
+        # Built again, for whatever reason, it deserves another try.
+        parts.append(importlib.metadata.distribution("openmm-sd-native").read_text("RECORD") or "")
+    except importlib.metadata.PackageNotFoundError:
+        parts.append("")
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "openmm-sd" / f"bridges-{key}.json"
@@ -227,7 +239,7 @@ def probe_all(
     return results
 
 
-def choose_bridge(platform: str | None = None) -> str:
+def choose_bridge(platform: str | None = None, without: Collection[str] = ()) -> str:
     """Pick the first bridge that passes a real evaluation.
 
     Parameters
@@ -235,6 +247,8 @@ def choose_bridge(platform: str | None = None) -> str:
     platform : str, optional
         The platform it must work on. Without one it must work on every platform of this machine,
         because OpenMM then chooses the platform itself, later.
+    without : collection of str
+        Names of bridges that will not do.
 
     Returns
     -------
@@ -245,7 +259,7 @@ def choose_bridge(platform: str | None = None) -> str:
 
     platforms = [platform] if platform else platform_names()
     failures = []
-    for bridge in BRIDGES:
+    for bridge in (name for name in BRIDGES if name not in without):
         results = probe_all([bridge], platforms)
         bad = [r for r in results.values() if not r.ok]
         if not bad:

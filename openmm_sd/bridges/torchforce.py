@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..propagator.jump import Jump
 from ..propagator.script import script, script_frozen
-from .base import FORCE_NAME, PARAMETERS, Bridge, platform_names
+from .base import FORCE_NAME, PARAMETERS, Bridge, NotScriptable, first_line, platform_names
 
 # Platforms on which openmm-torch moves the module to the GPU.
 _GPU_PLATFORMS = {"CUDA", "HIP"}
@@ -94,6 +94,7 @@ class TorchForceBridge(Bridge):
 
     name = "torchforce"
     install_hint = "pip install 'openmm-sd[openmm-torch]'"
+    package = "openmmtorch"
 
     def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
         torch_force = load_plugin()
@@ -105,10 +106,7 @@ class TorchForceBridge(Bridge):
             gpu = bool(_GPU_PLATFORMS & set(platform_names()))
             module = script(wrapped) if gpu else script_frozen(wrapped)
         except Exception as error:
-            raise ValueError(
-                "bridge='torchforce' needs a propagator that TorchScript can compile: "
-                f"{_first_line(error)}; bridge='pythonforce' runs it as it is"
-            ) from error
+            raise NotScriptable(self.name, error) from error
         force = torch_force(module)
         force.setOutputsForces(True)
         force.setUsesPeriodicBoundaryConditions(periodic)
@@ -145,7 +143,7 @@ def load_plugin() -> type[openmm.Force]:
             warnings.simplefilter("ignore")
             import openmmtorch
     except Exception as error:
-        raise ImportError(f"openmm-torch cannot be imported ({_first_line(error)})") from error
+        raise ImportError(f"openmm-torch cannot be imported ({first_line(error)})") from error
     for failure in openmm.Platform.getPluginLoadFailures():
         library = _FAILURE.match(failure)
         if library and "OpenMMTorch" in library[1] and library[1] not in _loaded:
@@ -156,8 +154,3 @@ def load_plugin() -> type[openmm.Force]:
                 continue
             _loaded.add(library[1])
     return openmmtorch.TorchForce
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lag", type=float, metavar="PS", help="time one jump covers (the model's advice)")
     add("--burst", type=float, metavar="PS", help="MD time between two jumps (1)")
     add("--platform", metavar="P", help="OpenMM platform (a GPU's if one works, else CPU)")
-    add("--bridge", metavar="B", help="auto, pythonforce or torchforce (auto)")
+    add("--bridge", metavar="B", help="auto, native, pythonforce or torchforce (auto)")
     add("--seed", type=int, metavar="N", help="seed of all random numbers (1)")
     add("--force", action="store_true", help="replace the files of an earlier run")
 

@@ -42,7 +42,7 @@ _OPTIONS = (
     ("every", "every_ps", float, "PS", "MD time between two frames (that of a burst)"),
     ("platform", "platform", str, "P", "OpenMM platform (a GPU's if one works, else CPU)"),
     ("precision", "precision", str, "P", HIDDEN),
-    ("bridge", "bridge", str, "B", "auto, pythonforce or torchforce (auto)"),
+    ("bridge", "bridge", str, "B", "auto, native, pythonforce or torchforce (auto)"),
     ("seed", "seed", int, "N", "seed of all random numbers (1)"),
     ("max-novelty", "max_novelty", str, "SCORE", HIDDEN),
     ("max-tries", "max_tries", int, "N", HIDDEN),
