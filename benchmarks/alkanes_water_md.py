@@ -868,7 +868,9 @@ def collect(options: argparse.Namespace) -> None:
         runs.append(replace(one_run, info=one_run.info | known))
     # What the frames' means say of constraints is rounded; everything else is common.
     provenance = {k: v for k, v in data.provenance.items() if k != "merged"}
-    provenance |= {"constraint_lengths_nm": exact, "command": " ".join(sys.argv)}
+    # Without the folders of this machine.
+    command = " ".join(Path(word).name if "/" in word else word for word in sys.argv)
+    provenance |= {"constraint_lengths_nm": exact, "command": command}
     provenance["torsion_terms"] = torsions
     write_dataset(options.dataset, data.molecule, runs, provenance)
     print(f"{options.dataset}: {result['runs']} runs, {result['ns']:.3f} ns")

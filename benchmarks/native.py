@@ -30,19 +30,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 # torch before OpenMM, which loads openmm-torch's plugin when it is imported.
 import torch  # isort: skip
-import openmm
 
 from openmm_sd import ScoreModel
+from openmm_sd.benchmark.bridged import jump_context
 from openmm_sd.bridges import BRIDGES, probe
-from openmm_sd.bridges.base import CANDIDATES, LAG, NOVELTY, NUMBER, SEED
 from openmm_sd.propagator.jump import Jump, build_gates, gates_of
 from openmm_sd.propagator.kernels import Identity
-
-GROUP = 7
 
 
 class Empty(torch.nn.Module):
@@ -61,41 +56,6 @@ class Empty(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return no displacement."""
         return torch.zeros_like(positions), torch.ones([], dtype=torch.float64)
-
-
-def context_of(
-    platform: str, atoms: int, force: openmm.Force | None, positions: np.ndarray, seed: int = 1
-) -> tuple[openmm.Context, openmm.CustomIntegrator]:
-    """A Context whose only work is the jump's force, and the integrator that asks for it."""
-    system = openmm.System()
-    for _ in range(atoms):
-        system.addParticle(1.0)
-    system.setDefaultPeriodicBoxVectors([3, 0, 0], [0, 3, 0], [0, 0, 3])
-    if force is None:
-        # Its parameter stands in for the bridge's.
-        force = openmm.CustomExternalForce(f"0*x*{NUMBER}")
-        force.addGlobalParameter(NUMBER, 0.0)
-    force.setForceGroup(GROUP)
-    system.addForce(force)
-    integrator = openmm.CustomIntegrator(0.001)
-    for name in ("under_way", "counted", "status"):
-        integrator.addGlobalVariable(name, 0.0)
-    integrator.addPerDofVariable("displacement", 0.0)
-    integrator.addComputeGlobal("counted", "counted+1")
-    integrator.addComputeGlobal(NUMBER, "under_way*counted")
-    # Positions that are written invalidate the forces, as those of MD do.
-    integrator.addComputePerDof("x", "x")
-    integrator.addComputePerDof("displacement", f"f{GROUP}")
-    integrator.addComputeGlobal("status", f"energy{GROUP}")
-    integrator.addComputeGlobal(NUMBER, "0")
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
-    everywhere = np.random.default_rng(1).uniform(0, 3, (atoms, 3))
-    everywhere[: len(positions)] = positions
-    context.setPositions(everywhere)
-    for name, value in ((CANDIDATES, 1), (SEED, seed), (LAG, 10.0), (NOVELTY, 1e30)):
-        if name in context.getParameters():
-            context.setParameter(name, value)
-    return context, integrator
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
@@ -122,12 +82,12 @@ def machinery(arguments: argparse.Namespace) -> list[dict]:
     n = molecule.n_atoms
     jump = Jump(Identity(n), molecule, build_gates(molecule, 1.0, []))
     modules = {"empty": Empty(), "identity": jump}
-    plain = context_of(arguments.platform, arguments.atoms, None, molecule.positions)
+    plain = jump_context(arguments.platform, arguments.atoms, None, molecule.positions)
     contexts = {}
     for bridge in arguments.bridges:
         for kind, module in modules.items():
             force = BRIDGES[bridge].create_force(module, range(n), periodic=True)
-            contexts[bridge, kind] = context_of(
+            contexts[bridge, kind] = jump_context(
                 arguments.platform, arguments.atoms, force, molecule.positions
             )
     kinds = ("idle", "empty", "identity")
@@ -185,7 +145,7 @@ def threads(arguments: argparse.Namespace) -> list[dict]:
         pair = []
         for seed in (1, 2):
             force = BRIDGES[bridge].create_force(jump, range(molecule.n_atoms), periodic=True)
-            context, integrator = context_of(
+            context, integrator = jump_context(
                 "Reference", arguments.atoms, force, molecule.positions, seed
             )
             integrator.setGlobalVariableByName("under_way", 1.0)

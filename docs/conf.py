@@ -10,4 +10,4 @@ exclude_patterns = ["_build"]
 html_theme = "alabaster"
 numpydoc_show_class_members = False
 # Links to headings of other pages.
-myst_heading_anchors = 2
+myst_heading_anchors = 3

@@ -322,6 +322,7 @@ class _MixedRun:
         self, system: openmm.System, integrator: openmm.Integrator, platform: str
     ) -> openmm.Context:
         context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+        assert self._box.box_vectors is not None
         context.setPeriodicBoxVectors(*self._box.box_vectors)
         context.setPositions(self._box.positions)
         context.setVelocitiesToTemperature(self._temperature, self._seed)
@@ -360,8 +361,9 @@ class _MixedRun:
         return self.integrator.getEffectiveTime().value_in_unit(unit.picosecond)
 
     def _write(self) -> None:
-        positions = self._imaged(_positions(self._mixed), self._box.box_vectors)
         box = self._box.box_vectors
+        assert box is not None
+        positions = self._imaged(_positions(self._mixed), box)
         if not self.frames:
             with open(self._folder / "topology.pdb", "w", encoding="utf-8") as file:
                 app.PDBFile.writeFile(self._box.topology, positions * unit.nanometer, file)

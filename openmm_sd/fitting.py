@@ -9,19 +9,23 @@ from .propagator.model import ScoreModel
 from .solute import NoSoluteError, find_solute
 
 
-def fitting_models(topology: Any) -> tuple[dict[str, ScoreModel], dict[str, str]]:
+def fitting_models(
+    topology: Any, implicit: bool = False
+) -> tuple[dict[str, ScoreModel], dict[str, str]]:
     """Look at every installed model: those that ship with the package, and registered ones.
 
     Parameters
     ----------
     topology : openmm.app.Topology or mdtraj.Topology
         With bonds and hydrogens.
+    implicit : bool
+        Whether the solvent is implicit.
 
     Returns
     -------
     fitting : dict
-        Name to model, shipped ones first. Models of implicit solvent are left out where another
-        one fits: in water they are second choice at best.
+        Name to model, shipped ones first. Models of the other kind of solvent, implicit ones in
+        water, are left out where another one fits: they are second choice at best.
     reasons : dict
         Name to what is in the way, of the others.
     """
@@ -43,20 +47,22 @@ def fitting_models(topology: Any) -> tuple[dict[str, ScoreModel], dict[str, str]
         except ValueError:
             pass  # it is there; what is wrong with it is said to whoever takes this model
         fitting[name] = model
-    explicit = {name: model for name, model in fitting.items() if not is_implicit(model)}
-    for name in fitting if explicit else ():
-        if name not in explicit:
-            reasons[name] = "it was trained in implicit solvent"
-    return explicit or fitting, reasons
+    alike = {name: model for name, model in fitting.items() if is_implicit(model) == implicit}
+    for name in fitting if alike else ():
+        if name not in alike:
+            reasons[name] = f"it was trained in {'explicit' if implicit else 'implicit'} solvent"
+    return alike or fitting, reasons
 
 
-def fitting_model(topology: Any) -> ScoreModel:
+def fitting_model(topology: Any, implicit: bool = False) -> ScoreModel:
     """Return the installed model whose molecule a Topology holds.
 
     Parameters
     ----------
     topology : openmm.app.Topology or mdtraj.Topology
         With bonds and hydrogens.
+    implicit : bool
+        Whether the solvent is implicit.
 
     Raises
     ------
@@ -64,7 +70,7 @@ def fitting_model(topology: Any) -> ScoreModel:
         If none fits, or several do; it says what there is. One that ships with the package comes
         before those that other packages register.
     """
-    fitting, reasons = fitting_models(topology)
+    fitting, reasons = fitting_models(topology, implicit)
     shipped = [name for name in fitting if name in ScoreModel.shipped()]
     candidates = shipped or list(fitting)
     if len(candidates) == 1:

@@ -27,6 +27,7 @@ from .bridges.base import (
     NUMBER,
     SEED,
 )
+from .propagator.family_tree import family_tree
 from .propagator.jump import (
     ERRORS,
     MAX_CANDIDATES,
@@ -39,7 +40,8 @@ from .propagator.jump import (
 )
 from .propagator.model import ScoreModel
 from .propagator.noise import MAX_SEED
-from .solute import Solute, find_solute
+from .propagator.torsion_potential import largest_difference, turning_potentials
+from .solute import Solute, find_solute, torsion_terms
 
 #: Boltzmann's constant, kJ/mol/K.
 BOLTZMANN = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
@@ -118,6 +120,8 @@ _ENERGY_ENOUGH = 20
 _SAME_PLACE = 1e-4
 # Hydrogen mass repartitioning goes up to about 4 Da.
 _HEAVIEST_HYDROGEN = 4.6
+# Barriers that differ by this change rates by a tenth at 300 K, kJ/mol.
+_SAME_POTENTIAL = 0.25
 # No all-atom MD makes steps as long as this, ps.
 _LONG_STEP = 0.02
 # Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
@@ -339,6 +343,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             )
 
         self._compare_masses(system, found)
+        self._compare_torsions(system, found, member)
         group = _free_group(system)
         jump = Jump(
             propagator,
@@ -1287,6 +1292,25 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
                     "topology: do the two have the same atom order?"
                 )
                 return
+
+    def _compare_torsions(self, system: openmm.System, found: Solute, member: ScoreModel) -> None:
+        """Notice a force field that hinders turns in another way than the model was told."""
+        known = getattr(member.propagator, "hyperparameters", {})
+        if not known.get("potentials"):
+            return
+        tree = family_tree(found.molecule)
+        terms = torsion_terms(system, found.particles)
+        mine = turning_potentials(found.molecule, tree, known["turning"], terms)
+        differences = largest_difference(mine, known["potentials"])
+        if differences.max(initial=0.0) > _SAME_POTENTIAL:
+            most = int(differences.argmax())
+            _, *bond, _, _ = tree.rows[known["turning"][most]]
+            first, second = (found.molecule.atom_names[atom] for atom in bond)
+            self._differs(
+                f"system: the torsion terms about the bond {first}-{second} are not those that the "
+                f"model of {found.molecule.name} learned, they differ by {differences[most]:.1f} "
+                "kJ/mol: its jumps follow its own force field"
+            )
 
     def _differs(self, message: str) -> None:
         """Say that the simulation is not what the model was made for, as loudly as asked for."""

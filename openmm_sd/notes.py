@@ -14,7 +14,12 @@ _ENOUGH: Final = 5
 
 
 def ensemble_notes(
-    model: ScoreModel, numbers: dict[str, Any], lag: float, burst: float
+    model: ScoreModel,
+    numbers: dict[str, Any],
+    lag: float,
+    burst: float,
+    *,
+    implicit: bool = False,
 ) -> list[str]:
     """Say what the ensemble of a mixed run is worth.
 
@@ -26,9 +31,11 @@ def ensemble_notes(
         Of ``ScoreDynamicsIntegrator.getStatistics``.
     lag, burst : float
         ps.
+    implicit : bool
+        Whether the run is in implicit solvent.
     """
     notes = []
-    if is_implicit(model):
+    if is_implicit(model) and not implicit:
         notes.append(
             f"The model was trained in implicit solvent ({model.card['solvent']}), so the "
             "populations of this run in explicit water are not to be believed: it shows the "
@@ -43,8 +50,8 @@ def ensemble_notes(
         f"Effective time counts {lag:g} ps for every accepted jump beside the MD time; between two "
         f"jumps lie {burst:g} ps of MD. It leaves out the {settled:.10g} ps in "
         "which only the surroundings of a jumped solute moved.",
-        f"{back} proposals were taken back because the water did not give "
-        "way; what is taken back is no random selection.",
+        f"{back} proposals were taken back because the potential energy stayed too high, whatever "
+        "way the surroundings gave; what is taken back is no random selection.",
     ]
     if numbers["novel"]:
         notes.append(
@@ -83,14 +90,22 @@ def dropped_jumps(numbers: dict[str, Any]) -> str | None:
     )
 
 
-def card_force_field(model: ScoreModel) -> tuple[str, ...] | None:
-    """Return the force field files on a model's card; None where it has none for explicit water."""
+def card_force_field(model: ScoreModel, implicit: bool = False) -> tuple[str, ...] | None:
+    """Return the force field files on a model's card; None where it has none for such a solvent.
+
+    Parameters
+    ----------
+    model : ScoreModel
+        The model.
+    implicit : bool
+        Whether the solvent is implicit.
+    """
     named = model.card.get("force_field")
     if (
         isinstance(named, list)
         and named
         and all(isinstance(f, str) and f.endswith(".xml") for f in named)
-        and not is_implicit(model)
+        and is_implicit(model) == implicit
     ):
         return tuple(named)
     return None

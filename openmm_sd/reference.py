@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .analysis import dihedral
 from .analysis.geometry import Torsion, backbone_torsions, torsions
 from .analysis.sample import Sample
-from .dataset import BIASED, Dataset, read_dataset
+from .dataset import BIASED, Dataset, file_sha256, merge, read_dataset
 from .propagator.molecule import Molecule, match_atoms
 
 _EQUILIBRIUM_KINDS = ("plain", "imported")
@@ -272,6 +272,73 @@ def reference_from_dataset(
             for run in dataset.runs
             if run.kind != BIASED
         )
+    )
+
+
+def held_out_reference(
+    card: Mapping[str, Any], molecule: Molecule, folders: Sequence[str | os.PathLike[str]]
+) -> Reference:
+    """Make a reference of what a model's training held out.
+
+    Parameters
+    ----------
+    card : mapping
+        Of a model that ``openmm-sd train`` made of one molecule: it names the data sets, their
+        hashes, and the last part of every run that was not trained on.
+    molecule : Molecule
+        The model's.
+    folders : sequence of str or PathLike
+        Where the data sets may be.
+
+    Returns
+    -------
+    Reference
+        The held-out parts alone.
+
+    Raises
+    ------
+    ValueError
+        If the card does not say it, a data set is not there or another one, or nothing that
+        samples the equilibrium was held out.
+    """
+    training = card.get("training")
+    training = training if isinstance(training, Mapping) else {}
+    held, files = training.get("held_out_ps"), training.get("data_sets")
+    if not held or not files:
+        raise ValueError(
+            "reference: name the MD to compare with (--reference): "
+            + (
+                "the model's card does not say what its training held out"
+                if held is None
+                else "the model's training held nothing out"
+            )
+        )
+    data = merge([read_dataset(_training_data(one, folders)) for one in files])
+    runs = [
+        replace(run, positions=run.positions[-(round(held[run.name] / run.spacing_ps) + 1) :])
+        for run in data.runs
+        if run.name in held
+    ]
+    if not any(run.kind in _EQUILIBRIUM_KINDS for run in runs):
+        raise ValueError(
+            "reference: name the MD to compare with (--reference): what the training held out "
+            "holds no plain run, so there is no equilibrium in it"
+        )
+    return reference_from_dataset(replace(data, runs=tuple(runs)), molecule, "held out")
+
+
+def _training_data(entry: Mapping[str, Any], folders: Sequence[str | os.PathLike[str]]) -> Path:
+    """Find a data set by the name and the hash that a card has of it."""
+    name = str(entry["file"])
+    there = [path for path in (Path(folder) / name for folder in folders) if path.is_file()]
+    for path in there:
+        if file_sha256(path) == entry["sha256"]:
+            return path
+    what = f"{there[0]} is not the file" if there else f"{name} is not beside the bundle"
+    raise ValueError(
+        "reference: name the MD to compare with (--reference): without it the model is compared "
+        f"with what its training on {name} held out, and {what}"
+        + (" that it was trained on" if there else "")
     )
 
 

@@ -32,10 +32,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -44,14 +44,18 @@ from torch import Tensor
 
 from .machine import versions
 from .propagator.bundle import write_atomically
-from .propagator.gates import ChiralityGate
+from .propagator.draw import STATUSES, Draw
 from .propagator.jump import ERRORS, REJECTIONS, STATUS_ACCEPTED, Jump, JumpError, gates_of
 from .propagator.model import ScoreModel
 from .propagator.molecule import Molecule, match_atoms, read_topology
-from .propagator.noise import MAX_SEED, standard_normal_rows
+from .propagator.noise import MAX_SEED
+from .propagator.script import script_if_possible
 from .resumable import interrupts, locked, model_digest
 from .trajectories import FORMATS as _TRAJECTORIES
 from .trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
+
+if TYPE_CHECKING:
+    from .cluster import Where
 
 #: File formats of a trajectory, with the file each one gives.
 FORMATS: Final = {name: _TRAJECTORIES[name] for name in ("xtc", "h5")}
@@ -67,8 +71,6 @@ _REPORT_SECONDS: Final = 0.2
 
 _MAX_BOND: Final = 0.4
 """Longest bond (nm) believed in a start frame; I-I, a long one, has 0.27 nm."""
-
-_STATUSES: Final = max(REJECTIONS) + 1
 
 Report = Callable[[str, str], None]
 
@@ -121,6 +123,137 @@ class RolloutSettings:
             raise ValueError(f"lag must be a positive number of ps, got {lag!r}")
         if not isinstance(self.device, str):
             raise ValueError(f"device must be a string, got {type(self.device).__name__}")
+
+
+class Mover:
+    """Moves chains by one lag: any chains, at any step.
+
+    Parameters
+    ----------
+    model : ScoreModel
+        Its first molecule is what the chains hold.
+    settings : RolloutSettings
+        `chains` and `steps` are not used here.
+
+    Attributes
+    ----------
+    model : ScoreModel
+    settings : RolloutSettings
+    molecule : Molecule
+    lag_ps : float
+    device : torch.device
+    """
+
+    def __init__(self, model: ScoreModel, settings: RolloutSettings) -> None:
+        self.model, self.settings = model, settings
+        self.molecule = model.molecules[0]
+        self.lag_ps = _checked_lag(model, settings.lag_ps)
+        self.device = checked_device(settings.device)
+        propagator = model.propagator
+        if any(
+            tensor.device != self.device
+            for tensor in (*propagator.parameters(), *propagator.buffers())
+        ):
+            propagator = copy.deepcopy(propagator)
+        jump = Jump(
+            propagator,
+            self.molecule,
+            gates_of(model, self.molecule),
+            model.constraint_lengths,
+        )
+        self._jump = jump.to(self.device).eval()
+        # Compiled when it is first needed.
+        self._draw: torch.nn.Module | None = None
+
+    @torch.no_grad()
+    def place(self, frames: NDArray[np.float64], numbers: NDArray[np.int64]) -> Tensor:
+        """Return where chains start that begin with some of the frames.
+
+        Raises
+        ------
+        ValueError
+            If such a frame is a mirror image of the model's molecule.
+        """
+        start = torch.from_numpy(frames[numbers]).to(self.device)
+        order, mirrored = self._jump.relabel(start)
+        if bool(mirrored.any()):
+            frame = int(numbers[int(mirrored.cpu().numpy().argmax())])
+            raise ValueError(
+                f"start frame {frame} is a mirror image of the model's {self.molecule.name} "
+                "at a stereocentre"
+            )
+        start = self._jump.constrain(self._jump.reorder(start, order))
+        return _centred(start).to(torch.float32)
+
+    @torch.inference_mode()
+    def __call__(self, frames: Tensor, step: int, first: int = 0) -> tuple[Tensor, Counter[str]]:
+        """Move chains by one lag.
+
+        Parameters
+        ----------
+        frames : Tensor
+            (chains, N, 3) float32, where they are.
+        step : int
+            Number of the step, from 0.
+        first : int
+            Number of the first of these chains, from 0; the others follow it.
+
+        Returns
+        -------
+        frames : Tensor
+            Where they are then.
+        counts : Counter
+            What happened on the way.
+
+        Raises
+        ------
+        JumpError
+            If the propagator returns something that is no frame.
+        """
+        start = _centred(frames.to(torch.float64))
+        new = frames.clone()
+        chains = len(frames)
+        counts: Counter[str] = Counter()
+        pending = torch.arange(chains, dtype=torch.int64, device=self.device)
+        for attempt in range(self.settings.max_tries):
+            failed = torch.zeros(chains, dtype=torch.bool, device=self.device)
+            found = torch.zeros(2 + STATUSES, dtype=torch.int64, device=self.device)
+            for rows in pending.split(self.settings.batch):
+                moved, status, tallies = self._draws(start[rows], rows + first, step, attempt)
+                passed = status == STATUS_ACCEPTED
+                new[rows] = torch.where(passed.reshape(-1, 1, 1), moved, new[rows])
+                failed[rows] = ~passed
+                found += tallies
+            # The only places where a GPU is waited for.
+            flips, swaps, *statuses = found.tolist()
+            counts["chirality_flips"] += flips
+            counts["equivalent_swaps"] += swaps
+            counts["draws"] += len(pending)
+            for code, name in REJECTIONS.items():
+                counts[name] += statuses[code]
+            failures = len(pending) - statuses[STATUS_ACCEPTED]
+            if attempt == 0:
+                counts["first_draw_failures"] += failures
+            else:
+                counts["redraws"] += len(pending)
+            pending = pending[:0] if failures == 0 else failed.nonzero().squeeze(1)
+            if failures == 0:
+                break
+        counts["fallbacks"] += len(pending)
+        return new, counts
+
+    def _draws(
+        self, start: Tensor, rows: Tensor, step: int, attempt: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw once for some chains: frames, statuses, and the counts of what happened."""
+        if self._draw is None:
+            self._draw = script_if_possible(Draw(self._jump))
+        frames, status, tallies, error = self._draw(
+            start, rows, step, attempt, self.settings.seed, self.lag_ps
+        )
+        if error:
+            raise JumpError(ERRORS[error])
+        return frames, status, tallies
 
 
 class Rollout:
@@ -176,9 +309,9 @@ class Rollout:
     ) -> None:
         self.model = model = model.only()
         self.settings = settings or RolloutSettings()
-        self.molecule = model.molecules[0]
-        self.lag_ps = _checked_lag(model, self.settings.lag_ps)
-        self.device = _device(self.settings.device)
+        self._mover = Mover(model, self.settings)
+        self.molecule, self.lag_ps = self._mover.molecule, self._mover.lag_ps
+        self.device = self._mover.device
         if frames is None:
             frames = model.start_frames
             if frames is None:
@@ -188,35 +321,20 @@ class Rollout:
                 )
         given = _checked_frames(frames, self.molecule.n_atoms)
         chosen = _draw(len(given), self.settings.chains, self.settings.seed)
-
-        propagator = model.propagator
-        if any(
-            tensor.device != self.device
-            for tensor in (*propagator.parameters(), *propagator.buffers())
-        ):
-            propagator = copy.deepcopy(propagator)
-        self._jump = Jump(
-            propagator,
-            self.molecule,
-            gates_of(model, self.molecule),
-            model.constraint_lengths,
-        )
-        self._jump = self._jump.to(self.device).eval()
-        self._hand = [gate for gate in self._jump.gates if isinstance(gate, ChiralityGate)]
-        with torch.no_grad():
-            start = torch.from_numpy(given[chosen]).to(self.device)
-            order, mirrored = self._jump.relabel(start)
-            if bool(mirrored.any()):
-                frame = int(chosen[int(mirrored.cpu().numpy().argmax())])
-                raise ValueError(
-                    f"start frame {frame} is a mirror image of the model's {self.molecule.name} "
-                    "at a stereocentre"
-                )
-            start = self._jump.constrain(self._jump.reorder(start, order))
-            self._frames = _centred(start).to(torch.float32)
+        self._frames = self._mover.place(given, chosen)
         self._step = 0
         self._seconds = 0.0
         self._counts: Counter[str] = Counter()
+
+    @property
+    def device_kind(self) -> str:
+        """Kind of device that the chains are moved on."""
+        return self.device.type
+
+    @property
+    def device_name(self) -> str:
+        """The device for people."""
+        return device_name(self.device)
 
     @property
     def step_number(self) -> int:
@@ -244,77 +362,25 @@ class Rollout:
         self.step()
         return self.frames
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move every chain by one lag and leave the frames on the device."""
+    def step(self, stopped: Callable[[], bool] | None = None) -> bool:
+        """Move every chain by one lag and leave the frames on the device.
+
+        Parameters
+        ----------
+        stopped : callable, optional
+            Asked whether to give up where others have to be waited for; nothing is moved then.
+
+        Returns
+        -------
+        bool
+            Whether the chains were moved.
+        """
         began = time.perf_counter()
-        start = _centred(self._frames.to(torch.float64))
-        new = self._frames.clone()
-        chains = self.settings.chains
-        counts: Counter[str] = Counter()
-        pending = torch.arange(chains, dtype=torch.int64, device=self.device)
-        for attempt in range(self.settings.max_tries):
-            failed = torch.zeros(chains, dtype=torch.bool, device=self.device)
-            found = torch.zeros(2 + _STATUSES, dtype=torch.int64, device=self.device)
-            for rows in pending.split(self.settings.batch):
-                frames, status, tallies = self._draws(start[rows], rows, attempt)
-                passed = status == STATUS_ACCEPTED
-                new[rows] = torch.where(passed.reshape(-1, 1, 1), frames, new[rows])
-                failed[rows] = ~passed
-                found += tallies
-            # The only places where a GPU is waited for.
-            flips, swaps, *statuses = found.tolist()
-            counts["chirality_flips"] += flips
-            counts["equivalent_swaps"] += swaps
-            counts["draws"] += len(pending)
-            for code, name in REJECTIONS.items():
-                counts[name] += statuses[code]
-            failures = len(pending) - statuses[STATUS_ACCEPTED]
-            if attempt == 0:
-                counts["first_draw_failures"] += failures
-            else:
-                counts["redraws"] += len(pending)
-            pending = pending[:0] if failures == 0 else failed.nonzero().squeeze(1)
-            if failures == 0:
-                break
-        counts["fallbacks"] += len(pending)
-        self._frames = new
+        self._frames, counts = self._mover(self._frames, self._step)
         self._counts += counts
         self._step += 1
         self._seconds += time.perf_counter() - began
-
-    def _draws(self, start: Tensor, rows: Tensor, attempt: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw once for some chains: frames, statuses, and the counts of what happened."""
-        noise = standard_normal_rows(
-            self.settings.seed, self._step, attempt, rows, self._jump.noise_size
-        )
-        lag = torch.full([len(rows)], self.lag_ps, dtype=torch.float32, device=self.device)
-        moved, error = self._jump.propose(start, lag, noise)
-        if error:
-            raise JumpError(ERRORS[error])
-        status = self._jump.judge(start, moved)
-        order, mirrored = self._jump.relabel(moved)
-        # A relation between centres (cis and trans on a ring) has no gate of its own.
-        status = torch.where(
-            (status == STATUS_ACCEPTED) & mirrored,
-            torch.full_like(status, ChiralityGate.code),
-            status,
-        )
-        flipped = status == ChiralityGate.code
-        for gate in self._hand:
-            flipped |= ~gate(start, moved) & torch.isfinite(moved).flatten(1).all(dim=1)
-        plain = torch.arange(order.shape[1], device=self.device)
-        swapped = (order != plain).any(dim=1) & (status == STATUS_ACCEPTED)
-        tallies = torch.cat(
-            [
-                torch.stack([flipped.sum(), swapped.sum()]),
-                torch.zeros(_STATUSES, dtype=torch.int64, device=self.device).index_add(
-                    0, status, torch.ones_like(status)
-                ),
-            ]
-        )
-        frames = _centred(self._jump.reorder(moved, order)).to(torch.float32)
-        return frames, status, tallies
+        return True
 
     def statistics(self) -> dict[str, Any]:
         """Return what was counted so far.
@@ -521,6 +587,7 @@ def run_rollout(
     checkpoint_seconds: float = 60.0,
     report: Report | None = None,
     molecule: str | None = None,
+    dask: Where | None = None,
 ) -> dict[str, Any]:
     """Run chains of pure Score Dynamics and write them to a directory.
 
@@ -553,6 +620,10 @@ def run_rollout(
         Called with what is being done and how far it is.
     molecule : str, optional
         Which of a family's molecules.
+    dask : str, int, distributed.Client or cluster, optional
+        Have the chains moved by the workers of a Dask cluster: ``"local"`` or a number of workers
+        for one that is started here, with a worker a GPU or else a core; the address or the file
+        of a scheduler; or an object of Dask. The chains are the same, see `SharedRollout`.
 
     Returns
     -------
@@ -590,10 +661,16 @@ def run_rollout(
     elif isinstance(start, (str, os.PathLike)) or hasattr(start, "xyz"):
         source = os.fspath(start) if isinstance(start, (str, os.PathLike)) else "trajectory"
         frames = read_start_frames(start, model.molecules[0], topology)
-    rollout = Rollout(model, settings, frames)
-    run = _Run(rollout, Path(output), format, every, source)
-    with run.locked():
-        return run(minutes, checkpoint_seconds, say)
+    if dask is None:
+        run = _Run(Rollout(model, settings, frames), Path(output), format, every, source)
+        with run.locked():
+            return run(minutes, checkpoint_seconds, say)
+    from .shared_rollout import SharedRollout
+
+    with closing(SharedRollout(model, settings, frames, dask, every, say)) as shared:
+        run = _Run(shared, Path(output), format, every, source)
+        with run.locked():
+            return run(minutes, checkpoint_seconds, say)
 
 
 def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
@@ -667,7 +744,7 @@ class _Run:
             "batch": settings.batch,
             "every": every,
             "format": format,
-            "device": rollout.device.type,
+            "device": rollout.device_kind,
         }
         self._wall = 0.0
         self._size = 0
@@ -690,8 +767,14 @@ class _Run:
         with open(self._stream, "ab") as stream, interrupts() as interrupted:
             stream.truncate(self._size)
             stream.seek(0, os.SEEK_END)
+
+            def over() -> bool:
+                late = minutes is not None and time.monotonic() - began >= 60.0 * minutes
+                return late or interrupted()
+
             while rollout.step_number < settings.steps:
-                rollout.step()
+                if not rollout.step(over):
+                    break
                 self._record(stream)
                 now = time.monotonic()
                 self._wall = before + now - began
@@ -699,8 +782,7 @@ class _Run:
                 if now - said >= _REPORT_SECONDS or done == settings.steps:
                     say("rollout", f"step {done} of {settings.steps}, {settings.chains} chains")
                     said = now
-                late = minutes is not None and now - began >= 60.0 * minutes
-                if late or interrupted():
+                if over():
                     break
                 if now - last >= interval:
                     self._checkpoint(stream)
@@ -836,7 +918,7 @@ class _Run:
             "jumps_per_second": speed,
             "effective_ns_per_day": speed * rollout.lag_ps / 1000.0 * 86400.0,
             "wall_seconds": self._wall,
-            "device": _device_name(rollout.device),
+            "device": rollout.device_name,
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "model": {"name": rollout.model.name, "sha256": rollout.model.sha256},
@@ -907,7 +989,14 @@ def _checked_lag(model: ScoreModel, lag: float | None) -> float:
     return float(lag)
 
 
-def _device(name: str) -> torch.device:
+def checked_device(name: str) -> torch.device:
+    """Return the device of a name: cpu, cuda, cuda:N, or auto for a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -924,7 +1013,8 @@ def _device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a device for people."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return "cpu"

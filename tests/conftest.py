@@ -14,6 +14,8 @@ from openmm import app, unit
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.bridges import BRIDGES, platform_names, probe
+from openmm_sd.prepare import PreparedSystem, write_prepared
+from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 
 PDB = Path(__file__).parent / "data" / "ace-ala-nme.pdb"
 #: Largest deviation allowed where a kernel says to what place the solute goes, nm.
@@ -177,3 +179,40 @@ def turned(frames, axis, side, degrees):
         origin + along + (arms - along) * np.cos(angle) + np.cross(direction, arms) * np.sin(angle)
     )
     return frames
+
+
+@pytest.fixture(scope="module")
+def pdb(peptide, tmp_path_factory):
+    """ACE-ALA-NME, complete, as a file."""
+    path = tmp_path_factory.mktemp("structure") / "ala2.pdb"
+    with open(path, "w") as file:
+        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file)
+    return path
+
+
+class Jitter(OrnsteinUhlenbeck):
+    """Needs noise; TorchScript, which takes seconds, cannot read it."""
+
+    def forward(self, *arguments):
+        return super().forward(*arguments)
+
+
+@pytest.fixture(scope="module")
+def vacuum(peptide):
+    return PreparedSystem(peptide.topology, peptide.system(), peptide.positions)
+
+
+@pytest.fixture(scope="module")
+def jitter(ala2):
+    """Jumps that need noise, most of which are accepted in vacuum."""
+    return model_of(Jitter(ala2.n_atoms, 1000.0, 0.01), ala2, temperature_K=300.0)
+
+
+@pytest.fixture(scope="module")
+def on_disk(vacuum, ala2, tmp_path_factory):
+    """A prepared directory and a bundle."""
+    folder = tmp_path_factory.mktemp("disk")
+    write_prepared(vacuum, folder / "prepared")
+    kernel = OrnsteinUhlenbeck(ala2.n_atoms, 1000.0, 0.01)
+    ScoreModel(kernel, ala2, {"temperature_K": 300.0}).save(folder / "model.safetensors")
+    return folder

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from openmm import app, unit
 
 from openmm_sd import Molecule
 from openmm_sd.analysis import dihedral
@@ -31,15 +30,6 @@ from openmm_sd.generate.parts import Parts
 from openmm_sd.prepare import solvate
 
 PROGRAM = [sys.executable, "-m", "openmm_sd", "generate"]
-
-
-@pytest.fixture(scope="module")
-def pdb(peptide, tmp_path_factory):
-    """ACE-ALA-NME, complete."""
-    path = tmp_path_factory.mktemp("generate") / "ala2.pdb"
-    with open(path, "w") as file:
-        app.PDBFile.writeFile(peptide.topology, peptide.positions * unit.nanometer, file)
-    return path
 
 
 def implicit(**changes):
@@ -315,7 +305,7 @@ def test_time_is_kept(pdb, tmp_path):
 
 def blow_up(monkeypatch, which):
     """Let some attempts at runs end with coordinates that are not numbers."""
-    frames = dynamics._Run._frames
+    frames = dynamics.PieceByPiece._frames
 
     def wrong(self, *arguments):
         x, steps, seconds = frames(self, *arguments)
@@ -323,7 +313,7 @@ def blow_up(monkeypatch, which):
             x[-1, 0, 0, 0] = np.nan
         return x, steps, seconds
 
-    monkeypatch.setattr(dynamics._Run, "_frames", wrong)
+    monkeypatch.setattr(dynamics.PieceByPiece, "_frames", wrong)
 
 
 def test_runs_that_blow_up(pdb, tmp_path, monkeypatch):
@@ -477,6 +467,7 @@ def test_wrong_structures_are_refused(pdb, tmp_path):
     bare.write_text("".join(s for s in lines if s[76:78] != " H" and s[:6] != "CONECT"))
     for structure, settings, options, message in (
         (tmp_path / "none.pdb", implicit(), {}, "there is no file"),
+        (pdb, implicit(force_field=("amber99sbildn.xml",)), {}, "has no implicit solvent"),
         (bare, implicit(), {}, "has no hydrogens; 'openmm-sd prepare' adds them"),
         (pdb, implicit(force_field=("none.xml",)), {}, "force field: Could not locate"),
         (pdb, implicit(), {"platform": "Abacus"}, "platform must be one of"),

@@ -36,6 +36,8 @@ from openmm_sd.prepare.force_field import DEFAULT_FORCE_FIELD, load_force_field,
 from openmm_sd.prepare.repair import _placed
 from openmm_sd.solute import find_solute
 
+GLYCINE = Path(__file__).parents[1] / "examples" / "ace-gly-nme.pdb"
+
 CHARMM = ("charmm36.xml", "charmm36/water.xml")
 #: The least that relaxes: a second or two.
 SMALL = {"waters": 240, "equilibration_ps": 0.1, "platform": "CPU"}
@@ -455,19 +457,52 @@ def test_bonds_come_from_the_force_field_by_names(butane, tmp_path):
     assert {frozenset((i.name, j.name)) for i, j in found.topology.bonds()} == wanted
 
 
-def test_a_solute_that_no_model_knows_and_what_to_do(butane, tmp_path, capsys):
+def test_in_implicit_solvent_without_a_box(tmp_path, capfd):
+    """The model is the one of that solvent, and what its card says is taken."""
+    words = "--solvent implicit --temperature 310 --equilibration 0.1 --platform Reference --json"
+    assert main(["prepare", str(PDB), "-o", str(tmp_path / "out"), *words.split()]) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["models"]["fitting"] == ["ala2-implicit"]
+    assert record["settings"]["force_field"] == ["amber99sbildn.xml", "amber99_obc.xml"]
+    prepared = read_prepared(tmp_path / "out")
+    assert prepared.box_vectors is None
+    assert not prepared.system.usesPeriodicBoundaryConditions()
+    assert (prepared.system.getNumParticles(), prepared.system.getNumConstraints()) == (22, 12)
+    forces = [type(force).__name__ for force in prepared.system.getForces()]
+    assert "GBSAOBCForce" in forces
+    assert prepared.velocities is not None
+    assert prepared.temperature_K == 310.0
+
+
+def test_a_temperature_that_no_model_knows_and_what_to_do(butane, tmp_path, capsys):
     *_, path = butane
     command = ["prepare", str(path), "-o", str(tmp_path / "out"), "--waters", "300"]
     for file in CHARMM:
         command += ["--force-field", file]
+    command += ["--temperature", "310"]
     assert main([*command, "--equilibration", "0", "--platform", "CPU"]) == 0
     said = capsys.readouterr().out
-    assert "no installed model knows this solute" in said
+    assert "no installed model fits" in said
+    assert "trained at 300 K, and this box is for 310 K" in said
     assert f"openmm-sd generate {tmp_path}/out/solute.pdb" in said
-    assert "--force-field charmm36.xml --force-field charmm36/water.xml" in said
+    assert "--force-field charmm36.xml --force-field charmm36/water.xml --temperature 310" in said
     record = read_prepared(tmp_path / "out").provenance
     assert record["models"]["fitting"] == []
     assert "C4H10" in record["models"]["others"]["ala2-water"]
+    assert "310 K" in record["models"]["others"]["alkanes-water"]
+
+
+def test_a_solute_that_no_model_knows(tmp_path, capsys):
+    """Glycine between the caps of alanine dipeptide."""
+    out, pdb = str(tmp_path / "out"), str(GLYCINE)
+    arguments = ["prepare", pdb, "-o", out, "--waters", "300"]
+    assert main([*arguments, "--equilibration", "0", "--platform", "CPU"]) == 0
+    said = capsys.readouterr().out
+    assert "no installed model fits" in said
+    assert f"openmm-sd generate {out}/solute.pdb" in said
+    record = read_prepared(tmp_path / "out").provenance
+    assert record["models"]["fitting"] == []
+    assert "ACE-ALA-NME" in record["models"]["others"]["ala2-water"]
 
 
 @pytest.mark.parametrize(
@@ -574,6 +609,12 @@ def test_the_volume_is_constant_while_the_box_heats_up(ala2, monkeypatch):
         (["--frame", "2"], "has no model 2, allowed are 1 to 1"),
         (["--hydrogen-mass", "heavy"], "hydrogen_mass_amu must be a number, or off"),
         (["--seed", "0"], "seed must be a whole number"),
+        (["--solvent", "dry"], "solvent must be one of explicit, implicit"),
+        (["--solvent", "implicit", "--waters", "9"], "waters is for explicit water"),
+        (
+            ["--solvent", "implicit", "--force-field", "amber14-all.xml"],
+            "the force field (amber14-all.xml) has no implicit solvent",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, said, tmp_path, capfd):

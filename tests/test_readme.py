@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mdtraj
+import pytest
 from openmm import app, unit
 
+from openmm_sd import ScoreModel
 from openmm_sd.cli import main
+from openmm_sd.dataset import Run, write_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,25 +37,6 @@ def test_the_script_runs(tmp_path):
     assert lines[0].startswith('"Step","MD Time (ps)","Jumps","Effective Time (ps)"')
 
 
-def test_the_example_from_a_pdb_file_runs(tmp_path):
-    """From a file without hydrogens; with a smaller box, one burst and its jump."""
-    script = (ROOT / "examples" / "from_pdb.py").read_text()
-    for much, little in (
-        ("waters=400, equilibration_ps=5", "waters=240, equilibration_ps=0.1"),
-        ("simulation.step(2500)", "simulation.step(260)"),
-    ):
-        assert much in script
-        script = script.replace(much, little)
-    pdb = ROOT / "tests" / "data" / "ace-ala-nme.pdb"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(pdb)], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "12 hydrogens were added" in done.stdout
-    assert "'jumps_tried': 1" in done.stdout
-    assert (tmp_path / "trajectory.xtc").stat().st_size > 1000
-
-
 def test_the_preparing_page_runs(tmp_path, monkeypatch):
     """Its script, with a smaller box."""
     (script,) = blocks(ROOT / "docs" / "preparing.md", "python")
@@ -62,6 +47,45 @@ def test_the_preparing_page_runs(tmp_path, monkeypatch):
     exec(script, names)
     assert names["prepared"].provenance["models"]["fitting"] == ["ala2-water"]
     assert names["record"]["solvation"]["waters"] == 240
+
+
+def test_getting_started_and_the_how_tos_run(tmp_path, monkeypatch, peptide):
+    """Their scripts one after the other, as one program, with shorter bursts and no water."""
+    started = blocks(ROOT / "docs" / "getting-started.md", "python")
+    recipes = blocks(ROOT / "docs" / "how-to.md", "python")
+    assert (len(started), len(recipes)) == (2, 5)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("from openmm import *\nfrom openmm.app import *\nfrom openmm.unit import *", names)
+    names |= {"system": peptide.system(), "topology": peptide.topology}
+    made = "topology, system, integrator"
+    assert f"{made})" in started[0]
+    script = started[0].replace(f"{made})", f"{made}, Platform.getPlatform('Reference'))")
+    exec(script.replace("burst=1 *", "burst=0.02 *"), names)
+    names["simulation"].context.setPositions(peptide.positions * unit.nanometer)
+    for script in recipes:
+        exec(script.replace("step(5000)", "step(20)").replace("step(100)", "step(4)"), names)
+    # Three bursts of ten steps and the four steps after the checkpoint.
+    assert names["integrator"].getStatistics()["jumps_tried"] == 3
+    assert names["integrator"].getMDTime()._value == pytest.approx((20 + 1 + 30 + 4) * 0.002)
+    trajectory = mdtraj.load("trajectory.xtc", top=mdtraj.Topology.from_openmm(peptide.topology))
+    assert len(trajectory) == 3
+    exec(started[1], names)
+
+
+def test_the_other_pages_scripts_run(tmp_path, monkeypatch, capsys):
+    """Reading a data set, asking for novelty."""
+    monkeypatch.chdir(tmp_path)
+    model = ScoreModel.load("ala2-water")
+    run = Run("plain0", "plain", model.start_frames[:50], 1.0)
+    write_dataset("ala2.h5", model.molecules[0], [run], {"temperature_K": 300.0})
+    for script in blocks(ROOT / "docs" / "dataset-format.md", "python"):
+        exec(script, {})
+        assert "plain0 plain" in capsys.readouterr().out
+    (script,) = blocks(ROOT / "docs" / "novelty.md", "python")
+    names = {}
+    exec(script, names)
+    assert not names["novel"].any()
 
 
 def test_the_propagator_page_runs(tmp_path):
@@ -159,3 +183,10 @@ def test_the_run_of_your_own(tmp_path, monkeypatch, peptide, capfd):
     }
     exec(script, names)
     assert names["summary"]["jumps_tried"] == 1
+
+    model = ScoreModel.load("ala2-water")
+    more = Run("plain0", "plain", model.start_frames[:200], 1.0)
+    write_dataset("more-md.h5", model.molecules[0], [more], {"temperature_K": 300.0})
+    (script,) = blocks(ROOT / "docs" / "report.md", "python")
+    exec(script, names)
+    assert names["found"]["report"].endswith("report.html")

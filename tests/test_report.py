@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import model_of
 from small_molecules import butane, random_rotation, turned_about
-from test_run import Broken, Jitter, Killed, settings
+from test_run import Broken, Killed, settings
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.analysis.geometry import torsions
@@ -20,10 +20,10 @@ from openmm_sd.analysis.sample import Sample
 from openmm_sd.analysis.timeline import Timeline, even_steps, visits
 from openmm_sd.cli import main
 from openmm_sd.dataset import Run, write_dataset
-from openmm_sd.prepare import PreparedSystem, write_prepared
+from openmm_sd.prepare import PreparedSystem
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
 from openmm_sd.report.drawing import grid, style, svg
-from openmm_sd.report.page import Page, figure, number, table
+from openmm_sd.report.page import Page, details, figure, number, table
 from openmm_sd.report.viewer import MOST_BYTES, add_viewer, shown_frames, superposed
 from openmm_sd.run import driver, run_mixed
 from openmm_sd.run.checks import BAD, CARE, GOOD, OPEN, check, overall
@@ -331,32 +331,14 @@ def test_the_driver_s_notes_are_understood(butane_torsion, truth, ala2):
         record, angles = record_of(molecule, wells(500, 1), notes=[note])
         first = check(record, find(record, chosen, angles, truth))[0]
         assert (first.verdict, first.found) == (BAD, note)
+    # In implicit solvent it is at home.
+    assert not [n for n in ensemble_notes(implicit, numbers, 1, 1, implicit=True) if "trained" in n]
     harmless = ensemble_notes(named, numbers, 1, 1)
     record, angles = record_of(molecule, wells(500, 1), notes=harmless)
     assert check(record, find(record, chosen, angles, truth))[0].verdict == GOOD
 
 
 # -- reports of runs -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def vacuum(peptide):
-    return PreparedSystem(peptide.topology, peptide.system(), peptide.positions)
-
-
-@pytest.fixture(scope="module")
-def jitter(ala2):
-    return model_of(Jitter(ala2.n_atoms, 1000.0, 0.01), ala2, temperature_K=300.0)
-
-
-@pytest.fixture(scope="module")
-def on_disk(vacuum, ala2, tmp_path_factory):
-    """A prepared directory and a bundle."""
-    folder = tmp_path_factory.mktemp("disk")
-    write_prepared(vacuum, folder / "prepared")
-    kernel = OrnsteinUhlenbeck(ala2.n_atoms, 1000.0, 0.01)
-    ScoreModel(kernel, ala2, {"temperature_K": 300.0}).save(folder / "model.safetensors")
-    return folder
 
 
 def shown_text(folder):
@@ -591,6 +573,7 @@ def test_a_run_s_page_in_a_browser(vacuum, jitter, tmp_path):
 @browser
 def test_the_viewer_s_controls(tmp_path, ala2):
     page, rng = Page("controls"), np.random.default_rng(2)
+    page.add(details("folded", "until it is printed"))
     # A browser without a screen draws when it likes; its virtual clock is exact.
     page.script("window.requestAnimationFrame = draw => setTimeout(draw, 1);")
     frames = turned_about(
@@ -623,6 +606,8 @@ def test_the_viewer_s_controls(tmp_path, ala2):
           key(" "); await soon(); log.push(look().split(" ").pop());
           await new Promise(done => setTimeout(done, 200));
           key(" "); log.push(String(look().startsWith("frame 1")), look().split(" ").pop());
+          dispatchEvent(new Event("beforeprint"));
+          log.push(String(document.querySelector("details").open));
           document.body.dataset.log = log.join("; ");
         })();
         """
@@ -638,6 +623,7 @@ def test_the_viewer_s_controls(tmp_path, ala2):
         *("true", "false", "true", "false", "true"),
         "Pause",
         *("false", "Play"),
+        "true",
     ]
 
 

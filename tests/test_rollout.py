@@ -450,10 +450,10 @@ def test_a_run_that_died_goes_on_bit_for_bit(jitter, tmp_path, monkeypatch, form
     monkeypatch.setattr(module, "_CHUNK_FRAMES", 1)  # every record reaches the file at once
     for deaths in (0, 1, 4, 5, 8, 8):  # also before anything was recorded, and twice at one place
 
-        def dies(self, deaths=deaths):
+        def dies(self, stopped, deaths=deaths):
             if self.step_number == deaths:
                 raise OSError(28, "No space left on device")
-            step(self)
+            return step(self, stopped)
 
         monkeypatch.setattr(Rollout, "step", dies)
         # A checkpoint at each second step only: what came after it is cut off.

@@ -15,7 +15,7 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from conftest import PDB, model_of
+from conftest import PDB, Jitter, model_of
 from openmm import app, unit
 from small_molecules import ethane
 
@@ -24,7 +24,7 @@ from openmm_sd.cli import main
 from openmm_sd.imaging import make_whole
 from openmm_sd.notes import dropped_jumps, ensemble_notes
 from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, solvate, write_prepared
-from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
+from openmm_sd.propagator.kernels import Identity
 from openmm_sd.propagator.novelty import fit_novelty
 from openmm_sd.resumable import model_digest
 from openmm_sd.run import RunError, RunSettings, driver, files, fitting_model, run_mixed
@@ -58,13 +58,6 @@ class Broken(Propagator):
         return frame * float("nan")
 
 
-class Jitter(OrnsteinUhlenbeck):
-    """Needs noise; TorchScript, which takes seconds, cannot read it."""
-
-    def forward(self, *arguments):
-        return super().forward(*arguments)
-
-
 class Late(Jitter):
     """Fails at its fifth call; the first is the check at the start."""
 
@@ -82,30 +75,9 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def vacuum(peptide):
-    return PreparedSystem(peptide.topology, peptide.system(), peptide.positions)
-
-
-@pytest.fixture(scope="module")
 def watery(water_box):
     vectors = np.array(water_box.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
     return PreparedSystem(water_box.topology, water_box.system(), water_box.positions, vectors)
-
-
-@pytest.fixture(scope="module")
-def jitter(ala2):
-    """Jumps that need noise, most of which are accepted in vacuum."""
-    return model_of(Jitter(ala2.n_atoms, 1000.0, 0.01), ala2, temperature_K=300.0)
-
-
-@pytest.fixture(scope="module")
-def on_disk(vacuum, ala2, tmp_path_factory):
-    """A prepared directory and a bundle."""
-    folder = tmp_path_factory.mktemp("disk")
-    write_prepared(vacuum, folder / "prepared")
-    kernel = OrnsteinUhlenbeck(ala2.n_atoms, 1000.0, 0.01)
-    ScoreModel(kernel, ala2, {"temperature_K": 300.0}).save(folder / "model.safetensors")
-    return folder
 
 
 def same(one, two):
@@ -642,6 +614,8 @@ def test_a_force_field_that_is_unknown_or_the_same(ala2):
         Identity(ala2.n_atoms), ala2, force_field=["amber99_obc.xml"], solvent="implicit (GB)"
     )
     assert other_force_field(("amber14-all.xml",), implicit) is None
+    assert other_force_field(("amber99_obc.xml",), implicit, implicit=True) is None
+    assert "amber14-all.xml" in other_force_field(("amber14-all.xml",), implicit, implicit=True)
 
 
 def test_a_mirror_image_is_refused_before_anything_is_built(vacuum, watery, jitter, tmp_path):
@@ -1019,7 +993,6 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "one length"),
         (["--jumps", "1", "--md-ps", "1"], "one length"),
         (["--jumps", "0"], "jumps"),
         (["--effective-ns", "-1"], "effective_ns"),
@@ -1069,7 +1042,7 @@ def test_wrong_arguments(arguments, said, on_disk, tmp_path, monkeypatch, capfd)
     assert not out.exists()
 
 
-def test_wrong_starts(ala2, peptide, tmp_path, capfd):
+def test_wrong_starts(ala2, peptide, tmp_path, capfd, monkeypatch):
     def refused(start, *more):
         command = ["run", str(start), "-o", str(tmp_path / "out"), "--jumps", "1", "--json", *more]
         assert main(command) == 2
@@ -1095,7 +1068,9 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd):
     line = refused(tmp_path / "ethane.pdb")
     assert "the force field (amber99sbildn.xml, tip3p.xml) does not know" in line
     charmm = [w for f in ("charmm36.xml", "charmm36/water.xml") for w in ("--force-field", f)]
-    assert "none of the shipped models fits" in refused(tmp_path / "ethane.pdb", *charmm)
+    with monkeypatch.context() as without_alkanes:
+        without_alkanes.setattr(ScoreModel, "shipped", lambda: ["ala2-water"])
+        assert "none of the shipped models fits" in refused(tmp_path / "ethane.pdb", *charmm)
     with open(tmp_path / "ala2.pdb", "w") as file:
         positions = np.asarray(ala2.positions) * unit.nanometer
         app.PDBFile.writeFile(ala2.to_topology(), positions, file)
@@ -1196,6 +1171,8 @@ def test_objects_that_do_not_fit(vacuum, jitter, peptide, ala2, tmp_path):
     with pytest.raises(ValueError, match="start must be a prepared directory"):
         run_mixed(jitter, np.zeros((22, 3)), tmp_path / "out", settings())
     assert fitting_model(vacuum.topology).name == "ala2-water"
+    assert fitting_model(vacuum.topology, implicit=True).name == "ala2-implicit"
+    assert (RunSettings().jumps, RunSettings(md_ps=1.0).jumps) == (100, None)
     assert not (tmp_path / "out").exists()
 
 

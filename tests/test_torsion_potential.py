@@ -10,7 +10,7 @@ import torch
 from openmm import app, unit
 from small_molecules import alkane, constrained, rotated, turned_about
 
-from openmm_sd import ScoreModel
+from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
 from openmm_sd.dataset import Run, write_dataset
@@ -131,6 +131,29 @@ def test_a_network_heeds_them():
     assert float((answers[1] - answers[2]).abs().max()) > 1e-3
     with pytest.raises(ValueError, match="potentials must hold 12 numbers"):
         FamilyDiffusion(**{**network.hyperparameters, "potentials": [[0.0] * 12]})
+
+
+def test_a_system_with_other_torsions_is_noticed():
+    statistics = CoordinateStatistics([1.0, 10.0])
+    x = torch.tensor(rotated(named(4)))
+    statistics.add(named(4), x, [(x, x.roll(1, 0))] * 2)
+    network = FamilyDiffusion.for_molecule(
+        named(4), statistics=statistics, torsion_terms=terms_of(4), width=16, depth=1
+    )
+    model = ScoreModel(network.eval(), named(4), {"temperature_K": 300.0})
+
+    def attach(change):
+        system = openmm.XmlSerializer.clone(system_of(4))
+        (force,) = (f for f in system.getForces() if isinstance(f, openmm.PeriodicTorsionForce))
+        for k in range(force.getNumTorsions()):
+            *others, strength = force.getTorsionParameters(k)
+            force.setTorsionParameters(k, *others, change * strength)
+        integrator = ScoreDynamicsIntegrator(model, strict=True, bridge="pythonforce")
+        integrator.attach(system, named(4).to_topology())
+
+    attach(1.0)
+    with pytest.raises(ValueError, match=r"bond A\d+-A\d+ are not those .* by \d\.\d kJ/mol"):
+        attach(1.2)
 
 
 @pytest.fixture(scope="module")

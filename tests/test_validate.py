@@ -16,12 +16,13 @@ from openmm_sd.analysis.geometry import Torsion
 from openmm_sd.analysis.sample import Sample
 from openmm_sd.analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
+from openmm_sd.dataset import Run, file_sha256, write_dataset
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.report.page import number
 from openmm_sd.rollout import RolloutSettings, run_rollout
 from openmm_sd.validate import (
     ValidateSettings,
+    held_out_reference,
     read_reference,
     reference_from_arrays,
     reference_from_dataset,
@@ -97,6 +98,36 @@ def dataset(ala2, frames, tmp_path_factory):
     ]
     write_dataset(path, ala2, runs, {})
     return path
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (None, "does not say what its training held out"),
+        ({"data_sets": [{"file": "set.h5", "sha256": ""}]}, "does not say what its training held"),
+        ({"data_sets": [{"file": "set.h5"}], "held_out_ps": {}}, "training held nothing out"),
+        ("runs", "holds no plain run"),
+    ],
+)
+def test_without_a_reference_what_was_held_out_must_do(ala2, dataset, training, said):
+    if training == "runs":
+        files = [{"file": dataset.name, "sha256": file_sha256(dataset)}]
+        training = {"data_sets": files, "held_out_ps": {"run5": 50.0}}
+    with pytest.raises(ValueError, match=said):
+        held_out_reference({"training": training}, ala2, [dataset.parent])
+
+
+def test_what_was_held_out_is_the_end_of_its_runs(ala2, frames, dataset):
+    files = [{"file": dataset.name, "sha256": file_sha256(dataset)}]
+    training = {"data_sets": files, "held_out_ps": {"run1": 100.0, "run3": 495.0, "run4": 5.0}}
+    found = held_out_reference({"training": training}, ala2, ["/nowhere", dataset.parent])
+    assert [run.n_frames for run in found.runs] == [21, 100, 2]
+    assert [run.equilibrium for run in found.runs] == [True, True, False]
+    np.testing.assert_allclose(
+        found.runs[0].positions - found.runs[0].positions.mean(1, keepdims=True),
+        frames[179:200] - frames[179:200].mean(1, keepdims=True),
+        atol=1e-4,
+    )
 
 
 @pytest.fixture

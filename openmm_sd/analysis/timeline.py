@@ -77,7 +77,7 @@ class Timeline:
             return np.nan, np.nan
         value = float((self.weights * known).sum() / self.weights.sum())
         errors = [
-            self._error(
+            mean_error(
                 _sums(self.blocks(count), self.weights * known, count)[:, None],
                 _sums(self.blocks(count), self.weights, count),
             )
@@ -107,7 +107,7 @@ class Timeline:
         where = np.asarray(labels, dtype=np.int64)
         value = self.grouped(where, number, 1)[0] / max(float(self.weights.sum()), 1e-300)
         errors = [
-            self._error(
+            mean_error(
                 self.grouped(where, number, count),
                 _sums(self.blocks(count), self.weights, count),
             )
@@ -124,17 +124,30 @@ class Timeline:
         place = self.blocks(blocks) * number + np.asarray(labels, dtype=np.int64)
         return _sums(place, self.weights, blocks * number).reshape(blocks, number)
 
-    @staticmethod
-    def _error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Standard error of a mean over blocks; sums (blocks, ...), weights (blocks,)."""
-        full = weights > 0
-        sums, weights = sums[full], weights[full]
-        if len(weights) < 2:
-            return np.full(sums.shape[1:], np.nan)
-        share = weights / weights.sum()
-        away = sums / weights[:, None] - sums.sum(0) / weights.sum()
-        count = len(weights)
-        return np.sqrt((share[:, None] ** 2 * away**2).sum(0) * count / (count - 1))
+
+def mean_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard error of a mean over independent blocks, or runs.
+
+    Parameters
+    ----------
+    sums : ndarray
+        (blocks, n), the mean of each block times its weight.
+    weights : ndarray
+        (blocks,).
+
+    Returns
+    -------
+    ndarray
+        (n,); NaN for fewer than two blocks.
+    """
+    full = weights > 0
+    sums, weights = sums[full], weights[full]
+    if len(weights) < 2:
+        return np.full(sums.shape[1:], np.nan)
+    share = weights / weights.sum()
+    away = sums / weights[:, None] - sums.sum(0) / weights.sum()
+    count = len(weights)
+    return np.sqrt((share[:, None] ** 2 * away**2).sum(0) * count / (count - 1))
 
 
 def _sums(

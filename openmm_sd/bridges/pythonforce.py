@@ -11,7 +11,7 @@ import openmm
 import torch
 
 from ..propagator.jump import Jump
-from ..propagator.script import script_frozen
+from ..propagator.script import script_if_possible
 from .base import (
     ATTEMPT,
     CANDIDATES,
@@ -62,7 +62,7 @@ class JumpCallback:
         else:
             box = torch.zeros(3, 3, dtype=torch.float64)
         try:
-            with torch.no_grad():
+            with torch.inference_mode():
                 displacement, status = self.jump(
                     positions,
                     box,
@@ -117,11 +117,3 @@ class PythonForceBridge(Bridge):
                 f"OpenMM {openmm.__version__} has no PythonForce with particles; 8.6 or newer has"
             )
         return {"openmm": openmm.__version__, "torch": torch.__version__}
-
-
-def script_if_possible(jump: Jump) -> torch.nn.Module:
-    """Compile a jump with TorchScript, which makes it fast; leave it alone if that fails."""
-    try:
-        return script_frozen(jump)
-    except Exception:  # any module that TorchScript cannot read still runs as plain Python
-        return jump.eval()

@@ -35,10 +35,12 @@ COMMANDS = {
     "generate": "molecular dynamics of a solute in water, to a data set",
     "import": "a data set from trajectories that you already have",
     "train": "train a model on data sets",
+    "distill": "a model's jumps in one or two network calls, faster and less exact",
     "run": "a mixed run of your own system to a trajectory, resumable",
     "report": "one page on a run: what it found, and whether to believe it",
     "rollout": "many chains of pure Score Dynamics to a trajectory",
     "validate": "equilibrium, kinetics and geometry of a model against MD",
+    "benchmark": "how fast everything is on this machine, side by side",
     "demo": "a mixed run of a small peptide in water, from nothing to a picture",
 }
 
@@ -80,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"openmm-sd {arguments.command}: {kind}{message}", file=sys.stderr)
         return 2 if wrong_input else 1
     progress.close()
-    print(text, flush=True)
+    if not outcome.quiet:
+        print(text, flush=True)
     return outcome.code
 
 

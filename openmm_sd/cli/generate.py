@@ -3,7 +3,7 @@
 Makes long plain runs, and short seeded runs that start all over the molecule's slow torsions. Only
 the solute is kept. Stopped or killed, the same command goes on: finished runs are not made again.
 Also: --water-model --pressure --equilibration --friction --hydrogen-mass --warm-up --pull --drop
---name --save-seconds, see docs/dataset-format.md.
+--name --save-seconds, see docs/dataset-format.md; --dask WHERE, see docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", metavar="TEXT", help=HIDDEN)
     add("--platform", metavar="P", help="OpenMM platform (a GPU's, else CPU)")
     add("--processes", type=int, metavar="K", help="runs at the same time (one a core, GPU: 1)")
+    add(
+        "--dask",
+        metavar="WHERE",
+        help=HIDDEN,
+    )
     add("--minutes", type=float, metavar="M", help="stop then, write what there is")
     add("--save-seconds", type=float, metavar="S", help=HIDDEN)
     add("--force", action="store_true", help="replace an existing data set")
@@ -96,6 +101,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         **({} if arguments.save_seconds is None else {"save_seconds": arguments.save_seconds}),
         force=arguments.force,
         report=progress,
+        dask=arguments.dask,
     )
     text = (
         f"{result['molecule']} ({result['formula']}), {result['atoms']} atoms: "

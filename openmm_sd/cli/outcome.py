@@ -12,14 +12,17 @@ class Outcome:
 
     Attributes
     ----------
-    result : dict
-        The JSON object that ``--json`` prints.
+    result : dict or list of dict
+        What ``--json`` prints.
     text : str
         What people get to read instead.
     code : int
         Exit code.
+    quiet : bool
+        Whether nothing is printed: another process speaks for this one.
     """
 
-    result: dict[str, Any]
+    result: dict[str, Any] | list[dict[str, Any]]
     text: str
     code: int = 0
+    quiet: bool = False

@@ -20,6 +20,7 @@ HIDDEN = argparse.SUPPRESS
 
 # Option, field of PrepareSettings, type, unit, help.
 _OPTIONS = (
+    ("solvent", "solvent", str, "WORD", "explicit or implicit (explicit)"),
     ("frame", "frame", int, "N", "which of several models in the file, from 1"),
     ("ph", "ph", float, "PH", "by which hydrogens are added (7)"),
     ("missing-residues", "missing_residues", str, "W", "build those of SEQRES: gaps or all (none)"),
@@ -102,19 +103,23 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
 def _described(record: dict[str, Any]) -> str:
     solvation, directory = record["solvation"], record["directory"]
     ions = "".join(f", {count} {name}" for name, count in solvation["ions"].items())
-    edge = record["equilibration"]["box_vectors_nm"][0][0]
+    box = record["equilibration"]["box_vectors_nm"]
+    solvent = "implicit solvent"
+    if box is not None:
+        solvent = (
+            f"{solvation['waters']} waters{ions}; {solvation['box_shape']} of {box[0][0]:.3f} nm"
+        )
     files = record["settings"]["force_field"]
     lines = [
-        f"{solvation['solute_atoms']} atoms of solute, {solvation['waters']} waters{ions}; "
-        f"{solvation['box_shape']} of {edge:.3f} nm; "
+        f"{solvation['solute_atoms']} atoms of solute, {solvent}; "
         f"{', '.join(files) if isinstance(files, list) else files}"
     ]
     lines += [f"note: {note}" for note in record["notes"]]
     fitting = record["models"]["fitting"]
     if fitting:
-        lines.append(f"models that know this solute: {', '.join(fitting)}. Next:")
+        lines.append(f"models that fit: {', '.join(fitting)}. Next:")
     else:
-        lines.append("no installed model knows this solute:")
+        lines.append("no installed model fits:")
         lines += [f"  {name}: {why}" for name, why in record["models"]["others"].items()]
         lines.append("to train one, and run with it:")
     lines += [f"  {step.replace('DIR', directory)}" for step in record["next"]]

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (auto)")
     add("--batch", type=int, metavar="N", help="chains given to the network at once (512)")
     add("--max-tries", type=int, metavar="N", help="draws before a chain stays for a step (10)")
+    add(
+        "--dask",
+        metavar="WHERE",
+        help="workers: local, how many, or a scheduler (docs/clusters.md)",
+    )
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
@@ -54,6 +59,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         minutes=arguments.minutes,
         report=progress,
         molecule=arguments.molecule,
+        dask=arguments.dask,
     )
     rejections = ", ".join(f"{name} {count}" for name, count in summary["rejections"].items())
     text = (

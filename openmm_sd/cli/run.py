@@ -4,7 +4,8 @@ START is a prepared directory (openmm-sd prepare), or a PDB or mmCIF file of a s
 its box, or of the solute alone, which is completed and gets its water. The same command goes on
 where a stopped or killed run was; with a greater length it extends a run. Also: --friction
 --solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
---equilibration --settle --max-novelty --max-tries --no-report, see docs/running.md.
+--equilibration --settle --max-novelty --max-tries --no-report, see docs/running.md; with --copies:
+--devices --processes, see docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HIDDEN = argparse.SUPPRESS
 # Option, field of RunSettings, type, unit, help.
 _OPTIONS = (
     ("effective-ns", "effective_ns", float, "NS", "length: MD time plus lags of accepted jumps"),
-    ("jumps", "jumps", int, "N", "length: number of jumps tried"),
+    ("jumps", "jumps", int, "N", "length: number of jumps tried (100)"),
     ("md-ps", "md_ps", float, "PS", "length: MD time"),
     ("lag", "lag_ps", float, "PS", "time one jump covers (the model's advice)"),
     ("burst", "burst_ps", float, "PS", "MD time between two jumps (the model's advice)"),
@@ -53,7 +54,7 @@ _OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.usage = "openmm-sd run START -o DIR --effective-ns NS [options]"
+    parser.usage = "openmm-sd run START -o DIR [--effective-ns NS] [options]"
     add = parser.add_argument
     add("start", metavar="START", help="where to start from")
     add("-o", "--output", required=True, metavar="DIR", help="directory to write to")
@@ -61,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, field, kind, metavar, text in _OPTIONS:
         add(f"--{option}", dest=field, type=kind, metavar=metavar, help=text)
     add("--solute-only", action="store_true", help="save the solute's atoms only")
+    add("--copies", type=int, metavar="N", help="so many runs, with seeds of their own, merged")
+    add("--devices", metavar="D,D", help=HIDDEN)
+    add("--processes", type=int, metavar="K", help=HIDDEN)
     add("--reference", action="append", metavar="DATA", help="MD that the report compares with")
     add("--no-report", action="store_true", help=HIDDEN)
     add("--force-field", action="append", metavar="XML", help=HIDDEN)
@@ -68,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..run import RunSettings, run_mixed
+    from ..run import RunSettings, run_ensemble, run_mixed
 
     given: dict[str, Any] = {field: getattr(arguments, field) for _, field, *_ in _OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
@@ -83,6 +87,20 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         if not Path(path).is_file():
             raise ValueError(f"reference: there is no file {path}")
     settings = RunSettings(**given, solute_only=arguments.solute_only)
+    if arguments.copies is not None:
+        devices = arguments.devices
+        merged = run_ensemble(
+            *(arguments.model, arguments.start, arguments.output, settings, arguments.copies),
+            devices=None if devices is None else devices.split(","),
+            processes=arguments.processes,
+            reports=not arguments.no_report,
+            reference=arguments.reference or (),
+            report=progress,
+        )
+        return Outcome(merged, _merged(merged, arguments.output), 1 if merged["failed"] else 0)
+    for option in ("devices", "processes"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for several runs (--copies N)")
     summary = run_mixed(
         arguments.model, arguments.start, arguments.output, settings, report=progress
     )
@@ -100,6 +118,27 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         + f"files are in {arguments.output}"
     )
     return Outcome(summary, text)
+
+
+def _merged(merged: dict[str, Any], folder: str) -> str:
+    """Return what people read of several runs."""
+    runs = len(merged["runs"])
+    populations = "".join(
+        f"population of {name}: {one['value']:.4f}"
+        + (f" +- {one['error']:.4f}" if one["error"] is not None else "")
+        + "\n"
+        for name, one in merged["populations"].items()
+    )
+    return (
+        f"{runs} run{'s' if runs > 1 else ''}: {merged['jumps_accepted']} of "
+        f"{merged['jumps_tried']} jumps accepted, {merged['redraws']} redraws, "
+        f"{merged['fallbacks']} fallbacks\n"
+        f"{merged['md_time_ps']:.1f} ps of MD, {merged['effective_time_ps']:.1f} ps effective in "
+        f"all, {_speed(merged['effective_ns_per_day'])} effective a run\n"
+        + populations
+        + "".join(f"{name} failed: {reason}\n" for name, reason in merged["failed"].items())
+        + f"files are in {folder}"
+    )
 
 
 def _report(arguments: argparse.Namespace, progress: Progress) -> str:

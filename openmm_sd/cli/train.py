@@ -79,18 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..train.stage import StageSettings, add_novelty, train_bundle
+    from ..train.stage import StageSettings, add_novelty, train_bundle, use_threads
     from ..train.trainer import TrainSettings
 
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
     if arguments.novelty_only is not None:
         _refuse_idle_options(given)
-    if arguments.threads is not None:
-        import torch
-
-        if arguments.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     if given.get("compose_from_ps") == 0:
         given["compose_from_ps"] = None
     network = {name: given[name] for name in ("width", "depth", "n_calls") if name in given}
@@ -116,7 +111,10 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             f"{result['held_out_frames']} held-out frames are, the highest score among them is "
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
-    result = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
+    made = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
+    if made is None:  # another process writes the bundle and says so
+        return Outcome({}, "", quiet=True)
+    result = made
     losses: dict[str, float] = {}
     for name, found in result.get("held_out_loss_by_lag_ps", {}).items():
         # Of a family by molecule and lag.

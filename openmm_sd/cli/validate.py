@@ -1,6 +1,7 @@
 """Compare a model with MD: equilibrium, kinetics and geometry, with errors.
 
-Writes validation.json, validation.html (one page, nothing else needed) and its pictures.
+Writes validation.json, validation.html (one page, nothing else needed) and its pictures. Without
+--reference the MD is what the model's training held out, of data sets beside the bundle.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ EXAMPLE = "openmm-sd validate ala2-water --reference phi-psi.npy --lags 10,100 -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.usage = "openmm-sd validate BUNDLE --reference DATA [DATA ...] -o DIR [options]"
+    parser.usage = "openmm-sd validate BUNDLE -o DIR [--reference DATA ...] [options]"
     add = parser.add_argument
     add("model", metavar="BUNDLE", help="shipped model, or path of a bundle")
     add(
         *("--reference", "-r"),
         action="append",
         nargs="+",
-        required=True,
         metavar="DATA",
         help="MD: data sets, trajectories, .npy of (phi, psi)",
     )
@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         )
     report = validate(
         arguments.model,
-        [path for several in arguments.reference for path in several],
+        [path for several in arguments.reference for path in several]
+        if arguments.reference
+        else None,
         arguments.output,
         ValidateSettings(**given),
         progress,

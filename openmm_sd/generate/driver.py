@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..dataset import Dataset, Run, file_sha256, read_dataset, restore, write_dataset
+from ..processes import LOSSES
 from ..propagator.molecule import Molecule
 from ..solute import torsion_terms
 from .dynamics import Machine, make_run, task_name
 from .parts import ATTEMPTS, Parts, describe
+from .pool import DaskWorkers, Pool, Processes, Task
 from .seeding import Torsion, check_torsions, parse_torsion, slow_torsions
 from .settings import GenerateSettings
 from .start import Start, make_start, read_solute
+
+if TYPE_CHECKING:
+    from ..cluster import Where
 
 # OpenCL is left to those who ask for it: without a GPU it is an emulation slower than CPU.
 _GPU: Final = ("CUDA", "HIP")
@@ -47,6 +49,7 @@ def generate(
     save_seconds: float = 30.0,
     force: bool = False,
     report: Report | None = None,
+    dask: Where | None = None,
 ) -> dict[str, Any]:
     """Make a data set by molecular dynamics, or go on with one.
 
@@ -75,6 +78,10 @@ def generate(
         Whether to replace an existing data set.
     report : callable, optional
         Called with what is being done and how far it is.
+    dask : str, int, distributed.Client or cluster, optional
+        Have the runs made by the workers of a Dask cluster: ``"local"`` or a number of workers for
+        one that is started here, with a worker a GPU or else a core; the address or the file of a
+        scheduler; or an object of Dask. Workers hand their pieces in, and this process writes them.
 
     Returns
     -------
@@ -105,7 +112,13 @@ def generate(
         for t in torsions
     ] or slow_torsions(molecule)
     check_torsions(chosen, settings.seeded_runs)
-    platform = _platform(platform, settings)
+    on_workers, elsewhere = platform, False
+    if dask is not None:
+        from ..cluster import local_workers
+
+        elsewhere, processes = local_workers(dask, processes)
+    # Workers elsewhere may have platforms that this machine has not.
+    platform = chosen_platform(None if elsewhere else platform, settings)
     processes, threads = _processes(processes, platform, settings)
     machine = Machine(platform, threads, save_seconds)
 
@@ -124,9 +137,22 @@ def generate(
             start = _start(
                 parts, topology, positions, molecule, settings, chosen, machine, stop, say
             )
-            job = _Job(parts, start, settings, chosen, machine, processes, lock, stop, say)
-            if not stop():
-                job.work()
+            job = _Job(parts, start, settings, chosen, machine, processes, stop, say)
+
+            def pool() -> Pool | None:
+                made_of = (parts, start, settings, chosen)
+                if dask is not None:
+                    where = on_workers if elsewhere else platform
+                    return DaskWorkers(
+                        dask, *made_of, where, save_seconds, None if elsewhere else processes
+                    )
+                count = min(processes, len(job.open))
+                if count < 2:
+                    return None
+                return Processes(parts, settings, chosen, machine, count, lock)
+
+            if job.open and not stop():
+                job.work(pool())
         return _collect(job, target, identity, stop)
     finally:
         os.close(lock)
@@ -160,7 +186,8 @@ class _Stop:
         self.signalled = True
 
 
-def _platform(name: str | None, settings: GenerateSettings) -> str:
+def chosen_platform(name: str | None, settings: GenerateSettings) -> str:
+    """Return the OpenMM platform that runs are made on, if it is there."""
     from ..bridges import platform_names
 
     here = platform_names()
@@ -228,17 +255,16 @@ class _Job:
         torsions: list[Torsion],
         machine: Machine,
         processes: int,
-        lock: int,
         stop: _Stop,
         say: Report,
     ) -> None:
         self.parts, self.start, self.settings = parts, start, settings
         self.torsions, self.machine, self.processes = torsions, machine, processes
-        self.stop, self.say, self._lock = stop, say, lock
+        self.stop, self.say = stop, say
         copies = len(start.solutes)
         self.total_ps = 0.0
         self.made_ps = 0.0
-        self.open: list[tuple[str, int]] = []
+        self.open: list[Task] = []
         for kind, index in settings.tasks():
             length, spacing = settings.frames(kind), settings.spacing_ps
             done = min(length, parts.frames(task_name(kind, index)))
@@ -260,10 +286,10 @@ class _Job:
         """What was made in that time."""
         return (self.made_ps - self._before_ps) / 1000.0 / max(self.seconds, 1e-9) * 86400.0
 
-    def work(self) -> None:
-        """Make what is missing, until it is made or time to stop."""
-        if self.processes > 1 and len(self.open) > 1:
-            self._share_out()
+    def work(self, pool: Pool | None) -> None:
+        """Make what is missing, until it is made or time to stop; without a pool, here."""
+        if pool is not None:
+            self._share_out(pool)
             return
         for kind, index in self.open:
             if self.stop():
@@ -286,110 +312,43 @@ class _Job:
     def _warn(self, text: str) -> None:
         self.say("warning", text)
 
-    def _share_out(self) -> None:
-        waiting = list(self.open)
-        answers: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        workers = [self._worker() for _ in range(min(self.processes, len(waiting)))]
-        for number, worker in enumerate(workers):
-            threading.Thread(target=_listen, args=(number, worker, answers), daemon=True).start()
-        alive = set(range(len(workers)))
+    def _share_out(self, pool: Pool) -> None:
+        waiting, losses = list(self.open), Counter[Task]()
         error: dict[str, Any] | None = None
-        told = False
+        told, self.processes = False, 1
         try:
-            for worker in workers:
-                _send(worker, waiting.pop(0))
-            while alive:
-                if (self.stop() or error is not None) and not told:
+            while waiting or pool.busy:
+                if not told and (error is not None or self.stop()):
                     told = True
-                    for number in alive:
-                        workers[number].send_signal(signal.SIGTERM)
-                try:
-                    number, answer = answers.get(timeout=_POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                if answer is None:
-                    alive.discard(number)
-                    code = workers[number].wait()
-                    if code and error is None and not told:
-                        error = {"error": f"a worker process ended with code {code}", "kind": ""}
-                    continue
-                if "ps" in answer:
-                    self._tell(float(answer["ps"]))
-                if "warn" in answer:
-                    self._warn(answer["warn"])
-                if "error" in answer:
-                    error = error or answer
                     waiting.clear()
-                if "done" in answer:
-                    if waiting and not told and error is None:
-                        _send(workers[number], waiting.pop(0))
-                    else:
-                        _close(workers[number])
+                    pool.stop()
+                slots = pool.slots
+                self.processes = max(self.processes, slots)
+                while waiting and pool.busy < slots:
+                    pool.start(waiting.pop(0))
+                if waiting and not slots:
+                    self.say("waiting for workers", f"{len(waiting)} runs to make")
+                for event in pool.events(_POLL_SECONDS):
+                    if "ps" in event:
+                        self._tell(float(event["ps"]))
+                    if "warn" in event:
+                        self._warn(event["warn"])
+                    if "lost" in event:
+                        task = event["lost"]
+                        losses[task] += 1
+                        if losses[task] > LOSSES:
+                            lost = f"{losses[task]} processes ended while they made it"
+                            event["error"] = f"{task_name(*task)}: {lost}"
+                        elif not told:
+                            self._warn(f"{task_name(*task)}: its process ended; another goes on")
+                            waiting.insert(0, task)
+                    if "error" in event:
+                        error = error or event
         finally:
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.terminate()
-                _close(worker)
-            for worker in workers:
-                worker.wait()
-                if worker.stdout is not None:
-                    worker.stdout.close()
+            pool.close()
         if error is not None:
-            kind = OSError if error["kind"] == "OSError" else RuntimeError
+            kind = OSError if error.get("kind") == "OSError" else RuntimeError
             raise kind(error["error"])
-
-    def _worker(self) -> subprocess.Popen[str]:
-        threads = str(self.machine.threads)
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "openmm_sd.generate.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=(self._lock,),
-            # Ctrl-C reaches only this process, which tells the workers.
-            start_new_session=True,
-            env={**os.environ, "OPENMM_CPU_THREADS": threads, "OMP_NUM_THREADS": threads},
-        )
-        _send(
-            worker,
-            {
-                "parts": str(self.parts.folder.resolve()),
-                "settings": asdict(self.settings),
-                "torsions": self.torsions,
-                "machine": asdict(self.machine),
-            },
-        )
-        return worker
-
-
-def _send(worker: subprocess.Popen[str], content: Any) -> None:
-    assert worker.stdin is not None
-    try:
-        worker.stdin.write(json.dumps(content) + "\n")
-        worker.stdin.flush()
-    except OSError:
-        pass  # it is gone, and the end of its answers will say so
-
-
-def _close(worker: subprocess.Popen[str]) -> None:
-    try:
-        if worker.stdin is not None:
-            worker.stdin.close()
-    except OSError:
-        pass
-
-
-def _listen(
-    number: int,
-    worker: subprocess.Popen[str],
-    answers: queue.Queue[tuple[int, dict[str, Any] | None]],
-) -> None:
-    assert worker.stdout is not None
-    try:
-        for line in worker.stdout:
-            answers.put((number, json.loads(line)))
-    finally:
-        answers.put((number, None))
 
 
 # -- the data set --------------------------------------------------------------------------------
@@ -430,7 +389,7 @@ def _collect(job: _Job, target: Path, identity: dict[str, Any], stop: _Stop) -> 
         "ns_per_day": speed,
         "complete": complete,
         "stopped": stop.signalled,
-        "platform": job.machine.platform,
+        "platform": ", ".join(sorted(platforms)),
         "processes": job.processes,
     }
 

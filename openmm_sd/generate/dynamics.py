@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from openmm import unit
 
 from ..dataset import quantise
 from .frames import FrameCheck
-from .parts import ATTEMPTS, Chunk, Parts, Snapshot
+from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
 from .seeding import Torsion, spread_points
 from .settings import GenerateSettings
 from .start import PULL, Start, make_context
@@ -94,57 +95,109 @@ def make_run(
         Whether nothing is left to do.
     """
     task = task_name(kind, index)
-    while (attempt := parts.attempt(task)) < ATTEMPTS:
+    while parts.attempt(task) < ATTEMPTS:
         try:
-            return _Run(parts, start, settings, torsions, kind, index, machine, attempt).go(
-                stopped, tell
-            )
+            standing = parts.standing(task, settings.frames(kind))
+            run = PieceByPiece(start, settings, torsions, kind, index, machine, standing)
+            with closing(run.pieces(stopped, tell)) as pieces:
+                for chunk, snapshot in pieces:
+                    parts.save_chunk(task, chunk, snapshot)
+            if run.complete:
+                parts.finish(task)
+            return run.complete
         except BlownUp as error:
-            parts.fail(task, str(error))
-            again = "it is made again with another seed" if attempt + 1 < ATTEMPTS else "left out"
-            warn(f"{task}: {error}; {again}")
+            warn(give_up(parts, task, str(error)))
     return True
 
 
-class _Run:
+def give_up(parts: Parts, task: str, reason: str) -> str:
+    """Note that a run has blown up, and return what to say of it."""
+    parts.fail(task, reason)
+    again = parts.attempt(task) < ATTEMPTS
+    return f"{task}: {reason}; {'it is made again with another seed' if again else 'left out'}"
+
+
+class PieceByPiece:
+    """A run on its way.
+
+    Parameters
+    ----------
+    start : Start
+        Where every run starts.
+    settings, torsions
+        What is made.
+    kind, index : str, int
+        Which run.
+    machine : Machine
+        Where it is made.
+    standing : Standing
+        How far it is.
+
+    Attributes
+    ----------
+    complete : bool
+        Whether nothing is left to do.
+    """
+
     def __init__(
         self,
-        parts: Parts,
         start: Start,
         settings: GenerateSettings,
         torsions: list[Torsion],
         kind: str,
         index: int,
         machine: Machine,
-        attempt: int,
+        standing: Standing,
     ) -> None:
-        self.parts, self.start, self.settings, self.machine = parts, start, settings, machine
-        self.torsions, self.kind, self.index, self.attempt = torsions, kind, index, attempt
+        self.start, self.settings, self.machine = start, settings, machine
+        self.torsions, self.kind, self.index = torsions, kind, index
         self.task = task_name(kind, index)
+        self.attempt, self.chunks = standing.attempt, standing.chunks
+        self._done, self._snapshot = standing.frames, standing.snapshot
         self.check = FrameCheck(start.molecule)
-        self.chunks = parts.chunks(self.task)
         self.thermostat_seed = 0
         self.goals: NDArray[np.float64] | None = None
         if kind == "seeded":
             copies = len(start.solutes)
             self.goals = spread_points(index * copies, copies, len(torsions), settings.seed)
 
+    @property
+    def complete(self) -> bool:
+        return self._done >= self.settings.frames(self.kind)
+
     def seed(self, purpose: str) -> int:
         """Return a seed of this run's own, the same whenever and wherever it is made."""
-        words = (self.kind, self.index, self.attempt, len(self.chunks), purpose)
+        words = (self.kind, self.index, self.attempt, self.chunks, purpose)
         key = zlib.crc32(repr(words).encode())
         state = np.random.SeedSequence([self.settings.seed, key]).generate_state(1)
         return int(state[0]) % (2**31 - 2) + 1  # zero means a random seed to OpenMM
 
-    def go(self, stopped: Callable[[], bool], tell: Callable[[float], None]) -> bool:
+    def pieces(
+        self, stopped: Callable[[], bool], tell: Callable[[float], None]
+    ) -> Generator[tuple[Chunk, Snapshot], None, None]:
+        """Make what is missing, piece by piece.
+
+        Parameters
+        ----------
+        stopped : callable
+            Asked after every frame whether to stop; the piece so far is the last one then.
+        tell : callable
+            Called with the ps made since the last call, of all copies together.
+
+        Yields
+        ------
+        Chunk, Snapshot
+            Frames, and where the run goes on after them.
+
+        Raises
+        ------
+        BlownUp
+            If the run leaves what is physically possible.
+        """
         settings = self.settings
         total = settings.frames(self.kind)
-        done = self.parts.frames(self.task)
-        if done >= total:
-            self.parts.finish(self.task)
-            return True
-        if stopped():
-            return False
+        if self.complete or stopped():
+            return
         system = openmm.XmlSerializer.clone(self.start.system)
         if self.goals is None:
             _remove_pull(system)
@@ -154,27 +207,28 @@ class _Run:
         )
         try:
             # The first frame of a new run is its start; a resumed one has that already.
-            first = not self.chunks
-            if first:
+            first = self._snapshot is None
+            if self._snapshot is None:
                 if not self._begin(context, stopped):
-                    return False
+                    return
             else:
-                self._restore(context)
-            while done < total:
-                frames, steps, seconds = self._frames(context, total - done, first, stopped, tell)
+                _restore(context, self._snapshot)
+            while not self.complete:
+                left = total - self._done
+                frames, steps, seconds = self._frames(context, left, first, stopped, tell)
                 if len(frames):
-                    self._save(context, frames, steps, seconds)
-                    done += len(frames)
+                    piece = self._piece(context, frames, steps, seconds)
+                    self._done += len(frames)
+                    self.chunks += 1
+                    yield piece
                 first = False
-                if done < total and stopped():
-                    return False
+                if not self.complete and stopped():
+                    return
         except openmm.OpenMMException as error:
             raise BlownUp(" ".join(str(error).split())) from error
         finally:
             # Contexts of the Reference platform share their random numbers: only one at a time.
             del context
-        self.parts.finish(self.task)
-        return True
 
     def _begin(self, context: openmm.Context, stopped: Callable[[], bool]) -> bool:
         """Go to where the first frame is; False if stopped on the way."""
@@ -207,13 +261,6 @@ class _Run:
                 return False
         return True
 
-    def _restore(self, context: openmm.Context) -> None:
-        snapshot = self.parts.load_snapshot(self.chunks[-1])
-        if snapshot.box is not None:
-            context.setPeriodicBoxVectors(*snapshot.box)
-        context.setPositions(snapshot.positions)
-        context.setVelocities(snapshot.velocities)
-
     def _frames(
         self,
         context: openmm.Context,
@@ -240,9 +287,9 @@ class _Run:
                 break
         return np.array(frames), steps, time.monotonic() - began
 
-    def _save(
+    def _piece(
         self, context: openmm.Context, frames: NDArray[np.float64], steps: int, seconds: float
-    ) -> None:
+    ) -> tuple[Chunk, Snapshot]:
         copies = frames.shape[1]
         stored, relabelled = [], 0
         try:
@@ -266,12 +313,17 @@ class _Run:
         }
         if self.goals is not None:
             meta["start_deg"] = np.round(np.rad2deg(self.goals), 3).tolist()
-        self.parts.save_chunk(
-            self.task,
+        return (
             Chunk(np.stack(stored, axis=1), meta),
             Snapshot(x, np.array(v), self.start.box),
         )
-        self.chunks = self.parts.chunks(self.task)
+
+
+def _restore(context: openmm.Context, snapshot: Snapshot) -> None:
+    if snapshot.box is not None:
+        context.setPeriodicBoxVectors(*snapshot.box)
+    context.setPositions(snapshot.positions)
+    context.setVelocities(snapshot.velocities)
 
 
 def _remove_pull(system: openmm.System) -> None:

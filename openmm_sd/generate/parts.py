@@ -58,6 +58,26 @@ class Snapshot:
     box: NDArray[np.float64] | None
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is.
+
+    Attributes
+    ----------
+    attempt : int
+        How often it has blown up so far.
+    chunks, frames : int
+        Pieces and frames that are kept.
+    snapshot : Snapshot or None
+        Where it goes on; None at the start and at the end.
+    """
+
+    attempt: int
+    chunks: int
+    frames: int
+    snapshot: Snapshot | None
+
+
 class Parts:
     """The folder beside an unfinished data set.
 
@@ -221,6 +241,14 @@ class Parts:
     def frames(self, task: str) -> int:
         """Return how many frames of a run are kept."""
         return sum(len(self.load_chunk(path).frames) for path in self.chunks(task))
+
+    def standing(self, task: str, wanted: int) -> Standing:
+        """Return how far a run of so many frames is."""
+        paths, frames = self.chunks(task), self.frames(task)
+        # Of a run that is finished nothing is kept but its frames.
+        on = paths and frames < wanted
+        snapshot = self.load_snapshot(paths[-1]) if on else None
+        return Standing(self.attempt(task), len(paths), frames, snapshot)
 
     def finish(self, task: str) -> None:
         """Remove the states of a run that does not go on."""

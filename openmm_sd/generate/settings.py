@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from ..prepare.force_field import water_box
+from ..prepare.force_field import DEFAULT_FORCE_FIELD, IMPLICIT_FORCE_FIELD, water_box
 
 # Above this time step, hydrogens of their own mass are too fast.
 _LIGHT_HYDROGEN_FS: Final = 2.0
@@ -93,8 +93,9 @@ class GenerateSettings:
         if self.solvent not in ("explicit", "implicit"):
             raise ValueError(f"solvent must be explicit or implicit, got {self.solvent!r}")
         if not self.force_field:
-            second = "tip3p.xml" if self.solvent == "explicit" else "amber99_obc.xml"
-            object.__setattr__(self, "force_field", ("amber99sbildn.xml", second))
+            explicit = self.solvent == "explicit"
+            files = DEFAULT_FORCE_FIELD if explicit else IMPLICIT_FORCE_FIELD
+            object.__setattr__(self, "force_field", files)
         if self.water_model is None:
             object.__setattr__(self, "water_model", water_box(self.force_field))
         self._check_numbers()

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..prepare import load_structure, solvate
-from ..prepare.force_field import complete_bonds, load_force_field, make_system
+from ..prepare.force_field import (
+    complete_bonds,
+    load_force_field,
+    make_implicit_system,
+    make_system,
+)
 from ..prepare.structure import count_waters
 from ..propagator.molecule import Molecule
 from .seeding import Torsion
@@ -109,7 +114,10 @@ def read_solute(path: Path, settings: GenerateSettings) -> tuple[app.Topology, N
         )
     complete_bonds(topology, load_force_field(settings.force_field))
     # OpenMM's own refusal says what is missing; a System is made of it later anyway.
-    make_system(settings.force_field, topology)
+    if settings.solvent == "implicit":
+        make_implicit_system(settings.force_field, topology, settings.hydrogen_mass_amu)
+    else:
+        make_system(settings.force_field, topology)
     return topology, structure.positions
 
 
@@ -162,6 +170,7 @@ def make_start(
         hydrogen_mass=settings.hydrogen_mass_amu,
     )
     x, box = cell.positions, cell.box_vectors
+    assert box is not None
     if settings.box_nm is not None:
         edges = np.full(3, settings.box_nm)
         x = _scaled(cell.topology, x, np.diag(box), edges, n)
@@ -192,16 +201,15 @@ def make_start(
 
 def _system(topology: app.Topology, settings: GenerateSettings) -> openmm.System:
     mass = settings.hydrogen_mass_amu
-    periodic = settings.solvent == "explicit"
+    if settings.solvent == "implicit":
+        return make_implicit_system(settings.force_field, topology, mass)
     return make_system(
         settings.force_field,
         topology,
-        nonbondedMethod=app.PME if periodic else app.NoCutoff,
+        nonbondedMethod=app.PME,
         nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
         constraints=app.HBonds,
         hydrogenMass=None if mass is None else mass * unit.amu,
-        # One molecule alone loses three of its few degrees of freedom with its momentum.
-        removeCMMotion=periodic,
     )
 
 

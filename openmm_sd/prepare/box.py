@@ -1,4 +1,4 @@
-"""A solute in a box of water: solvated, minimised, equilibrated for a moment.
+"""A solute in a box of water, or in implicit solvent: minimised, equilibrated for a moment.
 
 Made for one whole, complete molecule: nothing is repaired, protonated or capped here.
 """
@@ -20,10 +20,12 @@ from openmm import app, unit
 
 from .force_field import (
     DEFAULT_FORCE_FIELD,
+    IMPLICIT_FORCE_FIELD,
     ForceFieldLike,
     explained,
     file_names,
     load_force_field,
+    make_implicit_system,
     make_system,
     water_box,
 )
@@ -45,13 +47,13 @@ class PreparedBox:
     Attributes
     ----------
     topology : openmm.app.Topology
-        Solute first, then water and ions, with the periodic box.
+        Solute first, then water and ions, with the periodic box if there is one.
     system : openmm.System
         Without barostat and thermostat.
     positions : ndarray, shape (N, 3)
         nm.
-    box_vectors : ndarray, shape (3, 3)
-        nm, one vector a row.
+    box_vectors : ndarray, shape (3, 3), or None
+        nm, one vector a row; None in implicit solvent.
     n_waters : int
         Number of water molecules.
     force_field : tuple of str
@@ -63,7 +65,7 @@ class PreparedBox:
     topology: app.Topology
     system: openmm.System
     positions: NDArray[np.float64]
-    box_vectors: NDArray[np.float64]
+    box_vectors: NDArray[np.float64] | None
     n_waters: int
     force_field: tuple[str, ...]
     velocities: NDArray[np.float64] | None = None
@@ -177,6 +179,31 @@ def solvate(
     )
 
 
+def in_implicit_solvent(
+    topology: app.Topology,
+    positions: NDArray[np.float64],
+    *,
+    force_field: ForceFieldLike = IMPLICIT_FORCE_FIELD,
+    hydrogen_mass: float | None = None,
+) -> PreparedBox:
+    """Make the System of a solute in implicit solvent; nothing is relaxed yet.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        The solute, hydrogens and bonds included.
+    positions : ndarray, shape (N, 3)
+        nm.
+    force_field : sequence of str or openmm.app.ForceField
+        With its implicit solvent.
+    hydrogen_mass : float, optional
+        Mass of the hydrogens, amu, taken from their heavy atoms; unchanged by default.
+    """
+    topology.setPeriodicBoxVectors(None)
+    system = make_implicit_system(force_field, topology, hydrogen_mass)
+    return PreparedBox(topology, system, positions, None, 0, file_names(force_field))
+
+
 def solute_width(positions: NDArray[np.float64]) -> float:
     """Return the diameter of the sphere around the middle of all atoms, nm."""
     middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
@@ -236,10 +263,12 @@ def equilibrate(
 ) -> PreparedBox:
     """Minimise a box and run a moment of MD: a fifth of it heats up, the rest finds the volume.
 
+    Without a box there is no volume to find.
+
     Parameters
     ----------
     box : PreparedBox
-        From `solvate`.
+        From `solvate` or `in_implicit_solvent`.
     temperature : float
         K.
     pressure : float
@@ -282,11 +311,13 @@ def equilibrate(
     system = openmm.XmlSerializer.clone(box.system)
     barostat = openmm.MonteCarloBarostat(pressure, temperature, _BAROSTAT_STEPS)
     barostat.setRandomNumberSeed(seed)
-    system.addForce(barostat)
+    if box.box_vectors is not None:
+        system.addForce(barostat)
     integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step_size)
     integrator.setRandomNumberSeed(seed)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
-    context.setPeriodicBoxVectors(*box.box_vectors)
+    if box.box_vectors is not None:
+        context.setPeriodicBoxVectors(*box.box_vectors)
     context.setPositions(positions)
     context.setVelocitiesToTemperature(temperature, seed)
     steps, done = max(1, round(time / step_size)), 0
@@ -309,12 +340,14 @@ def equilibrate(
             raise RuntimeError(f"the box did not survive its equilibration: {error}") from error
         done += chunk
     state = context.getState(positions=True, velocities=True)
-    vectors = _nanometers(state.getPeriodicBoxVectors())
     relaxed = _nanometers(state.getPositions(asNumpy=True))
     if not np.isfinite(relaxed).all():
         raise RuntimeError("the box did not survive its equilibration: positions are not finite")
     speed = unit.nanometer / unit.picosecond
     velocities = np.array(state.getVelocities(asNumpy=True).value_in_unit(speed))
+    if box.box_vectors is None:
+        return replace(box, positions=relaxed, velocities=velocities)
+    vectors = _nanometers(state.getPeriodicBoxVectors())
     box.topology.setPeriodicBoxVectors(vectors * unit.nanometer)
     box.system.setDefaultPeriodicBoxVectors(*vectors)
     return replace(box, positions=relaxed, box_vectors=vectors, velocities=velocities)
@@ -340,7 +373,8 @@ def _minimise(box: PreparedBox) -> NDArray[np.float64]:
         openmm.VerletIntegrator(0.001),
         openmm.Platform.getPlatformByName("CPU"),
     )
-    context.setPeriodicBoxVectors(*box.box_vectors)
+    if box.box_vectors is not None:
+        context.setPeriodicBoxVectors(*box.box_vectors)
     context.setPositions(box.positions)
     # Enough to take the clashes away; the rest is the thermostat's.
     openmm.LocalEnergyMinimizer.minimize(context, 50.0, 100)

@@ -1,4 +1,4 @@
-"""From a PDB file, or objects, to a relaxed box with a record of every decision."""
+"""From a PDB file, or objects, to a relaxed system with a record of every decision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import openmm
+from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..fitting import fitting_models
@@ -21,9 +23,15 @@ from ..machine import versions, working_platform
 from ..notes import card_force_field
 from ..propagator.bundle import write_atomically
 from ..resumable import interrupts
-from .box import count_ions, equilibrate, solvate
+from .box import count_ions, equilibrate, in_implicit_solvent, solvate
 from .directory import FILES, PreparedSystem, write_prepared
-from .force_field import DEFAULT_FORCE_FIELD, ForceFieldLike, file_names, water_box
+from .force_field import (
+    DEFAULT_FORCE_FIELD,
+    IMPLICIT_FORCE_FIELD,
+    ForceFieldLike,
+    file_names,
+    water_box,
+)
 from .repair import Repaired, repair
 from .settings import PrepareSettings
 from .structure import Structure, as_structure, load_structure
@@ -31,6 +39,8 @@ from .structure import Structure, as_structure, load_structure
 #: The repaired solute alone, as ``openmm-sd generate`` and ``train --also`` take it.
 SOLUTE: Final = "solute.pdb"
 _PDB_ATOMS: Final = 99_999
+# Where neither the user nor a model says otherwise; what `openmm-sd generate` takes, too.
+_ROOM_TEMPERATURE_K: Final = 300.0
 
 Report = Callable[[str, str], None]
 
@@ -100,7 +110,7 @@ def prepare_system(
     positions: Any = None,
     report: Report | None = None,
 ) -> PreparedSystem:
-    """Repair a structure, put it into a box of water and relax it.
+    """Repair a structure, put it into a box of water, or implicit solvent, and relax it.
 
     Parameters
     ----------
@@ -145,13 +155,22 @@ def _prepared(
     say("repairing", structure.name)
     repaired = repair(structure, settings)
     say("looking for a model", "")
-    fitting, reasons = fitting_models(repaired.topology)
+    implicit = settings.solvent == "implicit"
+    fitting, reasons = fitting_models(repaired.topology, implicit)
     model = next(iter(fitting.values()), None)
-    files = settings.force_field or (card_force_field(model) if model else None)
-    temperature = settings.temperature_K or (model.temperature if model else None) or 300.0
+    files = settings.force_field or (card_force_field(model, implicit) if model else None)
+    files = files or (IMPLICIT_FORCE_FIELD if implicit else DEFAULT_FORCE_FIELD)
+    temperature = settings.temperature_K or (model.temperature if model else None)
+    temperature = temperature or _ROOM_TEMPERATURE_K
+    for name, model in list(fitting.items()):
+        if model.temperature not in (None, temperature):
+            del fitting[name]
+            reasons[name] = (
+                f"it was trained at {model.temperature:g} K, and this box is for {temperature:g} K"
+            )
     prepared = box_of(
         repaired,
-        replace(settings, force_field=files or DEFAULT_FORCE_FIELD, temperature_K=temperature),
+        replace(settings, force_field=files, temperature_K=temperature),
         working_platform(settings.platform),
         say,
         made_by="openmm-sd prepare",
@@ -160,7 +179,7 @@ def _prepared(
     record = {
         **prepared.provenance,
         "models": {"fitting": list(fitting), "others": reasons},
-        "next": _next_steps(list(fitting), prepared.force_field),
+        "next": _next_steps(list(fitting), prepared.force_field, settings.solvent, temperature),
     }
     return replace(prepared, provenance=record), repaired
 
@@ -174,7 +193,7 @@ def box_of(
     made_by: str,
     source: Structure,
 ) -> PreparedSystem:
-    """Solvate and relax a repaired structure; force field and temperature are settled.
+    """Put a repaired structure into its solvent; force field and temperature are settled.
 
     Parameters
     ----------
@@ -196,33 +215,43 @@ def box_of(
     files: ForceFieldLike = settings.force_field
     for note in repaired.notes:
         say("note", note)
-    say("building the box", "adding water")
+    implicit = settings.solvent == "implicit"
     count = repaired.topology.getNumAtoms()
     began = time.monotonic()
-    box = solvate(
-        repaired.topology,
-        repaired.positions,
-        waters=settings.waters,
-        padding=settings.padding_nm,
-        width=settings.box_nm,
-        shape=settings.box_shape,
-        force_field=files,
-        water_model=settings.water_model,
-        ionic_strength=settings.ionic_strength_M,
-        ions=(settings.positive_ion, settings.negative_ion),
-        neutralise=settings.neutralise,
-        cutoff=settings.cutoff_nm,
-        hydrogen_mass=settings.hydrogen_mass_amu,
-        seed=settings.seed,
-    )
+    if implicit:
+        say("building the system", "implicit solvent")
+        box = in_implicit_solvent(
+            repaired.topology,
+            repaired.positions,
+            force_field=files,
+            hydrogen_mass=settings.hydrogen_mass_amu,
+        )
+    else:
+        say("building the box", "adding water")
+        box = solvate(
+            repaired.topology,
+            repaired.positions,
+            waters=settings.waters,
+            padding=settings.padding_nm,
+            width=settings.box_nm,
+            shape=settings.box_shape,
+            force_field=files,
+            water_model=settings.water_model,
+            ionic_strength=settings.ionic_strength_M,
+            ions=(settings.positive_ion, settings.negative_ion),
+            neutralise=settings.neutralise,
+            cutoff=settings.cutoff_nm,
+            hydrogen_mass=settings.hydrogen_mass_amu,
+            seed=settings.seed,
+        )
     solvated = {
         "waters": box.n_waters,
-        "water_box": settings.water_model or water_box(files),
+        "water_box": None if implicit else settings.water_model or water_box(files),
         "ions": count_ions(box.topology, count),
         "solute_atoms": count,
         "solute_charge_e": _charge(box.system, count),
-        "box_shape": settings.box_shape,
-        "box_vectors_nm": box.box_vectors.tolist(),
+        "box_shape": None if implicit else settings.box_shape,
+        "box_vectors_nm": _listed(box.box_vectors),
     }
     box = equilibrate(
         box,
@@ -248,13 +277,17 @@ def box_of(
         },
         "repair": repaired.record,
         "solvation": solvated,
-        "system": {"nonbonded": "PME", "constraints": "HBonds", "rigid_water": True},
+        "system": {
+            "nonbonded": "implicit solvent, no cutoff" if implicit else "PME",
+            "constraints": "HBonds",
+            "rigid_water": not implicit,
+        },
         "equilibration": {
             "minimiser_iterations": 100,
             "platform": platform,
             "step_ps": settings.step_ps,
             "steps": round(settings.equilibration_ps / settings.step_ps),
-            "box_vectors_nm": box.box_vectors.tolist(),
+            "box_vectors_nm": _listed(box.box_vectors),
             "seconds": round(time.monotonic() - began, 1),
         },
         "versions": versions(),
@@ -269,6 +302,10 @@ def box_of(
     )
 
 
+def _listed(vectors: NDArray[np.float64] | None) -> list[list[float]] | None:
+    return None if vectors is None else vectors.tolist()
+
+
 def _charge(system: openmm.System, count: int) -> float:
     total = 0.0
     for force in system.getForces():
@@ -278,15 +315,22 @@ def _charge(system: openmm.System, count: int) -> float:
     return round(total, 4) + 0.0
 
 
-def _next_steps(fitting: list[str], files: tuple[str, ...]) -> list[str]:
+def _next_steps(
+    fitting: list[str], files: tuple[str, ...], solvent: str, temperature: float
+) -> list[str]:
     if fitting:
         return ["openmm-sd run DIR -o OUT --effective-ns 100"]
-    field = "".join(f" --force-field {file}" for file in files)
-    if set(files) == set(DEFAULT_FORCE_FIELD):
-        field = ""
+    implicit = solvent == "implicit"
+    how = " --solvent implicit" if implicit else ""
+    if set(files) != set(IMPLICIT_FORCE_FIELD if implicit else DEFAULT_FORCE_FIELD):
+        how += "".join(f" --force-field {file}" for file in files)
+    if temperature != _ROOM_TEMPERATURE_K:
+        how += f" --temperature {temperature:g}"
     return [
-        f"openmm-sd generate DIR/{SOLUTE} -o data.h5 --plain 4 --plain-ps 5000{field}",
+        f"openmm-sd generate DIR/{SOLUTE} -o data.h5 --plain 4 --plain-ps 5000 --seeded 100 "
+        f"--seeded-ps 100{how}",
         "openmm-sd train data.h5 -o model.safetensors --minutes 60",
+        "openmm-sd validate model.safetensors -o report",
         "openmm-sd run DIR -o OUT --effective-ns 100 --model model.safetensors",
     ]
 

@@ -10,12 +10,14 @@ from pathlib import PurePath
 from typing import Any, Final, TypeAlias
 
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from .structure import is_water, residue_label
 
 #: What a System is made from where neither the user nor a model says otherwise.
 DEFAULT_FORCE_FIELD: Final = ("amber99sbildn.xml", "tip3p.xml")
+#: The same without water.
+IMPLICIT_FORCE_FIELD: Final = ("amber99sbildn.xml", "amber99_obc.xml")
 
 # Beginnings of OpenMM's force field files, and the water that goes with each.
 _WATER_OF: Final = (
@@ -37,6 +39,9 @@ _BOX_OF: Final = {
     "tip5pew": "tip5p",
     "swm4ndp": "swm4ndp",
 }
+
+# What OpenMM's models of implicit solvent are made of.
+_IMPLICIT_FORCES: Final = ("GBSAOBCForce", "CustomGBForce", "AmoebaGeneralizedKirkwoodForce")
 
 ForceFieldLike: TypeAlias = Sequence[str] | app.ForceField
 
@@ -180,6 +185,48 @@ def make_system(files: ForceFieldLike, topology: app.Topology, **settings: Any) 
     field = load_force_field(files)
     with explained(files, lambda: topology):
         return field.createSystem(topology, **settings)
+
+
+def has_implicit_solvent(system: openmm.System) -> bool:
+    """Return whether a System has a model of implicit solvent."""
+    return any(type(force).__name__ in _IMPLICIT_FORCES for force in system.getForces())
+
+
+def make_implicit_system(
+    files: ForceFieldLike, topology: app.Topology, hydrogen_mass: float | None
+) -> openmm.System:
+    """Make the System of a solute in implicit solvent: no box, no cutoff.
+
+    Parameters
+    ----------
+    files : sequence of str or ForceField
+        The force field, with its implicit solvent.
+    topology : openmm.app.Topology
+        The solute.
+    hydrogen_mass : float or None
+        Mass of its hydrogens, amu, taken from their heavy atoms; None leaves it alone.
+
+    Raises
+    ------
+    ValueError
+        If the force field has no implicit solvent: the solute would be in vacuum.
+    """
+    system = make_system(
+        files,
+        topology,
+        nonbondedMethod=app.NoCutoff,
+        constraints=app.HBonds,
+        hydrogenMass=None if hydrogen_mass is None else hydrogen_mass * unit.amu,
+        # One molecule alone loses three of its few degrees of freedom with its momentum.
+        removeCMMotion=False,
+    )
+    if not has_implicit_solvent(system):
+        raise ValueError(
+            f"the force field ({', '.join(file_names(files)) or 'an object'}) has no implicit "
+            "solvent: add a file that has (--force-field), implicit/obc2.xml beside "
+            "amber14-all.xml for instance"
+        )
+    return system
 
 
 def complete_bonds(topology: app.Topology, field: app.ForceField) -> dict[Any, list[Any]]:

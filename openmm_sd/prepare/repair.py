@@ -250,7 +250,7 @@ class _Work:
         completed = complete_bonds(self.topology, force_field)
         self.record["bonds_from_force_field"] = [residue_label(r) for r in completed]
         # Hydrogens may be missing still where they are known.
-        bare = [r for r in others if r not in completed and r.name not in _hydrogen_names()]
+        bare = [r for r in others if r not in completed and r.name not in _known_hydrogens()]
         for residue in force_field.getUnmatchedResidues(self.topology):
             if residue not in bare:
                 continue
@@ -447,9 +447,7 @@ class _Work:
                     f"variant: {self.name} has {len(fitting) or 'no'} residue {where!r}; wanted is "
                     "CHAIN:NUMBER"
                 )
-            allowed = (
-                app.Modeller._residueHydrogens.get(fitting[0].name) if (_hydrogen_names()) else None
-            )
+            allowed = _known_hydrogens().get(fitting[0].name)
             if allowed is None or variant not in allowed.variants:
                 forms = ", ".join(allowed.variants) if allowed is not None else ""
                 raise ValueError(
@@ -603,10 +601,11 @@ def _platform(atoms: int) -> openmm.Platform:
     return openmm.Platform.getPlatformByName("Reference")
 
 
-def _hydrogen_names() -> set[str]:
-    """Return the names of residues that OpenMM knows the hydrogens of."""
+def _known_hydrogens() -> dict[str, Any]:
+    """Return what OpenMM knows of residues' hydrogens and their forms, by the residue's name."""
     app.Modeller._loadStandardHydrogenDefinitions()
-    return set(app.Modeller._residueHydrogens)
+    known: dict[str, Any] = app.Modeller._residueHydrogens
+    return known
 
 
 def _hydrogens(topology: app.Topology) -> Counter[int]:

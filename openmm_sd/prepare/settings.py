@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 from openmm import app
@@ -11,6 +11,7 @@ from openmm import app
 from ..checks import check_number, check_temperature, check_whole
 from ..propagator.noise import MAX_SEED
 
+SOLVENTS: Final = ("explicit", "implicit")
 SHAPES: Final = ("cube", "dodecahedron", "octahedron")
 MISSING: Final = ("none", "gaps", "all")
 POSITIVE: Final = ("Cs+", "K+", "Li+", "Na+", "Rb+")
@@ -20,6 +21,11 @@ HYDROGEN_MASS_AMU: Final = 3.0
 HEAVY_STEP_PS: Final = 0.004
 #: Step of a System whose hydrogens are as light as they are, or that somebody else has made, ps.
 LIGHT_STEP_PS: Final = 0.002
+# What implicit solvent has no use for.
+_FOR_WATER: Final = (
+    *("water_model", "box_shape", "padding_nm", "waters", "box_nm", "ionic_strength_M"),
+    *("positive_ion", "negative_ion", "neutralise", "keep_water", "cutoff_nm", "pressure_bar"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,14 @@ class PrepareSettings:
 
     Attributes
     ----------
+    solvent : str
+        ``explicit`` for a box of water, or ``implicit`` for the solute alone in the implicit
+        solvent of the force field.
     frame : int, optional
         Which of several models in a file, from 1.
     force_field : tuple of str or openmm.app.ForceField, optional
         Files for ``openmm.app.ForceField``, or one with template generators of your own; that of
-        the model that fits by default, else amber99sbildn with tip3p.
+        the model that fits by default, else amber99sbildn with tip3p, or with amber99_obc.
     ph : float
         By which hydrogens are added. Those that are there stay.
     variants : mapping
@@ -84,6 +93,7 @@ class PrepareSettings:
         Of hydrogens' first places, ions, velocities, thermostat and barostat.
     """
 
+    solvent: str = "explicit"
     frame: int | None = None
     force_field: tuple[str, ...] | app.ForceField | None = None
     ph: float = 7.0
@@ -133,6 +143,7 @@ class PrepareSettings:
         if len(given) > 1:
             raise ValueError(f"give one of padding, waters and box, not {' and '.join(given)}")
         for name, allowed in (
+            ("solvent", SOLVENTS),
             ("missing_residues", MISSING),
             ("box_shape", SHAPES),
             ("positive_ion", POSITIVE),
@@ -142,6 +153,10 @@ class PrepareSettings:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+        if self.solvent == "implicit":
+            for one in fields(self):
+                if one.name in _FOR_WATER and getattr(self, one.name) != one.default:
+                    raise ValueError(f"{one.name} is for explicit water, the solvent is implicit")
 
     @property
     def step_ps(self) -> float:

@@ -176,7 +176,7 @@ def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
     """Turn and shift frames onto others, however far apart, by least squares.
 
     The best rotation is the top eigenvector of a 4x4 matrix (Horn 1987), found by squaring the
-    matrix again and again and polished by `align_nearby`: no host synchronisation, no branches.
+    matrix again and again and polished by Newton's method: no host synchronisation, no branches.
 
     Parameters
     ----------
@@ -190,33 +190,30 @@ def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
     Tensor
         (B, N, 3), `moving` after the best proper rotation and translation.
     """
-    x, target = moving[:, atoms], reference[:, atoms]
-    x = x - x.mean(1, keepdim=True)
-    target = target - target.mean(1, keepdim=True)
-    m = torch.matmul(x.transpose(1, 2), target)
+    away, m, centre = _covariance(moving, reference, atoms)
     turn = torch.stack(
         [m[:, 1, 2] - m[:, 2, 1], m[:, 2, 0] - m[:, 0, 2], m[:, 0, 1] - m[:, 1, 0]], dim=-1
     ).unsqueeze(1)
-    trace = (m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2]).view(-1, 1, 1)
-    lower = m + m.transpose(1, 2) - torch.diag_embed(trace.squeeze(-1).expand(-1, 3))
+    trace = torch.diagonal(m, dim1=1, dim2=2).sum(1).view(-1, 1, 1)
+    one = torch.eye(4, dtype=m.dtype, device=m.device)
+    lower = m + m.transpose(1, 2) - trace * one[:3, :3]
     k = torch.cat(
         [torch.cat([trace, turn], dim=2), torch.cat([turn.transpose(1, 2), lower], dim=2)], dim=1
     )
     # Shifted so that the largest eigenvalue is the largest in size as well.
-    size = torch.sqrt((k * k).sum(dim=(1, 2), keepdim=True)) + 1e-30
-    k = k / size + torch.eye(4, dtype=k.dtype, device=k.device)
-    # Eigenvalues 1 % apart end up separated by a factor of 30000.
-    for _ in range(10):
-        k = torch.matmul(k, k)
-        k = k / torch.sqrt((k * k).sum(dim=(1, 2), keepdim=True))
+    size = torch.linalg.vector_norm(k, dim=(1, 2), keepdim=True) + 1e-30
+    k = k / size + one
+    # Ten squarings: eigenvalues 1 % apart end up separated by a factor of 30000. The largest is 2
+    # at most, and 1/2 at least after a division: four squarings stay in range.
+    for squarings in (4, 3, 3):
+        for _ in range(squarings):
+            k = torch.matmul(k, k)
+        k = k / torch.linalg.vector_norm(k, dim=(1, 2), keepdim=True)
     # A multiple of q q^T now: its longest column is q up to a factor.
     longest = (k * k).sum(1).argmax(1).view(-1, 1, 1).expand(-1, 4, 1)
-    q = F.normalize(k.gather(2, longest).squeeze(2), dim=-1).unsqueeze(1)
-    turned = moving - moving[:, atoms].mean(1, keepdim=True)
-    v = q[:, :, 1:].expand_as(turned)
-    cross = torch.linalg.cross(v, turned, dim=-1)
-    turned = turned + 2.0 * (q[:, :, 0:1] * cross + torch.linalg.cross(v, cross, dim=-1))
-    return align_nearby(turned, reference, atoms, 2)
+    q = F.normalize(k.gather(2, longest).squeeze(2), dim=-1)
+    rotation = _polished(_rotation(q[:, 0:1], q[:, 1:]), m, 2)
+    return torch.baddbmm(centre, away, rotation.transpose(1, 2))
 
 
 def align_nearby(moving: Tensor, reference: Tensor, atoms: Tensor, steps: int) -> Tensor:
@@ -239,32 +236,49 @@ def align_nearby(moving: Tensor, reference: Tensor, atoms: Tensor, steps: int) -
     Tensor
         (B, N, 3), `moving` after the best proper rotation and translation.
     """
-    target = reference[:, atoms]
-    centre = target.mean(1, keepdim=True)
-    target = target - centre
-    moving = moving - moving[:, atoms].mean(1, keepdim=True)
+    away, m, centre = _covariance(moving, reference, atoms)
+    start = torch.eye(3, dtype=m.dtype, device=m.device).expand_as(m)
+    rotation = _polished(start, m, steps)
+    return torch.baddbmm(centre, away, rotation.transpose(1, 2))
+
+
+def _covariance(moving: Tensor, reference: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `moving` less its centre, M = sum x target^T, and the centre of the reference."""
+    x, target = moving[:, atoms], reference[:, atoms]
+    x_centre, target_centre = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    m = torch.matmul((x - x_centre).transpose(1, 2), target - target_centre)
+    return moving - x_centre, m, target_centre
+
+
+def _polished(rotation: Tensor, m: Tensor, steps: int) -> Tensor:
+    """Improve rotations (B, 3, 3) by Newton steps; turned by R, M = sum x target^T becomes R M."""
     for _ in range(steps):
-        x = moving[:, atoms]
-        torque = torch.linalg.cross(x, target, dim=-1).sum(1)
-        # With M = sum x target^T the Hessian is tr(M) - (M + M^T) / 2; inverted by cofactors.
-        m = torch.matmul(x.transpose(1, 2), target)
-        m = 0.5 * (m + m.transpose(1, 2))
-        trace = m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2]
-        hessian = torch.diag_embed(trace.unsqueeze(-1).expand(-1, 3)) - m
-        row0, row1, row2 = hessian.unbind(1)
-        cofactor0 = torch.linalg.cross(row1, row2, dim=-1)
-        cofactor1 = torch.linalg.cross(row2, row0, dim=-1)
-        cofactor2 = torch.linalg.cross(row0, row1, dim=-1)
-        determinant = (row0 * cofactor0).sum(-1, keepdim=True)
-        inverse = torch.stack([cofactor0, cofactor1, cofactor2], dim=-1)
-        turn = torch.matmul(inverse, torque.unsqueeze(-1)).squeeze(-1) / determinant
+        turned = torch.matmul(rotation, m)
+        row0, row1, row2 = turned.unbind(1)
+        # The torque is sum x cross target ...
+        torque = torch.stack(
+            [row1[:, 2] - row2[:, 1], row2[:, 0] - row0[:, 2], row0[:, 1] - row1[:, 0]], dim=-1
+        )
+        # ... and the Hessian tr(M) - (M + M^T) / 2, inverted by cofactors.
+        trace = torch.diagonal(turned, dim1=1, dim2=2).sum(1).view(-1, 1, 1)
+        one = torch.eye(3, dtype=m.dtype, device=m.device)
+        hessian = trace * one - 0.5 * (turned + turned.transpose(1, 2))
+        # Its rows one and two places on: all cofactors are one cross product.
+        cofactors = torch.linalg.cross(hessian.roll(-1, 1), hessian.roll(-2, 1), dim=-1)
+        determinant = (hessian[:, 0] * cofactors[:, 0]).sum(-1, keepdim=True)
+        half = 0.5 * torch.matmul(cofactors, torque.unsqueeze(-1)).squeeze(-1) / determinant
         # The rotation vector as a unit quaternion, exact to second order and always proper.
-        half = 0.5 * turn.unsqueeze(1)
         w = torch.rsqrt(1.0 + (half * half).sum(-1, keepdim=True))
-        v = (half * w).expand_as(moving)
-        cross = torch.linalg.cross(v, moving, dim=-1)
-        moving = moving + 2.0 * (w * cross + torch.linalg.cross(v, cross, dim=-1))
-    return moving + centre
+        rotation = torch.matmul(_rotation(w, half * w), rotation)
+    return rotation
+
+
+def _rotation(w: Tensor, v: Tensor) -> Tensor:
+    """Return the matrices (B, 3, 3) of unit quaternions with real parts (B, 1), others (B, 3)."""
+    one = torch.eye(3, dtype=v.dtype, device=v.device)
+    # The columns are v cross e_k.
+    cross = torch.linalg.cross(v.unsqueeze(1), one.unsqueeze(0), dim=-1).transpose(1, 2)
+    return one + 2.0 * (w.unsqueeze(2) * cross + torch.matmul(cross, cross))
 
 
 def _bonded_triples(molecule: Molecule) -> list[tuple[int, int, int]]:

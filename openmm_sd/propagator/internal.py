@@ -78,6 +78,8 @@ class InternalDiffusion(InternalPropagator):
     its heavy atoms are aligned to the frame's: a jump carries no net translation or rotation.
     """
 
+    plain: Tensor
+
     def __init__(
         self,
         *,
@@ -126,6 +128,9 @@ class InternalDiffusion(InternalPropagator):
         self.condition_modulation = torch.nn.Linear(_BOTTLENECK, modulation)
         self.noise_in = torch.nn.Linear(2 * NOISE_FREQUENCIES, _NOISE_WIDTH)
         self.noise_modulation = torch.nn.Linear(_NOISE_WIDTH, modulation)
+        # Unmodulated, a block's numbers are multiplied by one and shifted by zero.
+        plain = torch.tensor([1.0, 0.0]).repeat_interleave(width).repeat(depth)
+        self.register_buffer("plain", plain, persistent=False)
         self.embed = torch.nn.Linear(size + n_angles + self.n_turning, width)
         self.expand = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
         self.contract = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
@@ -196,7 +201,8 @@ class InternalDiffusion(InternalPropagator):
 
     def encode_noise(self, sigma: Tensor) -> Tensor:
         """Return the modulation (L, 2 * depth * width) that belongs to noise levels (L,)."""
-        return self.noise_modulation(F.silu(self.noise_in(self.noise_features(sigma))))
+        modulation = self.noise_modulation(F.silu(self.noise_in(self.noise_features(sigma))))
+        return modulation + self.plain
 
     def denoise(
         self,
@@ -213,6 +219,6 @@ class InternalDiffusion(InternalPropagator):
         parts = modulation.split(self.width, dim=-1)
         for k, (expand, contract) in enumerate(zip(self.expand, self.contract)):  # noqa: B905
             z = expand(F.layer_norm(h, [self.width]))
-            z = z * (1.0 + parts[2 * k]) + parts[2 * k + 1]
-            h = h + contract(F.silu(z))
-        return c_skip * y + c_out * self.head(F.layer_norm(h, [self.width]))
+            h = h + contract(F.silu(torch.addcmul(parts[2 * k + 1], z, parts[2 * k])))
+        answer = self.head(F.layer_norm(h, [self.width]))
+        return torch.addcmul(c_skip * y, c_out, answer)

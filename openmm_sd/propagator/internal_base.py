@@ -35,6 +35,8 @@ TURN_FLOOR = 0.03
 _ANGLE_MARGIN = 0.05
 HARMONICS = 3
 SQUASH = 5.0
+# A network is shown the logarithm of how far a torsion's point is from the centre, up to this.
+_LOG_REACH = 4.0
 NOISE_FREQUENCIES = 16
 LAG_FREQUENCIES = 4
 _ORDER = 3
@@ -94,6 +96,9 @@ class InternalPropagator(Propagator):
     levels: Tensor
     begin: Tensor
     noise_frequencies: Tensor
+    multiple: Tensor
+    quarter: Tensor
+    centre: Tensor
     turning: Tensor
     stiff: Tensor
     length_mean: Tensor
@@ -165,7 +170,7 @@ class InternalPropagator(Propagator):
         self.n_turning = len(turning)
         # TorchScript sees attributes of the object, not the module's globals.
         self.squash = SQUASH
-        self.harmonics = HARMONICS
+        self.least_reach, self.most_reach = math.exp(-_LOG_REACH), math.exp(_LOG_REACH)
         self.lag_frequencies = LAG_FREQUENCIES
         self.angle_margin = _ANGLE_MARGIN
         self.stage_ends = plan.stage_ends()
@@ -200,6 +205,10 @@ class InternalPropagator(Propagator):
         keep("begin", begin)
         frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(8.0), NOISE_FREQUENCIES))
         keep("noise_frequencies", frequencies)
+        multiple = torch.arange(1.0, HARMONICS + 1).repeat_interleave(2)
+        keep("multiple", multiple.unsqueeze(1))
+        keep("quarter", torch.tensor([[0.0], [0.5 * math.pi]]).repeat(HARMONICS, 1))
+        keep("centre", torch.tensor([1.0, 0.0]).repeat_interleave(len(turning)))
         self.register_buffer("length_mean", torch.full((rows + 2,), 0.15))
         self.register_buffer("stiff_mean", torch.zeros(n_stiff))
         self.register_buffer("stiff_width", torch.full((n_stiff,), 0.05))
@@ -222,19 +231,39 @@ class InternalPropagator(Propagator):
         stiff, turned = self.measure(frame)
         scale = interpolate_by_lag(self.scale, lag, self.log_lag_min, self.log_lag_span)
         context, modulation = self.encode(stiff, turned, lag)
+        y = self.solve(noise, turned, scale, context, modulation)[-1]
+        return align_far(self.build(y, turned, scale), frame, self.heavy)
+
+    def solve(
+        self, noise: Tensor, turned: Tensor, scale: Tensor, context: Tensor, modulation: Tensor
+    ) -> list[Tensor]:
+        """Return the sample (B, K) at each noise level, and last without noise.
+
+        Parameters
+        ----------
+        noise : Tensor
+            (B, K).
+        turned, scale : Tensor
+            (B, M): the frame's turning torsions, and how far they typically turn.
+        context, modulation : Tensor
+            From `encode`.
+        """
         noise_modulation = self.encode_noise(self.levels)
         y = noise * self.begin
         before = torch.zeros_like(y)
         earlier = torch.zeros_like(y)
+        states = [y]
         for k in range(self.n_calls):
             denoised = self.denoise(
                 y, self.levels[k : k + 1], turned, scale, context, modulation + noise_modulation[k]
             )
             a, b, c, d = self.solver[k]
-            y = a * y + b * denoised + c * before + d * earlier
+            y = torch.add(a * y, denoised, alpha=b)
+            y = torch.add(torch.add(y, before, alpha=c), earlier, alpha=d)
+            states.append(y)
             earlier = before
             before = denoised
-        return align_far(self.build(y, turned, scale), frame, self.heavy)
+        return states
 
     def measure(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Return stiff coordinates (B, S) in widths, and turning torsions (B, M), of frames."""
@@ -272,9 +301,8 @@ class InternalPropagator(Propagator):
 
     def plane(self, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return sine and cosine (not normalised) of how far torsions turn, (B, M) each."""
-        along = y[:, self.n_stiff : self.n_stiff + self.n_turning]
-        across = y[:, self.n_stiff + self.n_turning :]
-        return scale * across, 1.0 + scale * along
+        both = torch.addcmul(self.centre, y[:, self.n_stiff :], torch.cat([scale, scale], dim=-1))
+        return both[:, self.n_turning :], both[:, : self.n_turning]
 
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the denoiser needs to know of frame and lag; made once a jump.
@@ -344,11 +372,9 @@ class InternalPropagator(Propagator):
 
     def torsion_features(self, torsions: Tensor) -> Tensor:
         """Return sines and cosines of multiples of torsions (B, M), (B, 2 * HARMONICS * M)."""
-        features: list[Tensor] = []
-        for k in range(self.harmonics):
-            features.append(torch.sin((k + 1) * torsions))
-            features.append(torch.cos((k + 1) * torsions))
-        return torch.cat(features, dim=-1)
+        # A cosine is a sine a quarter turn on: one call for all of them.
+        waves = torch.addcmul(self.quarter, torsions.unsqueeze(1), self.multiple)
+        return torch.sin(waves).flatten(1)
 
     def noise_features(self, sigma: Tensor) -> Tensor:
         """Return waves of the logarithm of noise levels (L,), (L, 2 * NOISE_FREQUENCIES)."""
@@ -367,10 +393,9 @@ class InternalPropagator(Propagator):
         """
         # Where each torsion would be now, however blurred by noise, and how blurred.
         across, along = self.plane(y, scale)
-        reach = torch.sqrt(across * across + along * along + 1e-12)
+        reach = torch.log(torch.hypot(across, along).clamp(self.least_reach, self.most_reach))
         guess = turned + torch.atan2(across, along)
-        features = [squeezed, torch.log(reach).clamp(-4.0, 4.0), self.torsion_features(guess)]
-        return torch.cat(features, dim=-1)
+        return torch.cat([squeezed, reach, self.torsion_features(guess)], dim=-1)
 
     def lag_nodes(self) -> list[float]:
         """Return the lags, in ps, at which the scale of turning is stored."""

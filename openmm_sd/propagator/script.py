@@ -44,3 +44,11 @@ def script_frozen(module: torch.nn.Module) -> torch.jit.ScriptModule:
         torch.jit.save(torch.jit.freeze(script(module)), buffer)
         buffer.seek(0)
         return torch.jit.load(buffer)
+
+
+def script_if_possible(module: torch.nn.Module) -> torch.nn.Module:
+    """Compile a module as `script_frozen` does; leave it alone where TorchScript cannot read it."""
+    try:
+        return script_frozen(module)
+    except Exception:  # any module that TorchScript cannot read still runs as plain Python
+        return module.eval()

@@ -24,6 +24,13 @@ addEventListener("error", event => {
 });
 """
 
+# On paper nobody can unfold anything.
+_UNFOLD = """
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+});
+"""
+
 DASH = "&ndash;"
 
 #: A table's cell: HTML, or a class and HTML.
@@ -78,7 +85,7 @@ class Page:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             f"<title>{text(self._title)}</title><style>\n{style}</style>",
-            f"<script>{_ERRORS}</script></head>\n<body>",
+            f"<script>{_ERRORS}{_UNFOLD}</script></head>\n<body>",
             f"<h1>{text(self._title)}</h1>",
             f'<p class="small">{text(self._subtitle)}</p>' if self._subtitle else "",
             *self._before,

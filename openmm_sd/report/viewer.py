@@ -127,7 +127,7 @@ def add_viewer(
         '<output aria-live="off"></output></div>',
         f"<noscript><p>{text(what)}: shown where scripts are allowed. No other part of this page "
         "needs them.</p></noscript>",
-        f'<p class="small">{text(_HINT)}</p>',
+        f'<p class="small screen">{text(_HINT)}</p>',
     )
     # "<" must not end the script early, whatever a label says.
     data = json.dumps(scene, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -1,6 +1,7 @@
 """Mixed runs to a directory: MD bursts and learned jumps in turn, resumable, exact.
 
-`run_mixed` is the driver behind ``openmm-sd run``. A run's directory holds
+`run_mixed` is the driver behind ``openmm-sd run``, `run_ensemble` makes several such runs with
+different seeds (``--copies``) and merges what they say. A run's directory holds
 
 ``trajectory.xtc``, ``trajectory.dcd`` or ``trajectory.h5``
     Frames in nm (DCD: angstroms), molecules whole, the solute in the middle of the box. Times are
@@ -23,8 +24,17 @@
 
 from ..fitting import fitting_model
 from .driver import run_mixed
+from .ensemble import merge_runs, run_ensemble
 from .files import RunError
 from .report import write_report
 from .settings import RunSettings
 
-__all__ = ["RunError", "RunSettings", "fitting_model", "run_mixed", "write_report"]
+__all__ = [
+    "RunError",
+    "RunSettings",
+    "fitting_model",
+    "merge_runs",
+    "run_ensemble",
+    "run_mixed",
+    "write_report",
+]

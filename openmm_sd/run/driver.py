@@ -130,9 +130,7 @@ def run_mixed(
         On SIGINT or SIGTERM, after the checkpoint is written. A second signal stops at once.
     """
     say = report or (lambda what, how_far: None)
-    given = _model(model, say)
-    source = open_start(start, force_field(settings, given))
-    plan = _Plan(given or _fitting(source, say), source, settings)
+    plan = plan_run(model, start, settings, say)
     for note in plan.notes:
         say("note", note)
     folder = Path(output)
@@ -147,6 +145,18 @@ def run_mixed(
         return _Run(plan, folder, say, say_or_stop, stopped)()
 
 
+def plan_run(
+    model: ScoreModel | str | os.PathLike[str] | None,
+    start: Start,
+    settings: RunSettings,
+    say: Report,
+) -> _Plan:
+    """Decide all that was left open, and refuse what cannot be run; see `run_mixed`."""
+    given = _model(model, say)
+    source = open_start(start, force_field(settings, given))
+    return _Plan(given or _fitting(source, say), source, settings)
+
+
 def _model(model: ScoreModel | str | os.PathLike[str] | None, say: Report) -> ScoreModel | None:
     if model is None or isinstance(model, ScoreModel):
         return model
@@ -157,7 +167,7 @@ def _model(model: ScoreModel | str | os.PathLike[str] | None, say: Report) -> Sc
 def _fitting(source: Source, say: Report) -> ScoreModel:
     say("loading the model", "")
     try:
-        return fitting_model(source.topology)
+        return fitting_model(source.topology, source.implicit)
     except ValueError as error:
         raise model_mismatch(source, error) from None
 
@@ -208,7 +218,7 @@ class _Plan:
         self.temperature = float(temperature or model.temperature or 300.0)
         self.force_field = force_field(settings, model)
         files = self.force_field if prepared is None else prepared.force_field
-        if other := other_force_field(files, model):
+        if other := other_force_field(files, model, source.implicit):
             self.notes.append(other)
         # Refuses what an integrator refuses; another one is made for the run.
         with _noting(self.notes):
@@ -826,7 +836,9 @@ class _Run:
     def _summary(self, numbers: dict[str, Any]) -> dict[str, Any]:
         plan, settings = self._plan, self._plan.settings
         now = time.monotonic()
-        notes = ensemble_notes(plan.model, numbers, plan.lag_ps, plan.burst_ps)
+        notes = ensemble_notes(
+            plan.model, numbers, plan.lag_ps, plan.burst_ps, implicit=plan.source.implicit
+        )
         complaint = dropped_jumps(numbers)
         mixed = ns_per_day(numbers["effective_time_ps"], self._sampling) if self._sampling else None
         plain = ns_per_day(self._plain_ps, self._plain_seconds) if self._plain_seconds else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -166,7 +167,7 @@ def find(
     _profiles(found)
     _maps(found, record.molecule)
     _divergence(found, baseline)
-    _crossings(found)
+    found.crossings = crossings_of(found.partitions, angles)
     _kinetics(found, record)
     return found
 
@@ -174,16 +175,23 @@ def find(
 # -- equilibrium -----------------------------------------------------------------------------------
 
 
+def states_of(
+    partition: Partition, baseline: Baseline, angles: NDArray[np.float32]
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Return the states whose populations are told, and which frames are in each."""
+    labels = partition.label(angles)
+    states = [(name, labels == k) for k, name in enumerate(partition.states)]
+    if baseline.peptide is not None:
+        states.append(("phi>0", labels >= 3))
+    return states
+
+
 def _populations(found: Findings, baseline: Baseline) -> None:
     theirs = figures.populations(baseline, baseline.sample) if found.beside else {}
     timeline, angles = found.timeline, found.angles
     halves = [timeline.half(second) for second in (False, True)]
     for partition in found.partitions:
-        labels = partition.label(angles)
-        states = [(name, labels == k) for k, name in enumerate(partition.states)]
-        if baseline.peptide is not None:
-            states.append(("phi>0", labels >= 3))
-        for name, inside in states:
+        for name, inside in states_of(partition, baseline, angles):
             where = inside.astype(np.int64)
             value, error = (float(one[1]) for one in timeline.shares(where, 2))
             one = figure(value, error, theirs.get(name))
@@ -288,15 +296,18 @@ def _divergence(found: Findings, baseline: Baseline) -> None:
 # -- kinetics --------------------------------------------------------------------------------------
 
 
-def _crossings(found: Findings) -> None:
-    for partition in found.partitions:
+def crossings_of(partitions: Sequence[Partition], angles: NDArray[np.float32]) -> dict[str, int]:
+    """Return how often a run went from one basin to another, by both their names."""
+    counted: dict[str, int] = {}
+    for partition in partitions:
         for cores in partition.cores:
-            rows = crossings([cores.label(found.angles)])
+            rows = crossings([cores.label(angles)])
             for i, start in enumerate(cores.states):
                 for j, end in enumerate(cores.states):
                     if i != j:
                         count = int(((rows[:, 0] == i) & (rows[:, 1] == j)).sum())
-                        found.crossings[f"{start} -> {end}"] = count
+                        counted[f"{start} -> {end}"] = count
+    return counted
 
 
 def _kinetics(found: Findings, record: RunRecord) -> None:

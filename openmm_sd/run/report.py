@@ -97,7 +97,7 @@ def write_report(
     began = time.perf_counter()
     say("reading the run", "")
     record = read_run(folder)
-    chosen, beside, missing = _beside(record, model, reference, topology, spacing_ps)
+    chosen, beside, missing = compared_with(record, model, reference, topology, spacing_ps)
     shown = shown_frames(record.n_frames, record.molecule.n_atoms)
     angles, positions = record.look(chosen, shown)
     say("analysing the run", "")
@@ -135,7 +135,7 @@ def _finite(value: Any) -> Any:
 # -- what to compare with --------------------------------------------------------------------------
 
 
-def _beside(
+def compared_with(
     record: RunRecord,
     model: ScoreModel | str | os.PathLike[str] | None,
     reference: Paths,

@@ -13,6 +13,8 @@ from ..trajectories import FORMATS
 
 #: Lengths of a run, of which one is given, with their units.
 LENGTHS: Final = {"effective_ns": "ns", "jumps": "", "md_ps": "ps"}
+#: Length of a run that none is given for: enough to see how the jumps fare.
+DEFAULT_JUMPS: Final = 100
 
 #: Platforms that compute in a precision of the user's choice, and the choices.
 PRECISE_PLATFORMS: Final = ("CUDA", "HIP", "OpenCL")
@@ -21,14 +23,14 @@ PRECISIONS: Final = ("single", "mixed", "double")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run does; one of the three lengths must be given.
+    """What a run does; at most one of the three lengths is given.
 
     Attributes
     ----------
     effective_ns : float, optional
         Length: effective time, ns. That is MD time plus the lags of accepted jumps.
     jumps : int, optional
-        Length: number of jumps tried.
+        Length: number of jumps tried; 100 where no length is given.
     md_ps : float, optional
         Length: MD time, ps.
     lag_ps, burst_ps : float, optional
@@ -130,9 +132,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         given = [name for name in LENGTHS if getattr(self, name) is not None]
-        if len(given) != 1:
-            got = ", ".join(given) or "none"
-            raise ValueError(f"give one length: {', '.join(LENGTHS)} (got {got})")
+        if len(given) > 1:
+            raise ValueError(f"give one length: {', '.join(LENGTHS)} (got {', '.join(given)})")
+        if not given:
+            object.__setattr__(self, "jumps", DEFAULT_JUMPS)
         for name, wanted in (
             *LENGTHS.items(),
             ("lag_ps", "ps"),

@@ -28,7 +28,7 @@ from ..prepare import (
 )
 from ..prepare.directory import prepared_sha256
 from ..prepare.driver import box_of, read_source
-from ..prepare.force_field import DEFAULT_FORCE_FIELD, make_system
+from ..prepare.force_field import DEFAULT_FORCE_FIELD, has_implicit_solvent, make_system
 from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU, LIGHT_STEP_PS
 from ..prepare.structure import Structure, count_waters
 from ..propagator.model import ScoreModel
@@ -69,6 +69,11 @@ class Source:
     def solvated(self) -> bool:
         """Whether there is water already."""
         return count_waters(self.topology) > 0
+
+    @property
+    def implicit(self) -> bool:
+        """Whether it is in implicit solvent."""
+        return self.prepared is not None and has_implicit_solvent(self.prepared.system)
 
     def step_ps(self) -> float:
         """MD step that the System allows, as far as is known, ps."""
@@ -156,7 +161,9 @@ def force_field(settings: RunSettings, model: ScoreModel | None) -> tuple[str, .
     return (card_force_field(model) if model is not None else None) or DEFAULT_FORCE_FIELD
 
 
-def other_force_field(files: tuple[str, ...], model: ScoreModel) -> str | None:
+def other_force_field(
+    files: tuple[str, ...], model: ScoreModel, implicit: bool = False
+) -> str | None:
     """Say it where a System's force field is known and is not the one on the model's card.
 
     Parameters
@@ -165,12 +172,15 @@ def other_force_field(files: tuple[str, ...], model: ScoreModel) -> str | None:
         What the System was made from; empty if that is not known.
     model : ScoreModel
         Whose card names its force field, or not.
+    implicit : bool
+        Whether the System is in implicit solvent.
     """
     named = model.card.get("force_field")
     named = [named] if isinstance(named, str) else named
-    # A model of implicit solvent has a note of its own.
-    if not files or not isinstance(named, list) or not named or is_implicit(model):
+    if not files or not isinstance(named, list) or not named:
         return None
+    if is_implicit(model) and not implicit:
+        return None  # there is a note of its own for it
     if {os.path.basename(file) for file in files} == {os.path.basename(str(f)) for f in named}:
         return None
     return (

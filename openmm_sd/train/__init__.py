@@ -1,6 +1,10 @@
-"""Training of diffusion propagators from molecular dynamics frames."""
+"""Training of diffusion propagators from molecular dynamics frames.
+
+:func:`train_bundle` is what ``openmm-sd train`` does; the rest are its parts.
+"""
 
 from .pairs import TransitionPairs, methyl_rotors
+from .stage import StageSettings, train_bundle
 from .trainer import (
     Part,
     TrainingRecord,
@@ -15,6 +19,7 @@ from .trainer import (
 
 __all__ = [
     "Part",
+    "StageSettings",
     "TrainSettings",
     "TrainingRecord",
     "TransitionPairs",
@@ -24,5 +29,6 @@ __all__ = [
     "held_out_loss",
     "methyl_rotors",
     "train",
+    "train_bundle",
     "train_together",
 ]

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +24,14 @@ from .stage import (
     Material,
     Report,
     StageSettings,
+    course,
     equilibrium_frames,
     lag_range,
     make_card,
     novelty_of,
     teller,
 )
+from .team import Team
 from .trainer import (
     Part,
     family_statistics,
@@ -64,9 +65,9 @@ def train_family(
     datasets: Sequence[Path | str],
     output: Path,
     settings: StageSettings,
-    device: torch.device,
+    crew: Team,
     say: Report,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train on several molecules at once and write the bundle of the family.
 
     Parameters
@@ -79,8 +80,8 @@ def train_family(
         The bundle.
     settings : StageSettings
         What and how.
-    device : torch.device
-        Where.
+    crew : Team
+        Who trains, and where.
     say : callable
         Told what is being done.
 
@@ -89,6 +90,7 @@ def train_family(
     dict
         As ``train_bundle``.
     """
+    device = crew.device
     if settings.network not in (AUTO, FAMILY):
         names = ", ".join(data.molecule.name for data in several)
         raise ValueError(
@@ -144,8 +146,11 @@ def train_family(
         settings.training,
         lags_ps=shown[::3],
         checkpoint=checkpoint,
-        report=teller(settings, say),
+        report=teller(settings.training, say),
+        crew=crew,
     )
+    if not crew.leads:
+        return None
     say("writing", output.name)
     training = {
         "network": FAMILY,
@@ -164,13 +169,8 @@ def train_family(
         "lags": f"log-uniform, {low:g} to {high:g} ps",
         "time_reversal": settings.time_reversal,
         "by_molecule": {m.molecule.name: m.account(settings) for m in taught},
-        "init": settings.init,
-        "steps": record.steps,
-        "wall_minutes": round(record.minutes, 1),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "settings": asdict(settings.training),
-        "history": record.history,
+        "init": Path(settings.init).name if settings.init else None,
+        **course(record, settings.training, crew),
         "held_out_loss_by_lag_ps": _held_out(parts, taught, settings, shown),
     }
     for network in networks:

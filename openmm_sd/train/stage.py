@@ -36,6 +36,7 @@ from ..propagator.novelty import Novelty, fit_novelty, hold_out
 from ..version import __version__
 from .markov import MarkovModel, fit_markov, timescales_by_lag
 from .pairs import TransitionPairs, methyl_rotors
+from .team import Team, leads, team
 from .trainer import (
     TrainingRecord,
     TrainSettings,
@@ -175,8 +176,10 @@ def train_bundle(
     settings: StageSettings | None = None,
     *,
     report: Report | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train a model on data sets and write its bundle.
+
+    Started by ``torchrun``, all processes train together; the first one writes the bundle.
 
     Parameters
     ----------
@@ -193,10 +196,10 @@ def train_bundle(
     Returns
     -------
     dict
-        The card's training part, and where the bundle is.
+        The card's training part, and where the bundle is. None in all processes but the first.
     """
     settings = settings or StageSettings()
-    say = report or (lambda what, how_far: None)
+    say = (report if leads() else None) or (lambda what, how_far: None)
     output = Path(output)
     check_output(output, datasets)
     several = read_by_molecule(datasets, say)
@@ -205,37 +208,43 @@ def train_bundle(
     if len(several) > 1 or settings.network == FAMILY or _goes_on_with_a_family(settings):
         from .family import train_family
 
-        return train_family(several, datasets, output, settings, device, say)
+        with team(device) as crew:
+            return train_family(several, datasets, output, settings, crew, say)
     if settings.also or settings.aside:
         what = "also: a molecule without data" if settings.also else "aside: data of no member"
         raise ValueError(f"{what} can only join a family; take --network family")
-    material = Material.of(several[0], settings, device, say)
-    data, molecule, spacing = material.data, material.molecule, material.spacing_ps
-    runs, kept, held, biased = material.runs, material.kept, material.held, material.biased
-    pairs, held_out = material.pairs, material.held_out
-    lag_min, lag_max = lag_range(kept, spacing, settings)
+    with team(device) as crew:
+        device = crew.device
+        material = Material.of(several[0], settings, device, say)
+        data, molecule, spacing = material.data, material.molecule, material.spacing_ps
+        runs, kept, held, biased = material.runs, material.kept, material.held, material.biased
+        pairs, held_out = material.pairs, material.held_out
+        lag_min, lag_max = lag_range(kept, spacing, settings)
 
-    torch.manual_seed(settings.training.seed)
-    some = np.concatenate([run.positions for run in kept])
-    lags = {"lag_min_ps": lag_min, "lag_max_ps": lag_max}
-    network = build_network(molecule, some[:: max(1, len(some) // _LOOK_AT)], lags, settings)
-    network = network.to(device)
-    fit_statistics(network, pairs, settings.training.seed)
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    began = time.monotonic()
-    progress = teller(settings, say)
-    shown = [lag for lag in REPORT_LAGS if lag_min * 0.999 <= lag <= lag_max * 1.001]
-    if held_out is not None:
-        shown = [lag for lag in shown if lag <= held_out.longest_lag_ps()]
-    record = train(
-        network,
-        pairs,
-        settings.training,
-        held_out=held_out if shown else None,
-        lags_ps=shown[::2],
-        checkpoint=checkpoint,
-        report=progress,
-    )
+        torch.manual_seed(settings.training.seed)
+        some = np.concatenate([run.positions for run in kept])
+        lags = {"lag_min_ps": lag_min, "lag_max_ps": lag_max}
+        network = build_network(molecule, some[:: max(1, len(some) // _LOOK_AT)], lags, settings)
+        network = network.to(device)
+        fit_statistics(network, pairs, settings.training.seed)
+        checkpoint = output.with_name(output.name + ".checkpoint")
+        began = time.monotonic()
+        progress = teller(settings.training, say)
+        shown = [lag for lag in REPORT_LAGS if lag_min * 0.999 <= lag <= lag_max * 1.001]
+        if held_out is not None:
+            shown = [lag for lag in shown if lag <= held_out.longest_lag_ps()]
+        record = train(
+            network,
+            pairs,
+            settings.training,
+            held_out=held_out if shown else None,
+            lags_ps=shown[::2],
+            checkpoint=checkpoint,
+            report=progress,
+            crew=crew,
+        )
+    if not crew.leads:
+        return None
     say("writing", output.name)
     network = network.to("cpu")
     description = {
@@ -245,13 +254,8 @@ def train_bundle(
         "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {lag_min:g} to {lag_max:g} ps",
         "time_reversal": settings.time_reversal,
-        "init": settings.init,
-        "steps": record.steps,
-        "wall_minutes": round(record.minutes, 1),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "settings": asdict(settings.training),
-        "history": record.history,
+        "init": Path(settings.init).name if settings.init else None,
+        **course(record, settings.training, crew),
     }
     if held_out is not None and shown:
         losses = held_out_loss(network.to(device), held_out, settings.training, shown, 4096)
@@ -353,6 +357,8 @@ class Material:
             "ns": round(sum(run.length_ps for run in self.kept) / 1000.0, 3),
             "runs": len(self.kept),
             "held_out_runs": len(self.held),
+            # The last so many ps of these runs, as `openmm_sd.reference` reads it.
+            "held_out_ps": {run.name: round(run.length_ps, 6) for run in self.held},
             "spacing_ps": self.spacing_ps,
             "composed_from_ps": settings.compose_from_ps if markov is not None else None,
             "markov_lag_ps": markov.lag_ps if markov is not None else None,
@@ -363,7 +369,20 @@ class Material:
         }
 
 
-def teller(settings: StageSettings, say: Report) -> Callable[[TrainingRecord], None]:
+def course(record: TrainingRecord, settings: TrainSettings, crew: Team) -> dict[str, Any]:
+    """Return what a card says of how a training went."""
+    return {
+        "steps": record.steps,
+        "wall_minutes": round(record.minutes, 1),
+        "device": str(crew.device),
+        "processes": crew.size,
+        "threads": torch.get_num_threads(),
+        "settings": asdict(settings),
+        "history": record.history,
+    }
+
+
+def teller(settings: TrainSettings, say: Report) -> Callable[[TrainingRecord], None]:
     """Return what tells how far a training is."""
 
     def progress(record: TrainingRecord) -> None:
@@ -371,7 +390,7 @@ def teller(settings: StageSettings, say: Report) -> Callable[[TrainingRecord], N
         held_text = ", ".join(f"{k} ps {v:.4f}" for k, v in entry.get("held_out", {}).items())
         say(
             "training",
-            f"{record.minutes:.1f} of {settings.training.minutes:g} min, step {record.steps}, "
+            f"{record.minutes:.1f} of {settings.minutes:g} min, step {record.steps}, "
             f"loss {entry['loss']:.4f}" + (f", held out {held_text}" if held_text else ""),
         )
 
@@ -529,12 +548,18 @@ def _kept_and_held(runs: Sequence[Run], settings: StageSettings) -> tuple[list[R
 
 
 def check_output(output: Path, datasets: Sequence[Path | str]) -> None:
+    """Refuse a bundle that cannot be written, and data sets that are not there."""
+    check_bundle_path(output)
+    if not datasets:
+        raise ValueError("name at least one data set")
+
+
+def check_bundle_path(output: Path) -> None:
+    """Refuse a bundle that cannot be written."""
     if output.suffix != ".safetensors":
         raise ValueError(f"the output must end in .safetensors, got {output.name}")
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent} is not a directory: make it first")
-    if not datasets:
-        raise ValueError("name at least one data set")
 
 
 def build_network(
@@ -859,6 +884,15 @@ def _like_bundle(
         for key, parameter in mine.items():
             parameter.copy_(theirs[key])
     return network
+
+
+def use_threads(threads: int | None) -> None:
+    """Let PyTorch use this many CPU threads; None leaves the choice to it."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
 
 
 def chosen_device(name: str) -> torch.device:

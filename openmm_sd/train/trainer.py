@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +25,15 @@ from ..propagator.family import FamilyDiffusion
 from ..propagator.family_statistics import CoordinateStatistics
 from ..propagator.internal_base import InternalPropagator
 from ..propagator.molecule import Molecule
+from ..resumable import interrupts
 from .pairs import TransitionPairs
 from .rare import RareFirst
+from .team import Team
 
 #: What can be trained.
 Network = CartesianDiffusion | InternalPropagator
+#: Number of pairs, step, source of random numbers, and which of the pairs, to losses of the latter.
+Lessons = Callable[[int, int, torch.Generator, slice], Tensor]
 
 # The largest lags' pairs come from few independent stretches; this many pairs make the scale of a
 # displacement good to about one per cent all the same.
@@ -212,6 +217,7 @@ def denoising_loss(
     sigma: Tensor,
     settings: TrainSettings,
     generator: torch.Generator,
+    rows: slice = slice(None),
 ) -> Tensor:
     """Return each pair's denoising loss, in units in which the untrained network has about 1.
 
@@ -229,14 +235,17 @@ def denoising_loss(
         For the noise on the conditioning frame and the weight of turning torsions.
     generator : torch.Generator
         Source of random numbers.
+    rows : slice, optional
+        Only of these pairs. Random numbers are drawn for all of them, so that several processes
+        that share a batch use those that one would.
 
     Returns
     -------
     Tensor
-        (B,), the weighted mean over coordinates of |D - y|^2 / c_out^2 (Karras et al. 2022,
-        equation 8).
+        (B,) or as many as there are rows, the weighted mean over coordinates of
+        |D - y|^2 / c_out^2 (Karras et al. 2022, equation 8).
     """
-    device = frame.device
+    device, count = frame.device, len(frame)
     if isinstance(model, FamilyDiffusion):
         frame, later = model.draw_equivalent(frame, later, generator)
     # Geometry stays in float32: bfloat16 products would blur coordinates by 0.001 nm, which is
@@ -244,9 +253,11 @@ def denoising_loss(
     with torch.autocast(device.type, enabled=False):
         jitter = torch.randn(frame.shape, generator=generator, device=device)
         frame = frame + settings.condition_noise_nm * jitter
+        frame, later, lag, sigma = frame[rows], later[rows], lag[rows], sigma[rows]
         clean, known = model.target(frame, later, lag)
         level = sigma.view(-1, *(1 for _ in clean.shape[1:]))
-        noised = clean + level * torch.randn(clean.shape, generator=generator, device=device)
+        noise = torch.randn((count, *clean.shape[1:]), generator=generator, device=device)
+        noised = clean + level * noise[rows]
     error = model.answer(noised, sigma, known).float() - clean
     loss = (model.loss_weights(settings.turn_weight) * error * error).flatten(1).mean(dim=1)
     return loss * (1.0 + sigma * sigma) / (sigma * sigma)
@@ -291,6 +302,32 @@ def held_out_loss(
     return losses
 
 
+class Task(Protocol):
+    """What one network is taught: `Part`, or `~openmm_sd.train.distill.Imitation`."""
+
+    @property
+    def model(self) -> Network:
+        """The network, on its device."""
+
+    @property
+    def share(self) -> float:
+        """Its part of a step's pairs, relative to the others' shares."""
+
+    def describe(self) -> str:
+        """Return what a checkpoint's weights belong to, in a line."""
+
+    def lessons(self, settings: TrainSettings) -> Lessons:
+        """Return what gives the losses of a step's pairs.
+
+        Random numbers are drawn for all pairs of a step, whichever of them are asked for.
+        """
+
+    def held_out_losses(
+        self, model: Network, settings: TrainSettings, lags_ps: Sequence[float]
+    ) -> dict[float, float]:
+        """Return the loss of other weights on what is held out, by lag in ps."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One molecule of a training.
@@ -312,6 +349,36 @@ class Part:
     held_out: TransitionPairs | None = None
     share: float = 1.0
 
+    def describe(self) -> str:
+        """Return what says to what a checkpoint belongs; see `Task`."""
+        return f"{self.model.hyperparameters} {self.share:g} {len(self.pairs)}"
+
+    def lessons(self, settings: TrainSettings) -> Lessons:
+        """Return the denoising losses of pairs, rare hops first; see `Task`."""
+        nodes = self.model.lag_nodes()
+        source = RareFirst(
+            self.pairs, float(nodes[0]), float(nodes[-1]), settings.seed, settings.rare_first
+        )
+        device = self.pairs.frames.device
+
+        def losses(count: int, step: int, generator: torch.Generator, rows: slice) -> Tensor:
+            frame, later, lag, weight = source.draw(count, step, generator)
+            sigma = _draw_levels(count, settings, generator, device)
+            return weight[rows] * denoising_loss(
+                self.model, frame, later, lag, sigma, settings, generator, rows
+            )
+
+        return losses
+
+    def held_out_losses(
+        self, model: Network, settings: TrainSettings, lags_ps: Sequence[float]
+    ) -> dict[float, float]:
+        """Return the loss of other weights on what is held out, by lag in ps."""
+        if self.held_out is None:
+            return {}
+        possible = [lag for lag in lags_ps if lag <= self.held_out.longest_lag_ps()]
+        return held_out_loss(model, self.held_out, settings, possible)
+
 
 def train(
     model: Network,
@@ -322,6 +389,7 @@ def train(
     lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
     checkpoint: Path | str | None = None,
     report: Callable[[TrainingRecord], None] | None = None,
+    crew: Team | None = None,
 ) -> TrainingRecord:
     """Train a model in place; afterwards it holds the averaged weights.
 
@@ -335,7 +403,7 @@ def train(
         How.
     held_out : TransitionPairs, optional
         Data on which the loss by lag is reported.
-    lags_ps, checkpoint, report
+    lags_ps, checkpoint, report, crew
         As for `train_together`.
 
     Returns
@@ -349,22 +417,24 @@ def train(
         lags_ps=lags_ps,
         checkpoint=checkpoint,
         report=report,
+        crew=crew,
     )
 
 
 def train_together(
-    parts: Sequence[Part],
+    parts: Sequence[Task],
     settings: TrainSettings,
     *,
     lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
     checkpoint: Path | str | None = None,
     report: Callable[[TrainingRecord], None] | None = None,
+    crew: Team | None = None,
 ) -> TrainingRecord:
     """Train the networks of one or several molecules, which share their weights, in place.
 
     Parameters
     ----------
-    parts : sequence of Part
+    parts : sequence of Task
         The molecules. Every step has pairs of each. Several networks must share their weights
         (`SharedWeights.share_weights`).
     settings : TrainSettings
@@ -377,14 +447,23 @@ def train_together(
     report : callable, optional
         Called with the record whenever an entry was added to its history; a line on standard error
         by default.
+    crew : Team, optional
+        Processes that share each step's pairs; alone by default. `batch_size` is that of all
+        together. The first of them reports and writes, the others do neither.
 
     Returns
     -------
     TrainingRecord
         Steps, time and the course of the losses; those of several molecules are held out by
         their places in `parts`, as in ``"1: 10"``.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On SIGINT or SIGTERM to any of the processes, after the step and the checkpoint.
     """
-    device = parts[0].pairs.frames.device
+    device = next(parts[0].model.parameters()).device
+    crew = crew or Team(device)
     nodes = parts[0].model.lag_nodes()
     low, high = float(nodes[0]), float(nodes[-1])
     lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
@@ -394,85 +473,142 @@ def train_together(
     model: torch.nn.Module = (
         parts[0].model if alone else torch.nn.ModuleList([part.model for part in parts])
     )
+    if min(counts) < crew.size:
+        raise ValueError(
+            f"a batch of {settings.batch_size} pairs gives {min(counts)} of a molecule to "
+            f"{crew.size} processes: take a larger batch or fewer processes"
+        )
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    lessons = [part.lessons(settings) for part in parts]
+    step_loss = _StepLoss(model, lessons, counts, settings, generator, crew)
+    shared = crew.wrap(step_loss)
     average = copy.deepcopy(model).eval()
     averages: list[Network] = [average] if alone else list(average)  # type: ignore
     optimiser = torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
     )
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    sources = [
-        RareFirst(part.pairs, low, high, settings.seed, settings.rare_first) for part in parts
-    ]
     record = TrainingRecord()
     path = Path(checkpoint) if checkpoint is not None else None
     # What the weights and buffers of a checkpoint belong to.
-    of_what = [f"{part.model.hyperparameters} {part.share:g} {len(part.pairs)}" for part in parts]
-    if path is not None and path.exists():
-        _restore(path, of_what, settings, model, average, optimiser, generator, record)
+    of_what = [part.describe() for part in parts]
+    if path is not None:
+        content = crew.told(_read(path, of_what, settings) if crew.leads else None)
+        if isinstance(content, str):
+            raise ValueError(content)
+        if content is not None:
+            _restore(content, model, average, optimiser, generator, record)
+
+    def save() -> None:
+        if path is not None and crew.leads:
+            _save(path, of_what, settings, model, average, optimiser, generator, record)
 
     minutes_before = record.minutes
     began = last_report = time.monotonic()
+    # The minutes since then as the leader counts them, and whether anybody was told to stop.
+    elapsed, halt = 0.0, 0.0
     running, counted = 0.0, 0
-    while True:
-        now = time.monotonic()
-        record.minutes = minutes_before + (now - began) / 60.0
-        progress = record.minutes / settings.minutes
-        if settings.max_steps is not None:
-            progress = max(progress, record.steps / settings.max_steps)
-        finished = progress >= 1.0
-        if counted and (finished or now - last_report > settings.report_seconds):
-            entry: dict = {
-                "step": record.steps,
-                "minutes": round(record.minutes, 2),
-                "loss": round(running / counted, 5),
-            }
-            for k, part in enumerate(parts):
-                if part.held_out is None:
-                    continue
-                possible = [lag for lag in lags_ps if lag <= part.held_out.longest_lag_ps()]
-                losses = held_out_loss(averages[k], part.held_out, settings, possible)
-                before = "" if alone else f"{k}: "
-                entry.setdefault("held_out", {}).update(
-                    {f"{before}{lag:g}": round(v, 5) for lag, v in losses.items()}
-                )
-            record.history.append(entry)
-            if report is None:
-                print(f"train: {entry}", file=sys.stderr, flush=True)
-            else:
-                report(record)
-            running, counted, last_report = 0.0, 0, now
-            if path is not None:
-                _save(path, of_what, settings, model, average, optimiser, generator, record)
-        if finished:
-            break
+    with interrupts() as stopped:
+        while True:
+            record.minutes = minutes_before + elapsed
+            progress = record.minutes / settings.minutes
+            if settings.max_steps is not None:
+                progress = max(progress, record.steps / settings.max_steps)
+            finished = progress >= 1.0
+            now = time.monotonic()
+            due = finished or now - last_report > settings.report_seconds
+            if counted and due and crew.leads:
+                entry: dict = {
+                    "step": record.steps,
+                    "minutes": round(record.minutes, 2),
+                    "loss": round(running / counted, 5),
+                }
+                for k, part in enumerate(parts):
+                    before = "" if alone else f"{k}: "
+                    losses = part.held_out_losses(averages[k], settings, lags_ps)
+                    if losses:
+                        entry.setdefault("held_out", {}).update(
+                            {f"{before}{lag:g}": round(v, 5) for lag, v in losses.items()}
+                        )
+                record.history.append(entry)
+                if report is None:
+                    print(f"train: {entry}", file=sys.stderr, flush=True)
+                else:
+                    report(record)
+                running, counted, last_report = 0.0, 0, now
+                save()
+            if finished:
+                break
+            if halt:
+                save()
+                raise KeyboardInterrupt
 
-        rate = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-        rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.zero_grad(set_to_none=True)
-        value = 0.0
-        for part, source, count in zip(parts, sources, counts, strict=True):
-            frame, later, lag, weight = source.draw(count, record.steps, generator)
-            sigma = _draw_levels(count, settings, generator, device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-                loss = denoising_loss(part.model, frame, later, lag, sigma, settings, generator)
-                loss = (weight * loss).sum() / settings.batch_size
-            loss.backward()
-            value += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        record.steps += 1
-        # The average starts as short as the training is, so that early weights are forgotten.
-        decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
-        if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {record.steps}: lower the learning rate")
-        running += value
-        counted += 1
+            rate = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+            if crew.size == 1:
+                # Molecule by molecule, so that the memory is that of one.
+                value = 0.0
+                for k in range(len(parts)):
+                    loss = step_loss.part(k, record.steps)
+                    loss.backward()
+                    value += float(loss.detach())
+            else:
+                loss = shared(record.steps)
+                # Gradients come out as the mean over processes, wanted is their sum.
+                (crew.size * loss).backward()
+                value = float(loss.detach())
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            record.steps += 1
+            # The average starts as short as the training is, so that early weights are forgotten.
+            decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(average.parameters()), list(model.parameters()), 1.0 - decay
+                )
+            minutes = (time.monotonic() - began) / 60.0 if crew.leads else 0.0
+            value, halt, elapsed = crew.sums([value, float(stopped()), minutes])
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the loss is {value} at step {record.steps}: lower the learning rate"
+                )
+            running += value
+            counted += 1
     model.load_state_dict(average.state_dict())
     return record
+
+
+class _StepLoss(torch.nn.Module):
+    """The loss of a step: a module, so that PyTorch can average its gradients over processes."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        lessons: Sequence[Lessons],
+        counts: Sequence[int],
+        settings: TrainSettings,
+        generator: torch.Generator,
+        crew: Team,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._lessons, self._counts = lessons, counts
+        self._settings, self._generator, self._crew = settings, generator, crew
+
+    def forward(self, step: int) -> Tensor:
+        """Return what this process adds to the loss of all molecules."""
+        return torch.stack([self.part(k, step) for k in range(len(self._lessons))]).sum()
+
+    def part(self, k: int, step: int) -> Tensor:
+        """Return what this process adds to the loss of one molecule."""
+        settings, count = self._settings, self._counts[k]
+        rows = self._crew.rows(count)
+        kind = self._crew.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.bf16):
+            losses = self._lessons[k](count, step, self._generator, rows)
+            return losses.sum() / settings.batch_size
 
 
 def _draw_levels(
@@ -524,7 +660,7 @@ def _save(
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "generator": generator.get_state(),
+        "generator": generator.get_state().cpu(),
         "record": asdict(record),
     }
     with open(partial, "wb") as file:
@@ -534,29 +670,31 @@ def _save(
     os.replace(partial, path)
 
 
+def _read(path: Path, of_what: list[str], settings: TrainSettings) -> dict | str | None:
+    """Read a checkpoint, if there is one; return why not if it does not belong to this training."""
+    if not path.exists():
+        return None
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    different = [k for k, v in _kept(settings).items() if content["settings"].get(k) != v]
+    if different:
+        return f"{path} was made with other settings: {', '.join(different)}"
+    if content.get("of_what") != of_what:
+        return f"{path} was made with other molecules, data or networks, or another order"
+    return content
+
+
 def _restore(
-    path: Path,
-    of_what: list[str],
-    settings: TrainSettings,
+    content: dict,
     model: torch.nn.Module,
     average: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
     record: TrainingRecord,
 ) -> None:
-    device = next(model.parameters()).device
-    content = torch.load(path, map_location=device, weights_only=True)
-    different = [k for k, v in _kept(settings).items() if content["settings"].get(k) != v]
-    if different:
-        raise ValueError(f"{path} was made with other settings: {', '.join(different)}")
-    if content.get("of_what") != of_what:
-        raise ValueError(
-            f"{path} was made with other molecules, data or networks, or another order"
-        )
     model.load_state_dict(content["model"])
     average.load_state_dict(content["average"])
     optimiser.load_state_dict(content["optimiser"])
-    generator.set_state(content["generator"].cpu())
+    generator.set_state(content["generator"])
     record.steps = content["record"]["steps"]
     record.minutes = content["record"]["minutes"]
     record.history = content["record"]["history"]

@@ -6,6 +6,7 @@
 from ..reference import (
     Reference,
     ReferenceRun,
+    held_out_reference,
     read_reference,
     reference_from_arrays,
     reference_from_dataset,
@@ -19,6 +20,7 @@ __all__ = [
     "Reference",
     "ReferenceRun",
     "ValidateSettings",
+    "held_out_reference",
     "read_reference",
     "reference_from_arrays",
     "reference_from_dataset",

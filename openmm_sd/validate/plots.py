@@ -194,6 +194,8 @@ def _timescales(report: dict[str, Any], colours: dict[str, str]) -> Figure | Non
             timescale_series(axis, entry["implied_timescales_ps"], k, colours[lag], _name(lag))
         axis.set_title(("slowest", "second", "third")[k] if k < 3 else f"number {k + 1}")
         timescale_axis(axis)
+    if not axes[0].get_legend_handles_labels()[0]:
+        return None  # so little data has no timescale
     axes[0].legend()
     return figure
 

@@ -27,6 +27,7 @@ from ..reference import (
     ReferenceRun,
     angles_of,
     chosen_torsions,
+    held_out_reference,
     read_reference,
     reference_from_trajectory,
 )
@@ -48,7 +49,7 @@ _MUCH_LONGER = 2.0
 
 def validate(
     model: ScoreModel | str | os.PathLike[str],
-    reference: Any,
+    reference: Any | None,
     output: str | os.PathLike[str],
     settings: ValidateSettings | None = None,
     progress: Report | None = None,
@@ -65,8 +66,10 @@ def validate(
     ----------
     model : ScoreModel, str or PathLike
         A model, the name of a shipped one, or a bundle.
-    reference : Reference, mdtraj.Trajectory, path or sequence of paths
-        The MD: see :func:`~openmm_sd.validate.reference.read_reference`.
+    reference : Reference, mdtraj.Trajectory, path or sequence of paths, or None
+        The MD: see :func:`~openmm_sd.reference.read_reference`. None for what the model's training
+        held out, of data sets that lie beside the bundle or in the current directory: see
+        :func:`~openmm_sd.reference.held_out_reference`.
     output : str or PathLike
         Directory for ``validation.json``, ``validation.html`` and the pictures.
     settings : ValidateSettings, optional
@@ -104,6 +107,13 @@ def validate(
         model = ScoreModel.load(model)
     model = model.only(molecule)
     solute = model.molecules[0]
+    own = reference is None
+    if reference is None:
+        for option, value in (("topology", topology), ("spacing_ps", spacing_ps)):
+            if value is not None:
+                raise ValueError(f"{option} has no effect without a reference")
+        say("reading the reference", "what the training held out")
+        reference = held_out_reference(model.card, solute, [Path(name).parent, Path()])
     if hasattr(reference, "xyz"):
         reference = reference_from_trajectory(reference, solute, spacing_ps=spacing_ps)
     if not isinstance(reference, Reference):
@@ -119,6 +129,11 @@ def validate(
             f"lags must differ from each other, got {', '.join(f'{v:g}' for v in lags)}"
         )
     run = _Validation(model, reference, settings, chosen, sample, say)
+    if own:
+        run.notes.append(
+            f"No reference was named: this is {sample.total_ps / 1000.0:.3g} ns of the MD that the "
+            "model's training held out. Longer MD of its own says more."
+        )
     folder.mkdir(parents=True, exist_ok=True)
 
     say("analysing the reference", "")

@@ -1,17 +1,17 @@
-"""Alanine dipeptide in water: MD bursts and learned jumps, as in the README."""
+"""Butane in water, with a model that learned from ethane, propane, pentane and hexane only."""
 
 from openmm import *
 from openmm.app import *
 from openmm.unit import *
 from openmm_sd import ScoreDynamicsIntegrator, ScoreDynamicsReporter, ScoreModel
 
-model = ScoreModel.load("ala2-water")
-molecule = model.molecules[0]
-forcefield = ForceField("amber99sbildn.xml", "tip3p.xml")
-modeller = Modeller(molecule.to_topology(), molecule.positions * nanometer)
+model = ScoreModel.load("alkanes-water")
+butane = model.member("butane").molecules[0]
+forcefield = ForceField("charmm36.xml", "charmm36/water.xml")
+modeller = Modeller(butane.to_topology(), butane.positions * nanometer)
 modeller.addSolvent(forcefield, padding=1.0 * nanometer)
 system = forcefield.createSystem(modeller.topology, nonbondedMethod=PME, constraints=HBonds)
-integrator = ScoreDynamicsIntegrator(model, burst=1 * picosecond, lag=100 * picoseconds)
+integrator = ScoreDynamicsIntegrator(model, burst=1 * picosecond, lag=10 * picoseconds)
 integrator.attach(system, modeller.topology)
 simulation = Simulation(modeller.topology, system, integrator, Platform.getPlatform("CPU"))
 simulation.context.setPositions(modeller.positions)

@@ -1,0 +1,132 @@
+"""Processes of this program that are told what to do, and answer, in lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TextIO
+
+#: How often work is given to somebody else after the process that had it was lost.
+LOSSES: Final = 3
+
+
+class Helper:
+    """A process of this program, seen from the one that started it.
+
+    Parameters
+    ----------
+    module : str
+        What it runs: ``python -m module``.
+    answers : queue.Queue
+        Gets ``(helper, answer)`` for each line of its standard output, and ``(helper, None)`` at
+        the end.
+    environment : mapping, optional
+        Variables added to those of this process.
+    keep : sequence of int
+        File descriptors that it inherits.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        answers: queue.Queue[tuple[Helper, dict[str, Any] | None]],
+        environment: Mapping[str, str] | None = None,
+        keep: Sequence[int] = (),
+    ) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=tuple(keep),
+            # Ctrl-C reaches only this process, which tells its helpers.
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    def send(self, content: Any) -> None:
+        """Tell it something."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(content) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it is gone, and the end of its answers will say so
+
+    def dismiss(self) -> None:
+        """Tell it that nothing more is to be done; it ends when it has done what it was told."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass
+
+    def stop(self) -> None:
+        """Ask it to finish what it is at and to save it."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit code."""
+        code = self._process.wait()
+        self.dismiss()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return code
+
+    def _listen(self, answers: queue.Queue[tuple[Helper, dict[str, Any] | None]]) -> None:
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                answers.put((self, json.loads(line)))
+        except ValueError:
+            pass  # cut short by a kill
+        finally:
+            answers.put((self, None))
+
+
+#: What a helper does: it gets the lines of its orders, what sends an answer, and whether to stop.
+Work = Callable[[TextIO, Callable[[dict[str, Any]], None], Callable[[], bool]], None]
+
+
+def serve(work: Work) -> None:
+    """Be a helper: what a helper's module does when it is run.
+
+    Parameters
+    ----------
+    work : callable
+        Called with the stream of lines that the parent sends, with what sends an answer to it, and
+        with what says whether to stop: after SIGTERM, or when the parent is gone.
+    """
+    # The parent decides what Ctrl-C means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    parent = os.getppid()
+    # What libraries print must not get between the lines.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(content: dict[str, Any]) -> None:
+        try:
+            answers.write(json.dumps(content) + "\n")
+            answers.flush()
+        except OSError:  # the parent is gone
+            stop.append(0)
+
+    try:
+        work(sys.stdin, say, lambda: bool(stop) or os.getppid() != parent)
+    except Exception as error:
+        say({"error": " ".join(str(error).split()), "kind": type(error).__name__})
+        raise

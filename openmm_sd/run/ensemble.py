@@ -1,0 +1,450 @@
+"""Several copies of a mixed run, at the same time, and what they say together.
+
+`run_ensemble` makes N runs that differ in their seeds, each in a process of its own and in an
+ordinary run's directory: ``DIR/run-000``, ``DIR/run-001``, ... . ``DIR/ensemble.json`` has what
+`merge_runs` makes of them: counters added up, and populations with errors from independent runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.figures import Baseline
+from ..analysis.sample import Sample
+from ..analysis.timeline import Timeline, mean_error, visits
+from ..machine import shares
+from ..prepare import PreparedSystem, read_prepared, write_prepared
+from ..prepare.directory import prepared_sha256
+from ..processes import LOSSES, Helper
+from ..propagator.bundle import write_atomically
+from ..propagator.model import ScoreModel
+from ..propagator.noise import MAX_SEED
+from ..resumable import interrupts, locked, model_digest
+from .driver import Report, Start, plan_run
+from .files import START, SUMMARY, RunError
+from .findings import crossings_of, states_of
+from .record import RunRecord, read_run
+from .report import compared_with
+from .settings import RunSettings
+
+#: The file with what all runs say together.
+ENSEMBLE: Final = "ensemble.json"
+_MODEL: Final = "model.safetensors"
+_NAME: Final = re.compile(r"run-\d{3,}")
+_POLL_SECONDS: Final = 0.5
+_SEED: Final = 1
+
+#: Counters and clocks of single runs that are added up.
+_SUMMED: Final = (
+    "jumps_tried",
+    "jumps_accepted",
+    "redraws",
+    "fallbacks",
+    "novel",
+    "md_time_ps",
+    "effective_time_ps",
+    "frames",
+)
+
+
+def run_ensemble(
+    model: ScoreModel | str | os.PathLike[str] | None,
+    start: Start,
+    output: str | os.PathLike[str],
+    settings: RunSettings,
+    copies: int,
+    *,
+    devices: Sequence[str] | None = None,
+    processes: int | None = None,
+    reports: bool = False,
+    reference: Sequence[str | os.PathLike[str]] = (),
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Make several copies of a mixed run, with different seeds, and merge what they say.
+
+    Called again with the same arguments it goes on where it was; with more copies or a greater
+    length it extends the ensemble.
+
+    Parameters
+    ----------
+    model, start, settings
+        As for `openmm_sd.run.run_mixed`. Copy k has the seed ``settings.seed + k``. From a file
+        each copy builds and relaxes a box of its own; from a prepared system all start at the same
+        place, with other noise. Objects are written to the directory first, so that other
+        processes can read them; of the starts only prepared systems can be.
+    output : str or PathLike
+        Directory, made where it does not exist; new, empty, or with an ensemble.
+    copies : int
+        How many.
+    devices : sequence of str, optional
+        GPUs, as in ``CUDA_VISIBLE_DEVICES``: one copy at a time on each. By default all that
+        PyTorch sees, unless `settings` name a platform without.
+    processes : int, optional
+        How many copies run at the same time; by default one a GPU, or else one a core.
+    reports : bool
+        Whether each copy gets its ``report.html``.
+    reference : sequence of str or PathLike
+        For these reports, and for the basins of the merged populations.
+    report : callable, optional
+        Called with what is being done and how far it is.
+
+    Returns
+    -------
+    dict
+        What ``ensemble.json`` holds: that of `merge_runs`, and ``failed``: why copies could not go
+        on, by name.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong, or the directory holds something else.
+    KeyboardInterrupt
+        On SIGINT or SIGTERM, after all copies have written their checkpoints.
+    """
+    say = report or (lambda what, how_far: None)
+    if copies < 1:
+        raise ValueError(f"copies must be at least 1, got {copies}")
+    if settings.seed + copies - 1 > MAX_SEED:
+        raise ValueError(f"seed: the last of {copies} copies would have one above {MAX_SEED}")
+    for name, value in (("processes", processes), ("devices", devices)):
+        if value is not None and not value:
+            raise ValueError(f"{name} must name at least one, got {value!r}")
+    environments = _environments(settings, copies, devices, processes)
+    plan = plan_run(model, start, settings, say)
+    folder = Path(output)
+    with interrupts() as stopped, locked(folder, "ensemble"):
+        _refuse_others(folder)
+        named = _model_path(model, folder)
+        job = {
+            "model": named,
+            "start": _start_path(start, plan.source.prepared, folder),
+            "report": reports,
+            "reference": [os.fspath(path) for path in reference],
+        }
+        crew = _Crew(folder, job, settings, copies, say, stopped)
+        crew.work(environments)
+        say("merging", f"{copies} runs")
+        names = [name for name in crew.names if (folder / name / SUMMARY).is_file()]
+        if not names:
+            if stopped():
+                raise KeyboardInterrupt
+            raise RunError(next(iter(crew.failed.values()), "no copy has got to its first step"))
+        merged = merge_runs([folder / name for name in names], model=named, reference=reference)
+        merged["copies"] = copies
+        merged["complete"] = merged["complete"] and len(names) == copies
+        merged["failed"] = crew.failed
+        text = json.dumps(merged, indent=2, allow_nan=False) + "\n"
+        write_atomically(folder / ENSEMBLE, text.encode())
+        if stopped():
+            raise KeyboardInterrupt
+        return merged
+
+
+def _environments(
+    settings: RunSettings, copies: int, devices: Sequence[str] | None, processes: int | None
+) -> list[dict[str, str]]:
+    """Return the environment of each of the copies that run at the same time."""
+    if settings.platform in ("CPU", "Reference"):
+        if devices is not None:
+            raise ValueError(f"devices are GPUs, and platform is {settings.platform}")
+        devices = []
+    found = shares(processes, devices)
+    return found if len(found) <= copies else shares(copies, devices)
+
+
+def _refuse_others(folder: Path) -> None:
+    known = {ENSEMBLE, START, _MODEL}
+    others = sorted(
+        file.name
+        for file in folder.iterdir()
+        if not file.name.startswith(".")
+        and file.name not in known
+        and not _NAME.fullmatch(file.name)
+    )
+    if others:
+        raise ValueError(
+            f"output: {folder} holds files but no ensemble ({', '.join(others[:4])}); give a new "
+            "directory"
+        )
+
+
+def _model_path(model: ScoreModel | str | os.PathLike[str] | None, folder: Path) -> str | None:
+    """Return what other processes can load the model by."""
+    if model is None or not isinstance(model, ScoreModel):
+        return None if model is None else os.fspath(model)
+    file = folder / _MODEL
+    if not file.exists():
+        model.save(file)
+    elif model_digest(ScoreModel.load(file)) != model_digest(model):
+        raise ValueError(f"output: {folder} holds an ensemble of another model; give a new one")
+    return str(file)
+
+
+def _start_path(start: Start, prepared: PreparedSystem | None, folder: Path) -> str:
+    """Return what other processes can read the start from."""
+    if isinstance(start, (str, os.PathLike)):
+        return os.fspath(start)
+    if prepared is None:
+        raise ValueError(
+            "start: copies run in processes of their own: give a file, a prepared directory, or a "
+            f"prepared system, got {type(start).__name__}"
+        )
+    kept = folder / START
+    if (kept / "prepared.json").exists():
+        fresh = folder / f".{START}"
+        write_prepared(prepared, fresh)
+        same = prepared_sha256(fresh) == prepared_sha256(kept)
+        for file in fresh.iterdir():
+            file.unlink()
+        fresh.rmdir()
+        if not same:
+            raise ValueError(f"output: {folder} holds an ensemble with another start")
+    else:
+        write_prepared(prepared, kept)
+    read_prepared(kept)
+    return str(kept)
+
+
+@dataclass
+class _Crew:
+    """The processes that make the copies.
+
+    Attributes
+    ----------
+    failed : dict
+        Why copies could not go on.
+    """
+
+    folder: Path
+    job: dict[str, Any]
+    settings: RunSettings
+    copies: int
+    say: Report
+    stopped: Callable[[], bool]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the copies' directories."""
+        return [f"run-{k:03d}" for k in range(self.copies)]
+
+    def work(self, environments: list[dict[str, str]]) -> None:
+        """Make all copies, so many at the same time as there are environments."""
+        waiting, losses = list(range(self.copies)), Counter[int]()
+        answers: queue.Queue[tuple[Helper, dict[str, Any] | None]] = queue.Queue()
+        free = list(reversed(environments))
+        at: dict[Helper, tuple[int, dict[str, str]]] = {}
+        ended: set[Helper] = set()
+        noted: set[str] = set()
+        wrong: str | None = None
+        told = False
+        try:
+            while waiting or at:
+                if not told and (self.stopped() or wrong is not None):
+                    told = True
+                    waiting.clear()
+                    for helper in at:
+                        helper.stop()
+                while waiting and free:
+                    k, environment = waiting.pop(0), free.pop()
+                    helper = Helper("openmm_sd.run.worker", answers, environment)
+                    helper.send(self._order(k))
+                    at[helper] = k, environment
+                try:
+                    helper, answer = answers.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                k, environment = at[helper]
+                name = self.names[k]
+                if answer is None:
+                    code = helper.wait()
+                    del at[helper]
+                    free.append(environment)
+                    if helper in ended or told:
+                        continue
+                    losses[k] += 1
+                    if losses[k] > LOSSES:
+                        self.failed[name] = f"{losses[k]} processes ended while they made it"
+                    else:
+                        self.say("note", f"{name}: its process ended ({code}); another goes on")
+                        waiting.insert(0, k)
+                elif "error" in answer:
+                    ended.add(helper)
+                    self.failed[name] = answer["error"]
+                    self.say("note", f"{name}: {answer['error']}")
+                    if answer["kind"] == "ValueError":
+                        wrong = wrong or f"{name}: {answer['error']}"
+                elif "done" in answer or "stopped" in answer:
+                    ended.add(helper)
+                elif answer["what"] == "note":
+                    if answer["how_far"] not in noted:
+                        noted.add(answer["how_far"])
+                        self.say("note", answer["how_far"])
+                else:
+                    done = self.copies - len(waiting) - len(at)
+                    where = f"{name}: {answer['what']} {answer['how_far']}".strip()
+                    self.say("running", f"{done} of {self.copies} copies done; {where}")
+        finally:
+            for helper in at:
+                helper.stop()
+            for helper in at:
+                helper.wait()
+        if wrong is not None:
+            raise ValueError(wrong)
+
+    def _order(self, k: int) -> dict[str, Any]:
+        settings = replace(self.settings, seed=self.settings.seed + k)
+        return {
+            **self.job,
+            "output": str(self.folder / self.names[k]),
+            "settings": asdict(settings),
+        }
+
+
+# -- together --------------------------------------------------------------------------------------
+
+
+def merge_runs(
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    model: ScoreModel | str | os.PathLike[str] | None = None,
+    reference: Sequence[str | os.PathLike[str]] = (),
+) -> dict[str, Any]:
+    """Say what several runs of the same solute have found together.
+
+    Parameters
+    ----------
+    folders : sequence of str or PathLike
+        The runs' directories; the runs may be finished or not.
+    model : ScoreModel, str or PathLike, optional
+        The model of the runs, whose frames say where basins are; a shipped one is found by itself.
+        Without frames the runs' own do.
+    reference : sequence of str or PathLike
+        MD that says it instead, see `openmm_sd.reference.read_reference`.
+
+    Returns
+    -------
+    dict
+        The counters and clocks of the runs' summaries, added up; ``complete``;
+        ``effective_ns_per_day`` and ``md_ns_per_day`` (means over the runs; each of one copy beside
+        the others); ``populations``: by state ``value`` (mean over the runs, by their effective
+        times), ``error`` (its standard error from the differences between runs; None with a single
+        run or where all runs say the same), ``runs`` (each run's own) and ``visits``; ``crossings``
+        between basins, added up; ``runs``: of each run its folder, seed and main figures.
+
+    Raises
+    ------
+    ValueError
+        If a directory holds no run, or the runs are not of one molecule.
+    """
+    records = [read_run(folder) for folder in folders]
+    if not records:
+        raise ValueError("there are no runs to merge")
+    first = records[0]
+    for record in records:
+        if record.molecule.to_dict()["bonds"] != first.molecule.to_dict()["bonds"]:
+            raise ValueError(
+                f"{record.folder} is a run of another molecule ({record.molecule.name}) than "
+                f"{first.folder} ({first.molecule.name})"
+            )
+    summaries = [record.summary for record in records]
+    merged: dict[str, Any] = {name: sum(s[name] for s in summaries) for name in _SUMMED}
+    for name in ("rejections", "seconds"):
+        merged[name] = dict(sum((Counter(s[name]) for s in summaries), Counter()))
+        merged[name] = {key: merged[name].get(key, 0) for key in summaries[0][name]}
+    for name in ("effective_ns_per_day", "md_ns_per_day"):
+        known = [s[name] for s in summaries if s[name] is not None]
+        merged[name] = sum(known) / len(known) if known else None
+    merged["complete"] = all(s["complete"] for s in summaries)
+    merged |= {name: first.summary[name] for name in ("lag_ps", "temperature_K")}
+    merged |= _together(records, model, reference)
+    merged["notes"] = list(dict.fromkeys(note for s in summaries for note in s["notes"]))
+    merged["runs"] = [
+        {
+            "folder": record.folder.name,
+            **{
+                name: record.summary[name]
+                for name in ("seed", "complete", *_SUMMED, "effective_ns_per_day", "platform")
+            },
+        }
+        for record in records
+    ]
+    return merged
+
+
+def _together(
+    records: Sequence[RunRecord],
+    model: ScoreModel | str | os.PathLike[str] | None,
+    reference: Sequence[str | os.PathLike[str]],
+) -> dict[str, Any]:
+    """Return populations and crossings."""
+    seen = [record for record in records if record.n_frames]
+    chosen, beside, _ = compared_with(records[0], model, reference, None, None)
+    if not chosen or not seen:
+        return {"populations": {}, "crossings": {}}
+    nothing = np.zeros(0, dtype=np.int64)
+    angles = [record.look(chosen, nothing)[0] for record in seen]
+    sample = beside.sample if beside else Sample.from_runs(angles, 1.0)
+    baseline = Baseline.of(records[0].molecule, chosen, sample, _SEED)
+    # By the time that the frames stand for.
+    times = [float(record.times_ps[-1]) for record in seen]
+    crossed: Counter[str] = Counter()
+    for one in angles:
+        crossed.update(crossings_of(baseline.partitions, one))
+    populations: dict[str, Any] = {}
+    for partition in baseline.partitions:
+        states = [states_of(partition, baseline, one) for one in angles]
+        for k, (name, _) in enumerate(states[0]):
+            inside = [of_run[k][1].astype(np.int64) for of_run in states]
+            populations[name] = population(
+                [Timeline(record.times_ps) for record in seen], inside, times
+            )
+    return {"populations": populations, "crossings": dict(crossed)}
+
+
+def population(
+    timelines: Sequence[Timeline], inside: Sequence[NDArray[np.int64]], times_ps: Sequence[float]
+) -> dict[str, Any]:
+    """Return the share of the time in a state over several runs.
+
+    Parameters
+    ----------
+    timelines : sequence of Timeline
+        When the frames of each run are.
+    inside : sequence of ndarray of int
+        1 where a frame is in the state, else 0.
+    times_ps : sequence of float
+        Length of each run, ps.
+
+    Returns
+    -------
+    dict
+        ``value``, ``error``, ``runs`` and ``visits``, see `merge_runs`.
+    """
+    weights = np.array(times_ps, dtype=np.float64)
+    own = np.array(
+        [
+            one.grouped(where, 2, 1)[0, 1] / one.weights.sum()
+            for one, where in zip(timelines, inside, strict=True)
+        ]
+    )
+    value = float((own * weights).sum() / weights.sum())
+    error = float(mean_error((own * weights)[:, None], weights)[0])
+    return {
+        "value": value,
+        "error": error if math.isfinite(error) and error > 0 else None,
+        "runs": own.tolist(),
+        "visits": int(sum(visits(where, 2)[1] for where in inside)),
+    }
