@@ -58,6 +58,18 @@ class Loud(Propagator):
         return frame
 
 
+class NoGradients(Propagator):
+    """Refuses to work while torch takes notes for gradients, which costs as much as the jump."""
+
+    def __init__(self, n_atoms):
+        super().__init__(n_atoms, 0)
+
+    def forward(self, frame, lag, noise):
+        if torch.is_grad_enabled():
+            raise ValueError("notes are taken for gradients")
+        return frame
+
+
 def start(
     engine, kernel, box, molecule, *, system=None, positions=None, seed=5, solute=None, **settings
 ):
@@ -1255,6 +1267,12 @@ def test_jumps_agree_on_every_engine(engine, peptide, ala2):
     )
     np.testing.assert_allclose(moved, there, atol=LANDING)
     assert np.abs(there).max() > 1e-3
+
+
+def test_no_engine_asks_for_gradients(engine, peptide, ala2):
+    _, integrator = start(engine, NoGradients(ala2.n_atoms), peptide, ala2)
+    integrator.step(3)
+    assert integrator.getStatistics()["jumps_accepted"] >= 2
 
 
 def test_checkpoint_in_the_middle_of_a_burst(engine, peptide, ala2):

@@ -51,6 +51,23 @@ class PeriodicJump(torch.nn.Module):
         lag: Tensor,
         novelty: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        # openmm-torch asks for gradients of the positions, even of a module that outputs forces.
+        # A return within this block is all that freezing can take (torch 2.9).
+        with torch.no_grad():
+            return self.asked(positions, box, number, attempt, candidates, seed, lag, novelty)
+
+    def asked(
+        self,
+        positions: Tensor,
+        box: Tensor,
+        number: Tensor,
+        attempt: Tensor,
+        candidates: Tensor,
+        seed: Tensor,
+        lag: Tensor,
+        novelty: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return status and displacement, or zeros where no jump is under way."""
         forces = torch.zeros_like(positions)
         if float(number) == 0.0:
             return torch.zeros([], dtype=positions.dtype, device=positions.device), forces
