@@ -1,37 +1,43 @@
 #!/usr/bin/env python3
 """What does the native bridge cost, and do two Contexts in two threads run side by side?
 
-    python benchmarks/native.py [--platform CPU] [--atoms 2269] [--repeats 15] [--json]
+    python benchmarks/native.py [--platform CPU] [--atoms 2269] [--json]
 
 First the machinery without a model: an integrator that does nothing but ask the jump's force, in a
 System of so many particles in which nothing else acts. *Idle* is such a step while no jump is under
 way; *empty* one with a module that returns zeros at once; *identity* one with the whole work of a
 jump (molecule made whole, handedness, gates) and a kernel that moves nothing. The bridges take
-turns. Printed are wall-clock and CPU time a step, what is left of the CPU time when that of a step
-without any bridge is taken off, and the ratio of that to the native bridge's, within each turn.
+turns. Printed are the wall-clock time of a step, what is left of its CPU time when that of a step
+without any bridge, made right before, is taken off, and the ratio of that to the native bridge's.
 
 Then the work of a real model on the Reference platform: jumps a second of one Context, and of two
-Contexts in two threads, in turns. On a machine that does other work too, what counts is the figure
-in which the time that a thread was ready and had no core is taken out (Linux tells it); time spent
-waiting for a lock stays in.
+Contexts in two threads, in turns, and the same in two processes, which share nothing but the
+machine: threads cannot do better than those. On a machine that does other work too, what counts is
+the figure in which the time that a thread was ready and had no core is taken out (Linux tells it);
+time spent waiting for a lock stays in.
 
 Set OMP_NUM_THREADS=1 and OPENMM_CPU_THREADS=1, so that one Context keeps to one core. Printed are
-medians, and for ratios the quartiles too.
+medians, and for ratios the middle half of resampled turns or the quartiles too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # torch before OpenMM, which loads openmm-torch's plugin when it is imported.
 import torch  # isort: skip
+
+import numpy as np
+import openmm
 
 from openmm_sd import ScoreModel
 from openmm_sd.benchmark.bridged import jump_context
@@ -96,19 +102,19 @@ def machinery(arguments: argparse.Namespace) -> list[dict]:
     extras: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
     nothing = []
     for turn in range(arguments.repeats + 1):
-        bare: dict[str, float] = {}
-        for kind in kinds:
-            plain[1].setGlobalVariableByName("under_way", float(kind != "idle"))
-            bare[kind] = seconds(lambda: plain[1].step(arguments.steps))[1] / arguments.steps
-        if turn:  # the first compiles
-            nothing.append(bare["idle"])
         for bridge, kind in pairs:
             _, integrator = contexts[bridge, "identity" if kind == "idle" else kind]
-            integrator.setGlobalVariableByName("under_way", float(kind != "idle"))
-            wall, cpu = seconds(lambda i=integrator: i.step(arguments.steps))
-            if turn:
+            # The step without a bridge right beside it: most of what is timed is alike in both.
+            bare = 0.0
+            for one in (plain[1], integrator):
+                one.setGlobalVariableByName("under_way", float(kind != "idle"))
+                wall, cpu = seconds(lambda one=one: one.step(arguments.steps))
+                if one is plain[1]:
+                    bare = cpu
+            if turn:  # the first compiles
+                nothing.append(bare / arguments.steps)
                 walls[bridge, kind].append(wall / arguments.steps)
-                extras[bridge, kind].append(cpu / arguments.steps - bare[kind])
+                extras[bridge, kind].append((cpu - bare) / arguments.steps)
     rows = [
         {"what": "no bridge", "us_cpu": 1e6 * statistics.median(nothing), "repeats": len(nothing)}
     ]
@@ -121,12 +127,20 @@ def machinery(arguments: argparse.Namespace) -> list[dict]:
             "repeats": len(mine),
         }
         if bridge != "native" and "native" in arguments.bridges:
-            native = zip(mine, extras["native", kind], strict=True)
-            row["over_native"] = quartiles([a / b for a, b in native])
-            both = zip(walls[bridge, kind], walls["native", kind], strict=True)
-            row["wall_over_native"] = quartiles([a / b for a, b in both])
+            row["over_native"] = ratio(mine, extras["native", kind])
+            row["wall_over_native"] = ratio(walls[bridge, kind], walls["native", kind])
         rows.append(row)
     return rows
+
+
+def ratio(above: list[float], below: list[float]) -> list[float]:
+    """Ratio of two medians, and the middle half of what resampled turns give."""
+    rng = np.random.default_rng(1)
+    pair = np.array([above, below])
+    drawn = np.median(pair[:, rng.integers(pair.shape[1], size=(1000, pair.shape[1]))], axis=2)
+    middle = np.median(pair, axis=1)
+    low, high = np.quantile(drawn[0] / drawn[1], (0.25, 0.75))
+    return [float(middle[0] / middle[1]), float(low), float(high)]
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -135,53 +149,88 @@ def quartiles(values: list[float]) -> list[float]:
     return [middle, first, third]
 
 
-def threads(arguments: argparse.Namespace) -> list[dict]:
-    """Jumps a second of one Context, and of two in two threads."""
+def jumping(
+    arguments: argparse.Namespace, bridge: str, seed: int
+) -> tuple[openmm.Context, openmm.CustomIntegrator]:
+    """Make a Context in which every step is a jump of the model."""
     model = ScoreModel.load(arguments.model)
     molecule = model.molecules[0]
     jump = Jump(model.propagator, molecule, gates_of(model, molecule), (), model.novelty)
+    force = BRIDGES[bridge].create_force(jump, range(molecule.n_atoms), periodic=True)
+    context, integrator = jump_context(
+        "Reference", arguments.atoms, force, molecule.positions, seed
+    )
+    integrator.setGlobalVariableByName("under_way", 1.0)
+    integrator.step(4)
+    return context, integrator
+
+
+def jump_when_told(arguments: argparse.Namespace, bridge: str, seed: int, pipe: Any) -> None:
+    """Answer each message with the time that the jumps took; a process's main function."""
+    _context, integrator = jumping(arguments, bridge, seed)
+    while pipe.recv():
+        pipe.send(without_waiting(lambda: integrator.step(arguments.jumps)))
+
+
+def side_by_side(arguments: argparse.Namespace) -> list[dict]:
+    """Jumps a second of one Context, and of two: in two threads, and in two processes."""
     rows = []
     for bridge in arguments.bridges:
-        pair = []
+        pair = [jumping(arguments, bridge, seed) for seed in (1, 2)]
+        workers, pipes = [], []
         for seed in (1, 2):
-            force = BRIDGES[bridge].create_force(jump, range(molecule.n_atoms), periodic=True)
-            context, integrator = jump_context(
-                "Reference", arguments.atoms, force, molecule.positions, seed
+            mine, its = multiprocessing.get_context("spawn").Pipe()
+            workers.append(
+                multiprocessing.get_context("spawn").Process(
+                    target=jump_when_told, args=(arguments, bridge, seed, its), daemon=True
+                )
             )
-            integrator.setGlobalVariableByName("under_way", 1.0)
-            integrator.step(4)
-            pair.append((context, integrator))
+            workers[-1].start()
+            pipes.append(mine)
 
-        def run(index: int, out: list[float], pair=pair) -> None:
-            integrator = pair[index][1]
-            out.append(without_waiting(lambda: integrator.step(arguments.jumps)))
+        def in_threads(count: int, pair=pair) -> list[float]:
+            found: list[float] = []
 
-        walls, rates = [], []
-        for _ in range(arguments.repeats):
-            one: list[float] = []
-            wall_one = seconds(lambda one=one: run(0, one))[0]
-            two: list[float] = []
+            def work(integrator: openmm.CustomIntegrator) -> None:
+                found.append(without_waiting(lambda: integrator.step(arguments.jumps)))
 
-            def both(two=two) -> None:
-                workers = [threading.Thread(target=run, args=(index, two)) for index in (0, 1)]
-                for worker in workers:
-                    worker.start()
-                for worker in workers:
-                    worker.join()
+            started = [threading.Thread(target=work, args=(one[1],)) for one in pair[:count]]
+            for thread in started:
+                thread.start()
+            for thread in started:
+                thread.join()
+            return found
 
-            wall_two = seconds(both)[0]
-            walls.append((wall_one, wall_two))
-            rates.append((1 / one[0], sum(1 / t for t in two)))
-        rows.append(
-            {
-                "what": f"two threads, {bridge}",
-                "jumps_per_second_one": arguments.jumps * statistics.median(r[0] for r in rates),
-                "jumps_per_second_two": arguments.jumps * statistics.median(r[1] for r in rates),
-                "two_over_one": quartiles([b / a for a, b in rates]),
-                "two_over_one_wall": quartiles([2 * a / b for a, b in walls]),
-                "repeats": len(rates),
-            }
-        )
+        def in_processes(count: int, pipes=pipes) -> list[float]:
+            for pipe in pipes[:count]:
+                pipe.send(True)
+            return [pipe.recv() for pipe in pipes[:count]]
+
+        for name, ways in (("threads", in_threads), ("processes", in_processes)):
+            walls, rates = [], []
+            for turn in range(arguments.turns + 1):
+                times: list[list[float]] = []
+                wall = [
+                    seconds(lambda n=n, ways=ways, times=times: times.append(ways(n)))[0]
+                    for n in (1, 2)
+                ]
+                if turn:
+                    walls.append(wall)
+                    rates.append([sum(1 / t for t in each) for each in times])
+            rows.append(
+                {
+                    "what": f"two {name}, {bridge}",
+                    "jumps_per_second_one": arguments.jumps
+                    * statistics.median(one for one, _ in rates),
+                    "two_over_one": quartiles([two / one for one, two in rates]),
+                    "two_over_one_wall": quartiles([2 * one / two for one, two in walls]),
+                    "turns": len(rates),
+                }
+            )
+        for pipe in pipes:
+            pipe.send(False)
+        for worker in workers:
+            worker.join()
     return rows
 
 
@@ -190,8 +239,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--platform", default="CPU")
     parser.add_argument("--atoms", type=int, default=2269)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=100, help="steps a turn, without a model")
+    parser.add_argument("--repeats", type=int, default=60, help="turns without a model")
+    parser.add_argument("--steps", type=int, default=50, help="steps a turn, without a model")
+    parser.add_argument("--turns", type=int, default=15, help="turns with a model")
     parser.add_argument("--jumps", type=int, default=20, help="jumps a turn, with a model")
     parser.add_argument("--model", default="ala2-water")
     parser.add_argument("--json", action="store_true")
@@ -203,7 +253,7 @@ def main() -> None:
             arguments.bridges.append(bridge)
         else:
             print(f"{bridge} left out: {found.detail}", file=sys.stderr)
-    rows = machinery(arguments) + threads(arguments)
+    rows = machinery(arguments) + side_by_side(arguments)
     if arguments.json:
         print(json.dumps({"torch_threads": torch.get_num_threads(), "rows": rows}))
         return
