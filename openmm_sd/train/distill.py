@@ -19,13 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dataset import file_sha256
 from ..propagator.diffusion import interpolate_by_lag
 from ..propagator.family import FamilyDiffusion
 from ..propagator.family_model import FamilyModel
 from ..propagator.internal_base import InternalPropagator
 from ..propagator.model import ScoreModel
-from .stage import check_bundle_path, chosen_device, course, teller
+from .stage import (
+    check_bundle_path,
+    checkpoint_of,
+    chosen_device,
+    course,
+    finish,
+    teller,
+)
 from .team import leads, team
 from .trainer import Lessons, Network, TrainSettings, train_together
 
@@ -109,13 +115,12 @@ def distill_bundle(
         tasks = [Imitation.of(member, settings.calls, crew.device) for member in teacher.members]
         for task in tasks[1:]:
             task.model.share_weights(tasks[0].model)  # type: ignore[operator]
-        checkpoint = output.with_name(output.name + ".checkpoint")
         began = time.monotonic()
         say("distilling", f"{tasks[0].teacher.n_calls} network calls to {settings.calls}")
         record = train_together(
             tasks,
             settings.training,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_of(output),
             report=teller(settings.training, say),
             crew=crew,
         )
@@ -143,14 +148,7 @@ def distill_bundle(
         for member, task in zip(teacher.members, tasks, strict=True)
     ]
     student = FamilyModel(models) if family else models[0]
-    student.save(output)
-    checkpoint.unlink(missing_ok=True)
-    return {
-        "bundle": str(output),
-        "sha256": file_sha256(output),
-        "seconds": round(time.monotonic() - began, 1),
-        **{k: v for k, v in training.items() if k != "history"},
-    }
+    return finish(student, output, training, began)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ from .stage import (
     Material,
     Report,
     StageSettings,
+    checkpoint_of,
     course,
     equilibrium_frames,
+    finish,
     lag_range,
     make_card,
     novelty_of,
@@ -138,14 +140,13 @@ def train_family(
         Part(network, m.pairs, m.held_out, float(_heavy(m.molecule)))
         for network, m in zip(networks, taught, strict=False)
     ]
-    checkpoint = output.with_name(output.name + ".checkpoint")
     began = time.monotonic()
     shown = [lag for lag in REPORT_LAGS if low * 0.999 <= lag <= high * 1.001]
     record = train_together(
         parts,
         settings.training,
         lags_ps=shown[::3],
-        checkpoint=checkpoint,
+        checkpoint=checkpoint_of(output),
         report=teller(settings.training, say),
         crew=crew,
     )
@@ -188,15 +189,7 @@ def train_family(
     for molecule, network in zip(settings.also, networks[len(taught) :], strict=True):
         models.append(_relative(molecule, network, kin))
     family = FamilyModel(models)
-    family.save(output)
-    checkpoint.unlink(missing_ok=True)
-    return {
-        "bundle": str(output),
-        "sha256": file_sha256(output),
-        "seconds": round(time.monotonic() - began, 1),
-        "recommended_lag_ps": family.recommended_lag,
-        **{k: v for k, v in training.items() if k != "history"},
-    }
+    return finish(family, output, training, began)
 
 
 def torsion_terms_of(

@@ -21,6 +21,7 @@ from ..generate.seeding import slow_torsions
 from ..propagator.cartesian import CartesianDiffusion
 from ..propagator.dense import DenseDiffusion
 from ..propagator.family import FamilyDiffusion
+from ..propagator.family_model import FamilyModel
 from ..propagator.frames import align_frames
 from ..propagator.graph import GraphDiffusion
 from ..propagator.internal import InternalDiffusion
@@ -227,7 +228,6 @@ def train_bundle(
         network = build_network(molecule, some[:: max(1, len(some) // _LOOK_AT)], lags, settings)
         network = network.to(device)
         fit_statistics(network, pairs, settings.training.seed)
-        checkpoint = output.with_name(output.name + ".checkpoint")
         began = time.monotonic()
         progress = teller(settings.training, say)
         shown = [lag for lag in REPORT_LAGS if lag_min * 0.999 <= lag <= lag_max * 1.001]
@@ -239,7 +239,7 @@ def train_bundle(
             settings.training,
             held_out=held_out if shown else None,
             lags_ps=shown[::2],
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_of(output),
             report=progress,
             crew=crew,
         )
@@ -266,14 +266,43 @@ def train_bundle(
     say("measuring what the training frames cover", f"{len(pairs)} frames")
     novelty, card["novelty"] = novelty_of(molecule, kept, held, settings.training.seed)
     model = ScoreModel(network, molecule, card, start_frames=frames, novelty=novelty)
+    return finish(model, output, description, began)
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Return where the state of a training is kept until the bundle is written."""
+    return output.with_name(output.name + ".checkpoint")
+
+
+def finish(
+    model: ScoreModel | FamilyModel, output: Path, training: dict[str, Any], began: float
+) -> dict[str, Any]:
+    """Write the bundle of a training and do away with its checkpoint.
+
+    Parameters
+    ----------
+    model : ScoreModel or FamilyModel
+        What was trained.
+    output : Path
+        The bundle.
+    training : dict
+        The card's training part.
+    began : float
+        By the monotonic clock.
+
+    Returns
+    -------
+    dict
+        The training part without its history, where the bundle is, and how long it took.
+    """
     model.save(output)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint_of(output).unlink(missing_ok=True)
     return {
         "bundle": str(output),
         "sha256": file_sha256(output),
         "seconds": round(time.monotonic() - began, 1),
         "recommended_lag_ps": model.recommended_lag,
-        **{k: v for k, v in description.items() if k != "history"},
+        **{k: v for k, v in training.items() if k != "history"},
     }
 
 
