@@ -25,7 +25,8 @@ def fitting_models(
     -------
     fitting : dict
         Name to model, shipped ones first. Models of the other kind of solvent, implicit ones in
-        water, are left out where another one fits: they are second choice at best.
+        water, are left out where another one fits: they are second choice at best. So are models
+        distilled from one that fits.
     reasons : dict
         Name to what is in the way, of the others.
     """
@@ -51,7 +52,14 @@ def fitting_models(
     for name in fitting if alike else ():
         if name not in alike:
             reasons[name] = f"it was trained in {'explicit' if implicit else 'implicit'} solvent"
-    return alike or fitting, reasons
+    fitting = alike or fitting
+    for name, model in list(fitting.items()):
+        training = model.members[0].card.get("training") or {}
+        teacher = training.get("distilled_from")
+        if teacher in fitting and teacher != name:
+            del fitting[name]
+            reasons[name] = f"it was distilled from {teacher}, which fits and comes first"
+    return fitting, reasons
 
 
 def fitting_model(topology: Any, implicit: bool = False) -> ScoreModel:

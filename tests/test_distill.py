@@ -11,7 +11,10 @@ from test_family import build as kin
 from test_internal import ala2, build, largest, lively, some_frames
 
 from openmm_sd import ScoreModel
+from openmm_sd.analysis import dihedral
+from openmm_sd.analysis.geometry import backbone_torsions
 from openmm_sd.cli import main
+from openmm_sd.fitting import fitting_models
 from openmm_sd.propagator.family_model import FamilyModel
 from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.train import TrainSettings, train_together
@@ -186,3 +189,32 @@ def test_what_cannot_be_distilled(tmp_path, capsys, model, calls, said):
     assert main([*command, "--calls", str(calls)]) == 2
     assert said in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_shipped_student_gives_its_teachers_answers():
+    """Frame by frame, and in which conformation they are."""
+    model, student = (ScoreModel.load(name) for name in ("ala2-water", "ala2-water-2calls"))
+    assert (model.propagator.n_calls, student.propagator.n_calls) == (8, 2)
+    chance = torch.Generator().manual_seed(1)
+    start = torch.tensor(model.start_frames, dtype=torch.float32)
+    start = start[torch.randperm(len(start), generator=chance)[:400]]
+    noise = torch.randn(len(start), model.noise_size, generator=chance)
+    for lag in (10.0, 100.0):
+        lags = torch.full((len(start),), lag)
+        with torch.inference_mode():
+            there, here = (m.propagator(start, lags, noise) for m in (model, student))
+        apart = (there - here).square().sum(dim=2).mean(dim=1).sqrt()
+        assert float(apart.median()) < 0.003
+        assert float(apart.quantile(0.95)) < 0.02
+        moved = (there - start).square().sum(dim=2).mean(dim=1).sqrt()
+        assert float(apart.median()) < 0.05 * float(moved.median())
+        for torsion in backbone_torsions(model.molecules[0])[0]:
+            turned = dihedral(there.numpy(), torsion.atoms) - dihedral(here.numpy(), torsion.atoms)
+            assert np.mean(np.cos(turned) < 0.5) < 0.02
+
+
+def test_a_student_gives_way_to_its_teacher():
+    molecule = ScoreModel.load("ala2-water").molecules[0]
+    fitting, reasons = fitting_models(molecule.to_topology())
+    assert list(fitting) == ["ala2-water"]
+    assert "distilled from ala2-water" in reasons["ala2-water-2calls"]
