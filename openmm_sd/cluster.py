@@ -112,6 +112,7 @@ class Pool:
         self._tags: dict[str, tuple[Any, distributed.Future]] = {}
         self._aims: dict[str, str | None] = {}
         self._told: float | None = None
+        self._patience = _ANSWER_SECONDS
         self._here: list[str] = []
         self._looked = -math.inf
         with contextlib.ExitStack() as opened:
@@ -186,9 +187,13 @@ class Pool:
                 "same command goes on with it"
             )
         try:
-            worker, result = future.result(timeout=_ANSWER_SECONDS)
+            worker, result = future.result(timeout=self._patience)
         except TimeoutError:
-            # The worker died with the piece in its hands: it is being made again.
+            if future.status == "error":
+                raise  # the job's own
+            if future.status == "finished":
+                self._patience *= 2.0  # it is large, or the way is long
+            # Else the worker died with the piece in its hands: it is being made again.
             future.add_done_callback(self._ready.put)
             return []
         except distributed.KilledWorker as error:
@@ -330,8 +335,8 @@ class _Preparation(WorkerPlugin):  # type: ignore[misc]
         _jobs[self.name] = self.job
 
     def teardown(self, worker: distributed.Worker) -> None:
+        # What it was at may look only later whether to stop, so the name stays.
         _jobs.pop(self.name, None)
-        _stopped.discard(self.name)
 
 
 def _work(name: str, order: Any) -> tuple[str, Any]:

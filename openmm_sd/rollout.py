@@ -828,6 +828,8 @@ class _Run:
             f"{name} {there.get(name)!r} there, {value!r} here"
             for name, value in self._arguments.items()
             if there.get(name) != value
+            # Workers elsewhere choose their devices.
+            and not (name == "device" and "auto" in (there.get(name), value))
         ]
         if different:
             raise ValueError(

@@ -89,6 +89,10 @@ class SharedRollout(Rollout):
         every: int,
         say: Report,
     ) -> None:
+        if is_local(where) and settings.device.startswith("cuda:"):
+            raise ValueError(
+                f"device: each local worker sees one GPU only, ask for cuda, not {settings.device}"
+            )
         super().__init__(model, replace(settings, device="cpu"), frames)
         self._where, self._every, self._say = where, every, say
         self._workers = local_workers(where, None)[1]
@@ -134,7 +138,7 @@ class SharedRollout(Rollout):
         self._frames = torch.from_numpy(np.concatenate([frames for frames, _ in records]))
         for _, counts in records:
             self._counts += counts
-        self._step = min(self._step + self._every, self.settings.steps)
+        self._step = next_record(self._step, self._every, self.settings.steps)
         # Work goes on while frames are written: what counts is the time that passes.
         now = time.perf_counter()
         self._seconds += now - (now if self._clock is None else self._clock)
@@ -188,7 +192,12 @@ class SharedRollout(Rollout):
         for frames, counts in records:
             block.records.append((frames, counts))
             block.frames = frames
-            block.step = min(block.step + self._every, self.settings.steps)
+            block.step = next_record(block.step, self._every, self.settings.steps)
+
+
+def next_record(step: int, every: int, steps: int) -> int:
+    """Return the step of the next recorded frame; a rollout may have been stopped between two."""
+    return min(step - step % every + every, steps)
 
 
 class BlockMover:
@@ -225,7 +234,7 @@ class BlockMover:
         records: list[Record] = []
         while step < self._settings.steps and len(records) < most:
             counts: Counter[str] = Counter()
-            for _ in range(min(self._every, self._settings.steps - step)):
+            for _ in range(next_record(step, self._every, self._settings.steps) - step):
                 if stopped():
                     return device_name(mover.device), records
                 frames, counted = mover(frames, step, first)

@@ -1,10 +1,12 @@
 """Work shared out: Dask workers that are killed, chains that stay the same, runs that go on."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,6 +235,30 @@ def test_a_shared_rollout_goes_on_alone(workers, shaken, tmp_path, monkeypatch):
     assert np.array_equal(read_rollout(tmp_path / "cut"), read_rollout(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("format", ["xtc", "h5"])
+def test_a_rollout_stopped_between_two_records_goes_on_with_workers(
+    workers, shaken, tmp_path, monkeypatch, format
+):
+    monkeypatch.setattr("openmm_sd.rollout._REPORT_SECONDS", 0.0)
+    settings = RolloutSettings(chains=40, steps=11, seed=4, device="cpu")
+
+    def interrupt(what, how_far):
+        if how_far.startswith("step 5 of 11"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    common = {"format": format, "every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run_rollout(shaken, tmp_path / "cut", settings, report=interrupt, **common)
+    assert json.loads((tmp_path / "cut" / "rollout.json").read_text())["steps_done"] == 5
+    # The workers choose their devices here, which is no other setting.
+    later = replace(settings, device="auto")
+    assert run_rollout(shaken, tmp_path / "cut", later, dask=workers, **common)["complete"]
+    run_rollout(shaken, tmp_path / "whole", settings, **common)
+    found = read_rollout(tmp_path / "cut")
+    assert len(found) == 3
+    assert np.array_equal(found, read_rollout(tmp_path / "whole"))
+
+
 def test_what_waits_to_be_written_is_bounded(workers, shaken, tmp_path, monkeypatch):
     monkeypatch.setattr(shared_rollout, "_AHEAD_BYTES", 1)
     rollout = shared_rollout.SharedRollout(
@@ -256,6 +282,12 @@ def test_each_process_gets_its_share_of_the_machine():
     assert "CUDA_VISIBLE_DEVICES" not in shares(1, [])[0]
     with pytest.raises(ValueError, match="at least 1"):
         shares(0, [])
+
+
+def test_a_numbered_gpu_is_refused_where_each_worker_sees_one(shaken, tmp_path):
+    settings = RolloutSettings(chains=40, steps=2, device="cuda:1")
+    with pytest.raises(ValueError, match="ask for cuda, not cuda:1"):
+        run_rollout(shaken, tmp_path / "out", settings, dask=2)
 
 
 def test_clusters_that_are_none_are_refused(pdb, shaken, tmp_path, monkeypatch, capfd):

@@ -218,3 +218,16 @@ def test_a_student_gives_way_to_its_teacher():
     fitting, reasons = fitting_models(molecule.to_topology())
     assert list(fitting) == ["ala2-water"]
     assert "distilled from ala2-water" in reasons["ala2-water-2calls"]
+
+
+def test_the_teacher_is_not_written_over(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    teacher().save(path)
+    with pytest.raises(ValueError, match="is the teacher, give the student a file of its own"):
+        distill_bundle(path, path, DistillSettings(calls=1))
+
+
+def test_a_distillation_does_not_go_on_with_another_teacher():
+    one, other = (Imitation.of(teacher(name=name), 1, torch.device("cpu")) for name in "ab")
+    assert one.describe() != other.describe()
+    assert one.describe() == Imitation.of(teacher(name="a"), 1, torch.device("cpu")).describe()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import queue
 import signal
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from openmm_sd import ScoreModel
 from openmm_sd.analysis.timeline import Timeline
 from openmm_sd.cli import main
 from openmm_sd.prepare import PreparedSystem, write_prepared
+from openmm_sd.processes import Helper
 from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 from openmm_sd.run import RunSettings, ensemble, merge_runs, run_ensemble, run_mixed
 
@@ -141,6 +144,51 @@ def test_populations_of_independent_runs():
         means.append(one["value"])
         errors.append(one["error"] or 0.0)
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.15)
+
+
+def test_runs_of_two_kinds_are_not_merged(two, vacuum, model, tmp_path):
+    warmer = RunSettings(**COMMON | {"temperature_K": 310.0})
+    run_mixed(model, vacuum, tmp_path / "warm", warmer)
+    with pytest.raises(ValueError, match=r"no runs of one kind: temperature \(K\) 310.0 and 300"):
+        merge_runs([two[0] / "run-000", tmp_path / "warm"], model=model)
+
+
+def test_a_reference_that_is_none_costs_no_run(vacuum, model, tmp_path):
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(b"nothing")
+    merged = run_ensemble(
+        *(model, vacuum, tmp_path / "out", RunSettings(**COMMON | {"jumps": 2}), 1),
+        reference=[bad],
+    )
+    assert merged["complete"]
+    assert any("Not compared with the reference" in note for note in merged["notes"])
+    assert (tmp_path / "out" / "ensemble.json").is_file()
+
+
+def test_a_copy_told_to_stop_before_it_has_begun_stops(vacuum, model, tmp_path):
+    """A signal while it loads the model, when its run does not listen yet."""
+    answers = queue.Queue()
+    write_prepared(vacuum, tmp_path / "start")
+    model.save(tmp_path / "model.safetensors")
+    helper = Helper("openmm_sd.run.worker", answers)
+    helper.send(
+        {
+            "model": str(tmp_path / "model.safetensors"),
+            "start": str(tmp_path / "start"),
+            "output": str(tmp_path / "out"),
+            "settings": asdict(RunSettings(**COMMON | {"jumps": 10_000})),
+            "report": False,
+            "reference": [],
+        }
+    )
+    while answers.get(timeout=120)[1]["what"] != "loading the model":
+        pass
+    helper.stop()
+    said = []
+    while (answer := answers.get(timeout=120)[1]) is not None:
+        said.append(answer)
+    helper.wait()
+    assert said[-1] == {"stopped": True}
 
 
 def test_what_is_refused(vacuum, model, ala2, tmp_path, capfd):

@@ -141,7 +141,15 @@ def run_ensemble(
             if stopped():
                 raise KeyboardInterrupt
             raise RunError(next(iter(crew.failed.values()), "no copy has got to its first step"))
-        merged = merge_runs([folder / name for name in names], model=named, reference=reference)
+        folders = [folder / name for name in names]
+        try:
+            merged = merge_runs(folders, model=named, reference=reference)
+        except (ValueError, OSError) as error:
+            if not reference:
+                raise
+            merged = merge_runs(folders, model=named)
+            merged["notes"].append(f"Not compared with the reference: {error}")
+            say("note", merged["notes"][-1])
         merged["copies"] = copies
         merged["complete"] = merged["complete"] and len(names) == copies
         merged["failed"] = crew.failed
@@ -347,7 +355,8 @@ def merge_runs(
     Raises
     ------
     ValueError
-        If a directory holds no run, or the runs are not of one molecule.
+        If a directory holds no run, or the runs are not of one molecule, model, force field,
+        temperature, lag and burst.
     """
     records = [read_run(folder) for folder in folders]
     if not records:
@@ -359,6 +368,15 @@ def merge_runs(
                 f"{record.folder} is a run of another molecule ({record.molecule.name}) than "
                 f"{first.folder} ({first.molecule.name})"
             )
+        for (name, here), there in zip(
+            _kind(record.summary).items(), _kind(first.summary).values(), strict=True
+        ):
+            # A model that was made in Python has no file.
+            if here != there and None not in (here, there):
+                raise ValueError(
+                    f"{record.folder} and {first.folder} are no runs of one kind: {name} "
+                    f"{here} and {there}"
+                )
     summaries = [record.summary for record in records]
     merged: dict[str, Any] = {name: sum(s[name] for s in summaries) for name in _SUMMED}
     for name in ("rejections", "seconds"):
@@ -382,6 +400,17 @@ def merge_runs(
         for record in records
     ]
     return merged
+
+
+def _kind(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what runs must have in common for their statistics to be of one ensemble."""
+    return {
+        "model": summary["model"]["sha256"],
+        "force field": summary["force_field"],
+        "temperature (K)": summary["temperature_K"],
+        "lag (ps)": summary["lag_ps"],
+        "burst (ps)": summary["burst_ps"],
+    }
 
 
 def _together(

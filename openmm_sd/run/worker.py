@@ -35,14 +35,14 @@ def _work(
     given = order["settings"]
     if given["force_field"] is not None:
         given["force_field"] = tuple(given["force_field"])
-    told = False
+    outside = signal.getsignal(signal.SIGTERM)
 
     def tell(what: str, how_far: str) -> None:
-        nonlocal told
         say({"what": what, "how_far": how_far})
-        if stopped() and not told:
-            told = True
-            os.kill(os.getpid(), signal.SIGTERM)  # the run finishes its step and saves it
+        # Once the run listens to the signal, it finishes its step and saves it. Before, there is
+        # nothing to save and another line to come; afterwards it has been told.
+        if stopped() and signal.getsignal(signal.SIGTERM) is not outside:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         run_mixed(

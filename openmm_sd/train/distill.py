@@ -8,6 +8,7 @@ No data set is needed: the frames are those that the teacher's own chains visit.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from ..propagator.family import FamilyDiffusion
 from ..propagator.family_model import FamilyModel
 from ..propagator.internal_base import InternalPropagator
 from ..propagator.model import ScoreModel
+from ..resumable import model_digest
 from .stage import (
     check_bundle_path,
     checkpoint_of,
@@ -109,6 +111,8 @@ def distill_bundle(
     say = (report if leads() else None) or (lambda what, how_far: None)
     output = Path(output)
     check_bundle_path(output)
+    if not isinstance(model, ScoreModel) and output.resolve() == Path(model).resolve():
+        raise ValueError(f"output: {output} is the teacher, give the student a file of its own")
     teacher = model if isinstance(model, ScoreModel) else ScoreModel.load(model)
     with team(chosen_device(settings.device)) as crew:
         torch.manual_seed(settings.training.seed)
@@ -163,12 +167,15 @@ class Imitation:
         (T, N, 3), nm: where chains of the teacher's jumps begin.
     share : float
         Of a step's pairs, relative to the other molecules' shares.
+    digest : str
+        Of the teacher's model.
     """
 
     teacher: InternalPropagator
     model: InternalPropagator
     start_frames: Tensor
     share: float = 1.0
+    digest: str = ""
 
     @classmethod
     def of(cls, member: ScoreModel, calls: int, device: torch.device) -> Imitation:
@@ -199,8 +206,12 @@ class Imitation:
             raise ValueError(f"the model of {name} has no start frames for the teacher's chains")
         start = torch.tensor(np.asarray(member.start_frames), dtype=torch.float32)
         heavy = sum(z != 1 for z in member.molecules[0].atomic_numbers)
-        teacher = teacher.to(device).eval()
-        return cls(teacher, student_of(teacher, calls), start.to(device), float(heavy))
+        # The caller's model stays where it is.
+        teacher = copy.deepcopy(teacher).to(device).eval()
+        return cls(
+            *(teacher, student_of(teacher, calls), start.to(device), float(heavy)),
+            digest=model_digest(member),
+        )
 
     @property
     def half_way(self) -> int:
@@ -210,7 +221,10 @@ class Imitation:
 
     def describe(self) -> str:
         """Return what says to what a checkpoint belongs; see `Task`."""
-        return f"{self.model.hyperparameters} {self.share:g} of {self.teacher.n_calls} calls"
+        return (
+            f"{self.model.hyperparameters} {self.share:g} of {self.teacher.n_calls} calls of "
+            f"{self.digest}"
+        )
 
     def held_out_losses(
         self, model: Network, settings: TrainSettings, lags_ps: Sequence[float]

@@ -134,6 +134,12 @@ def validate(
             f"No reference was named: this is {sample.total_ps / 1000.0:.3g} ns of the MD that the "
             "model's training held out. Longer MD of its own says more."
         )
+        init = (model.card.get("training") or {}).get("init")
+        if init:
+            run.notes.append(
+                f"The training began with the weights of {init}, whose own training may have seen "
+                "this MD, if its data, --seed or --held-out were others."
+            )
     folder.mkdir(parents=True, exist_ok=True)
 
     say("analysing the reference", "")
