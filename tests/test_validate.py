@@ -247,6 +247,22 @@ def test_a_model_that_never_moves_is_seen_through(still, dataset, tmp_path, no_p
     assert all(one["value"] is None for one in entry["mfpt_ps"].values())
 
 
+@pytest.mark.parametrize("init", [None, "first.safetensors"])
+def test_what_first_weights_may_have_seen_is_said(
+    still, ala2, dataset, frames, tmp_path, no_pictures, init
+):
+    files = [{"file": dataset.name, "sha256": file_sha256(dataset)}]
+    held = {f"run{k}": 495.0 for k in range(4)}
+    training = {"data_sets": files, "held_out_ps": held, "init": init}
+    path = dataset.parent / "model.safetensors"
+    card = still.card | {"training": training}
+    ScoreModel(still.propagator, ala2, card, start_frames=frames[::6]).save(path)
+    settings = ValidateSettings(lags=(10.0,), chains=40, steps=8, one_step_starts=64)
+    report = validate(path, None, tmp_path / "out", settings)
+    assert any("No reference was named" in note for note in report["notes"])
+    assert any("first.safetensors" in note for note in report["notes"]) == (init is not None)
+
+
 def test_a_rollout_from_before_is_judged(still, dataset, frames, tmp_path, no_pictures):
     rollout = tmp_path / "rollout"
     run_rollout(
