@@ -462,7 +462,8 @@ def test_in_implicit_solvent_without_a_box(tmp_path, capfd):
     words = "--solvent implicit --temperature 310 --equilibration 0.1 --platform Reference --json"
     assert main(["prepare", str(PDB), "-o", str(tmp_path / "out"), *words.split()]) == 0
     record = json.loads(capfd.readouterr().out)
-    assert record["models"]["fitting"] == ["ala2-implicit"]
+    assert record["models"]["fitting"] == []
+    assert "at 300 K, and this is for 310 K" in record["models"]["others"]["ala2-implicit"]
     assert record["settings"]["force_field"] == ["amber99sbildn.xml", "amber99_obc.xml"]
     prepared = read_prepared(tmp_path / "out")
     assert prepared.box_vectors is None
@@ -472,6 +473,10 @@ def test_in_implicit_solvent_without_a_box(tmp_path, capfd):
     assert "GBSAOBCForce" in forces
     assert prepared.velocities is not None
     assert prepared.temperature_K == 310.0
+    words = words.replace("--temperature 310 ", "")
+    assert main(["prepare", str(PDB), "-o", str(tmp_path / "room"), *words.split()]) == 0
+    assert json.loads(capfd.readouterr().out)["models"]["fitting"] == ["ala2-implicit"]
+    assert read_prepared(tmp_path / "room").temperature_K == 300.0
 
 
 def test_a_temperature_that_no_model_knows_and_what_to_do(butane, tmp_path, capsys):
@@ -483,7 +488,7 @@ def test_a_temperature_that_no_model_knows_and_what_to_do(butane, tmp_path, caps
     assert main([*command, "--equilibration", "0", "--platform", "CPU"]) == 0
     said = capsys.readouterr().out
     assert "no installed model fits" in said
-    assert "trained at 300 K, and this box is for 310 K" in said
+    assert "trained at 300 K, and this is for 310 K" in said
     assert f"openmm-sd generate {tmp_path}/out/solute.pdb" in said
     assert "--force-field charmm36.xml --force-field charmm36/water.xml --temperature 310" in said
     record = read_prepared(tmp_path / "out").provenance

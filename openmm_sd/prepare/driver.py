@@ -166,7 +166,7 @@ def _prepared(
         if model.temperature not in (None, temperature):
             del fitting[name]
             reasons[name] = (
-                f"it was trained at {model.temperature:g} K, and this box is for {temperature:g} K"
+                f"it was trained at {model.temperature:g} K, and this is for {temperature:g} K"
             )
     prepared = box_of(
         repaired,
