@@ -22,7 +22,7 @@ from ..solute import torsion_terms
 from .dynamics import Machine, make_run, task_name
 from .parts import ATTEMPTS, Parts, describe
 from .pool import DaskWorkers, Pool, Processes, Task
-from .seeding import Torsion, check_torsions, parse_torsion, slow_torsions
+from .seeding import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
 from .settings import GenerateSettings
 from .start import Start, make_start, read_solute
 
@@ -41,7 +41,7 @@ def generate(
     output: str | os.PathLike[str],
     settings: GenerateSettings | None = None,
     *,
-    torsions: Sequence[str | Torsion] = (),
+    torsions: Sequence[str | TorsionAtoms] = (),
     name: str | None = None,
     platform: str | None = None,
     processes: int | None = None,
@@ -217,7 +217,7 @@ def _start(
     positions: Any,
     molecule: Molecule,
     settings: GenerateSettings,
-    torsions: list[Torsion],
+    torsions: list[TorsionAtoms],
     machine: Machine,
     stop: _Stop,
     say: Report,
@@ -252,7 +252,7 @@ class _Job:
         parts: Parts,
         start: Start,
         settings: GenerateSettings,
-        torsions: list[Torsion],
+        torsions: list[TorsionAtoms],
         machine: Machine,
         processes: int,
         stop: _Stop,

@@ -17,7 +17,7 @@ from openmm import unit
 from ..dataset import quantise
 from .frames import FrameCheck
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .seeding import Torsion, spread_points
+from .seeding import TorsionAtoms, spread_points
 from .settings import GenerateSettings
 from .start import PULL, Start, make_context
 
@@ -60,7 +60,7 @@ def make_run(
     parts: Parts,
     start: Start,
     settings: GenerateSettings,
-    torsions: list[Torsion],
+    torsions: list[TorsionAtoms],
     kind: str,
     index: int,
     machine: Machine,
@@ -143,7 +143,7 @@ class PieceByPiece:
         self,
         start: Start,
         settings: GenerateSettings,
-        torsions: list[Torsion],
+        torsions: list[TorsionAtoms],
         kind: str,
         index: int,
         machine: Machine,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..propagator.molecule import Molecule
-from .seeding import Torsion
+from .seeding import TorsionAtoms
 from .settings import GenerateSettings
 from .start import Start
 
@@ -313,7 +313,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def describe(
-    settings: GenerateSettings, molecule: Molecule, torsions: list[Torsion]
+    settings: GenerateSettings, molecule: Molecule, torsions: list[TorsionAtoms]
 ) -> dict[str, Any]:
     """Return what must be the same for parts to belong together, in JSON types."""
     return {

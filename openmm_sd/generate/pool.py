@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..processes import Helper
 from .dynamics import BlownUp, Machine, PieceByPiece, give_up, task_name
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .seeding import Torsion
+from .seeding import TorsionAtoms
 from .settings import GenerateSettings
 from .start import Start
 
@@ -72,7 +72,7 @@ class Processes:
         self,
         parts: Parts,
         settings: GenerateSettings,
-        torsions: list[Torsion],
+        torsions: list[TorsionAtoms],
         machine: Machine,
         count: int,
         lock: int,
@@ -178,7 +178,7 @@ class DaskWorkers:
         parts: Parts,
         start: Start,
         settings: GenerateSettings,
-        torsions: list[Torsion],
+        torsions: list[TorsionAtoms],
         platform: str | None,
         save_seconds: float,
         count: int | None,
@@ -255,7 +255,7 @@ class PieceMaker:
         self,
         start: Start,
         settings: GenerateSettings,
-        torsions: list[Torsion],
+        torsions: list[TorsionAtoms],
         platform: str | None,
         save_seconds: float,
     ) -> None:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ..propagator.molecule import Molecule
 
-Torsion = tuple[int, int, int, int]
+TorsionAtoms = tuple[int, int, int, int]
 
 
-def slow_torsions(molecule: Molecule) -> list[Torsion]:
+def slow_torsions(molecule: Molecule) -> list[TorsionAtoms]:
     """Find the torsions about bonds that turn freely and change the shape of the molecule.
 
     Parameters
@@ -82,7 +82,7 @@ def _classes(graph: nx.Graph) -> dict[int, int]:
         colours = refined
 
 
-def parse_torsion(text: str, molecule: Molecule) -> Torsion:
+def parse_torsion(text: str, molecule: Molecule) -> TorsionAtoms:
     """Read a torsion as people write it.
 
     Parameters
@@ -176,7 +176,7 @@ def spread_points(first: int, count: int, dimensions: int, seed: int) -> NDArray
     return np.asarray(2.0 * np.pi * ((shift + numbers * steps) % 1.0) - np.pi)
 
 
-def check_torsions(torsions: Sequence[Torsion], seeded_runs: int) -> None:
+def check_torsions(torsions: Sequence[TorsionAtoms], seeded_runs: int) -> None:
     """Refuse seeded runs without a torsion to seed."""
     if seeded_runs and not torsions:
         raise ValueError(

@@ -21,7 +21,7 @@ from ..prepare.force_field import (
 )
 from ..prepare.structure import count_waters
 from ..propagator.molecule import Molecule
-from .seeding import Torsion
+from .seeding import TorsionAtoms
 from .settings import GenerateSettings
 
 #: Name of the Context parameter that switches the pull of seeded runs, kJ/mol.
@@ -126,7 +126,7 @@ def make_start(
     positions: NDArray[np.float64],
     molecule: Molecule,
     settings: GenerateSettings,
-    torsions: Sequence[Torsion],
+    torsions: Sequence[TorsionAtoms],
     platform: str,
     threads: int,
     say: Report,
@@ -371,7 +371,7 @@ def _sites(solutes: NDArray[np.int64], sites: NDArray[np.float64]) -> openmm.For
 
 
 def _add_pull(
-    system: openmm.System, solutes: NDArray[np.int64], torsions: Sequence[Torsion]
+    system: openmm.System, solutes: NDArray[np.int64], torsions: Sequence[TorsionAtoms]
 ) -> None:
     """Add the force that turns torsions to their targets, switched off."""
     force = openmm.CustomTorsionForce(f"{PULL}*(1-cos(theta-target))")
