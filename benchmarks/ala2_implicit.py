@@ -50,15 +50,9 @@ from openmm_sd.generate import (
     read_runs,
 )
 from openmm_sd.generate.implicit import PHI, PSI
-from openmm_sd.propagator.dense import DenseDiffusion
-from openmm_sd.propagator.frames import align_frames
-from openmm_sd.train import (
-    TrainSettings,
-    TransitionPairs,
-    fit_statistics,
-    held_out_loss,
-    train,
-)
+from openmm_sd.propagator.alignment import align_frames
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
+from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, held_out_loss, train
 
 LAGS_PS = (1, 2, 5, 10, 20, 50, 100, 200)
 # Rollouts by lag: steps, and steps discarded while a chain forgets where it started.

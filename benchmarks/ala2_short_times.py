@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmm_sd.analysis import basins, dihedral
-from openmm_sd.dataset import read_dataset
+from openmm_sd.data.dataset import read_dataset
 
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 LAGS = (1.0, 2.0, 5.0)

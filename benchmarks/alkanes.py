@@ -39,8 +39,9 @@ from openmm_sd.analysis import dihedral
 from openmm_sd.analysis.equilibrium import jensen_shannon
 from openmm_sd.analysis.geometry import angles as bond_angles
 from openmm_sd.analysis.geometry import distances
-from openmm_sd.dataset import read_dataset
-from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.data.dataset import read_dataset
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
 
 BINS = 72
 TRANS_BEYOND = np.deg2rad(120.0)

@@ -53,11 +53,11 @@ from ala2_water_md import (
     write_settings,
 )
 
-from openmm_sd.dataset import read_dataset, write_dataset
+from openmm_sd.data.dataset import read_dataset, write_dataset
 from openmm_sd.generate import ImportSettings, import_trajectories, slow_torsions
+from openmm_sd.molecule.molecule import Molecule
 from openmm_sd.prepare import PreparedBox, equilibrate, solvate
-from openmm_sd.propagator.molecule import Molecule
-from openmm_sd.solute import torsion_terms
+from openmm_sd.system.solute import torsion_terms
 
 import mdtraj  # isort: skip
 import openmm  # isort: skip

@@ -27,7 +27,7 @@ from openmm_sd.analysis import basins, dihedral
 from openmm_sd.analysis.equilibrium import histogram_1d
 from openmm_sd.analysis.kinetics import grouped_counts, mode_correlations
 from openmm_sd.analysis.sample import Sample, mean_and_error, resamplings, spread, weighted
-from openmm_sd.dataset import read_dataset
+from openmm_sd.data.dataset import read_dataset
 
 MODEL = "ala2-water"
 DATA = Path(__file__).parents[1] / "data" / "ala2-water.h5"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openmm_sd import ScoreModel
 from openmm_sd.benchmark.measure import Contestant, quartiles, take_turns
-from openmm_sd.propagator.internal import InternalDiffusion
+from openmm_sd.propagator.internal.single import InternalDiffusion
 from openmm_sd.propagator.script import script_frozen
 
 SCRIPTED = "TorchScript"

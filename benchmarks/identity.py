@@ -28,10 +28,10 @@ from openmm import app, unit
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis.geometry import jackknife_mean
-from openmm_sd.integrator import BOLTZMANN
+from openmm_sd.integrator.integrator import BOLTZMANN
+from openmm_sd.integrator.reporter import degrees_of_freedom
+from openmm_sd.molecule.molecule import Molecule
 from openmm_sd.propagator.kernels import Identity
-from openmm_sd.propagator.molecule import Molecule
-from openmm_sd.reporters import degrees_of_freedom
 
 TEMPERATURE_K = 300.0
 CUTOFF_NM = 0.75

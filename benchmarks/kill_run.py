@@ -26,7 +26,7 @@ from pathlib import Path
 from openmm import app, unit
 
 from openmm_sd import ScoreModel
-from openmm_sd.trajectories import xtc_frames
+from openmm_sd.files.trajectories import xtc_frames
 
 FILES = ("trajectory.xtc", "log.csv")
 

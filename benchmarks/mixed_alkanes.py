@@ -32,7 +32,7 @@ from alkanes import GROUPS, TRANS, Chain, blocks_of, measured, states
 from numpy.typing import NDArray
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
-from openmm_sd.dataset import read_dataset
+from openmm_sd.data.dataset import read_dataset
 from openmm_sd.prepare import read_prepared
 
 STEP_PS = 0.004

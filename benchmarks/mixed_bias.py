@@ -41,9 +41,9 @@ from scipy.stats import chi2
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import basins, dihedral
 from openmm_sd.analysis.geometry import jackknife_mean
-from openmm_sd.integrator import BOLTZMANN
+from openmm_sd.integrator.integrator import BOLTZMANN
+from openmm_sd.integrator.reporter import degrees_of_freedom
 from openmm_sd.prepare import equilibrate, solvate
-from openmm_sd.reporters import degrees_of_freedom
 
 MODEL = "ala2-water"
 WATERS = 400

@@ -42,7 +42,7 @@ import openmm
 from openmm_sd import ScoreModel
 from openmm_sd.benchmark.bridged import jump_context
 from openmm_sd.bridges import BRIDGES, probe
-from openmm_sd.propagator.jump import Jump, build_gates, gates_of
+from openmm_sd.jump.jump import Jump, build_gates, gates_of
 from openmm_sd.propagator.kernels import Identity
 
 

@@ -32,11 +32,12 @@ from openmm import app
 
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import BASINS, basins, dihedral
-from openmm_sd.dataset import BIASED, merge, read_dataset
+from openmm_sd.data.dataset import BIASED, merge, read_dataset
 from openmm_sd.generate.implicit import PHI, PSI
 from openmm_sd.propagator.script import script_frozen
-from openmm_sd.rollout import Rollout, RolloutSettings
-from openmm_sd.train.stage import split_runs
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
+from openmm_sd.train.driver import split_runs
 
 Frames = NDArray[np.floating[Any]]
 

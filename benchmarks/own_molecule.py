@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from openmm_sd import Molecule, ScoreModel
-from openmm_sd.analysis.geometry import backbone_torsions
 from openmm_sd.analysis.sample import Sample
-from openmm_sd.reference import read_reference
+from openmm_sd.data.reference import read_reference
+from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.validate import ValidateSettings
 from openmm_sd.validate.sampling import read_chains
 

@@ -26,10 +26,11 @@ from typing import Any
 from openmm import app, unit
 
 from openmm_sd import ScoreModel
-from openmm_sd.cluster import local_cluster
 from openmm_sd.generate import GenerateSettings, generate
-from openmm_sd.machine import shares
-from openmm_sd.rollout import RolloutSettings, run_rollout
+from openmm_sd.rollout.driver import run_rollout
+from openmm_sd.rollout.settings import RolloutSettings
+from openmm_sd.workers.cluster import local_cluster
+from openmm_sd.workers.shares import shares
 
 # Amount of work -> seconds, on a cluster.
 Work = Callable[[Any, int], float]

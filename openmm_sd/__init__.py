@@ -22,27 +22,28 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .integrator import ScoreDynamicsIntegrator
-    from .propagator.bundle import BundleError
+    from .integrator.integrator import ScoreDynamicsIntegrator
+    from .integrator.reporter import ScoreDynamicsReporter
+    from .jump.jump import JumpError
+    from .model.bundle import BundleError
+    from .model.model import ScoreModel
+    from .molecule.molecule import Molecule
     from .propagator.contract import Conformance, Propagator, check_propagator
-    from .propagator.jump import JumpError
-    from .propagator.model import ScoreModel
-    from .propagator.molecule import Molecule
     from .propagator.registry import register_architecture
-    from .reporters import ScoreDynamicsReporter
-    from .rollout import Rollout, RolloutSettings
+    from .rollout.rollout import Rollout
+    from .rollout.settings import RolloutSettings
 
 _HOMES = {
-    "BundleError": "propagator.bundle",
+    "BundleError": "model.bundle",
     "Conformance": "propagator.contract",
-    "JumpError": "propagator.jump",
-    "Molecule": "propagator.molecule",
+    "JumpError": "jump.jump",
+    "Molecule": "molecule.molecule",
     "Propagator": "propagator.contract",
-    "Rollout": "rollout",
-    "RolloutSettings": "rollout",
-    "ScoreDynamicsIntegrator": "integrator",
-    "ScoreDynamicsReporter": "reporters",
-    "ScoreModel": "propagator.model",
+    "Rollout": "rollout.rollout",
+    "RolloutSettings": "rollout.settings",
+    "ScoreDynamicsIntegrator": "integrator.integrator",
+    "ScoreDynamicsReporter": "integrator.reporter",
+    "ScoreModel": "model.model",
     "check_propagator": "propagator.contract",
     "register_architecture": "propagator.registry",
 }

@@ -31,16 +31,18 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from .analysis.torsions import dihedral
 from .bridges import platform_names
-from .imaging import Imaging
-from .integrator import ScoreDynamicsIntegrator
-from .machine import PlainMD, ns_per_day, platform_and_bridge, versions
-from .notes import ensemble_notes
+from .files.atomic import write_atomically
+from .integrator.integrator import ScoreDynamicsIntegrator
+from .integrator.notes import ensemble_notes
+from .model.model import ScoreModel
+from .molecule.molecule import Molecule
+from .molecule.torsions import dihedral
 from .prepare import PreparedBox, equilibrate, solvate
-from .propagator.bundle import write_atomically
-from .propagator.model import ScoreModel
-from .propagator.molecule import Molecule
+from .system.imaging import Imaging
+from .system.plain_md import PlainMD, ns_per_day
+from .system.platforms import platform_and_bridge
+from .version import versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

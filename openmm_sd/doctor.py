@@ -26,10 +26,10 @@ from openmm import app
 
 from .bridges import BRIDGES, platform_names
 from .bridges.probe import TIMEOUT, probe_all
-from .integrator import ScoreDynamicsIntegrator
+from .integrator.integrator import ScoreDynamicsIntegrator
+from .model.model import ScoreModel
+from .molecule.molecule import Molecule
 from .propagator.kernels import Shift
-from .propagator.model import ScoreModel
-from .propagator.molecule import Molecule
 
 # Farther from the known answer than this is wrong, nm: single precision places an atom within 1e-6.
 _LANDING_NM = 1e-5

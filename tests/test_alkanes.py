@@ -7,8 +7,9 @@ import pytest
 
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
-from openmm_sd.dataset import read_dataset
-from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.data.dataset import read_dataset
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
 
 DATA = Path(__file__).parents[1] / "data"
 

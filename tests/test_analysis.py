@@ -26,17 +26,7 @@ from openmm_sd.analysis.equilibrium import (
     well_partition,
     wells,
 )
-from openmm_sd.analysis.geometry import (
-    angles,
-    backbone_torsions,
-    compare,
-    distances,
-    distant_pairs,
-    heavy_angles,
-    heavy_bonds,
-    neighbouring_pairs,
-    torsions,
-)
+from openmm_sd.analysis.geometry import angles, compare, distances
 from openmm_sd.analysis.kinetics import (
     Discretisation,
     crossings,
@@ -48,6 +38,8 @@ from openmm_sd.analysis.kinetics import (
     partition_labels,
 )
 from openmm_sd.analysis.sample import Sample, mean_and_error, resamplings
+from openmm_sd.molecule.graph import distant_pairs, heavy_angles, heavy_bonds
+from openmm_sd.molecule.torsions import backbone_torsions, neighbouring_pairs, torsions
 
 
 def chain_with_torsion(angle: float) -> np.ndarray:

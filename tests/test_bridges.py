@@ -11,7 +11,7 @@ from conftest import answer
 
 from openmm_sd.bridges import BRIDGES, Probe, choose_bridge, platform_names, probe
 from openmm_sd.bridges.base import FORCE_NAME, PARAMETERS
-from openmm_sd.propagator.jump import Jump, build_gates
+from openmm_sd.jump.jump import Jump, build_gates
 from openmm_sd.propagator.kernels import Identity
 
 module = sys.modules["openmm_sd.bridges.probe"]

@@ -15,10 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from openmm_sd.propagator import bundle, registry
-from openmm_sd.propagator.bundle import BundleError, inspect_bundle, load_bundle, save_bundle
-from openmm_sd.propagator.model import ScoreModel
-from openmm_sd.propagator.molecule import Molecule
+from openmm_sd.model import bundle
+from openmm_sd.model.bundle import BundleError, inspect_bundle, load_bundle, save_bundle
+from openmm_sd.model.model import ScoreModel
+from openmm_sd.molecule.molecule import Molecule
+from openmm_sd.propagator import registry
 from openmm_sd.propagator.registry import (
     architecture,
     architecture_name,

@@ -14,18 +14,19 @@ from counted_work import Counted
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import read_dataset
+from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate import FrameCheck, GenerateSettings, generate
 from openmm_sd.generate.parts import Parts
 from openmm_sd.generate.pool import Processes
-from openmm_sd.machine import shares
 from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
-from openmm_sd.rollout import RolloutSettings, read_rollout, run_rollout
+from openmm_sd.rollout.driver import read_rollout, run_rollout
+from openmm_sd.rollout.settings import RolloutSettings
+from openmm_sd.workers.shares import shares
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra 'cluster')")
 
-from openmm_sd import cluster as module
-from openmm_sd import shared_rollout
+from openmm_sd.rollout import shared
+from openmm_sd.workers import cluster as module
 
 
 @pytest.fixture(scope="module")
@@ -203,14 +204,14 @@ def test_a_network_gives_two_workers_what_it_gives_one(workers):
     settings = RolloutSettings(chains=40, steps=2, lag_ps=10.0)
 
     def shared():
-        return shared_rollout.SharedRollout(model, settings, None, workers, 1, lambda *_: None)
+        return shared.SharedRollout(model, settings, None, workers, 1, lambda *_: None)
 
     rollout = shared()
     try:
         found = [rollout.advance() for _ in range(2)]
     finally:
         rollout.close()
-    alone = shared_rollout.BlockMover(model, settings, 1)
+    alone = shared.BlockMover(model, settings, 1)
     start = shared().frames
     blocks = [alone.work((k, start[k : k + 32], 0, 2, 99.0), lambda: False)[1] for k in (0, 32)]
     for step in range(2):
@@ -219,7 +220,7 @@ def test_a_network_gives_two_workers_what_it_gives_one(workers):
 
 
 def test_a_shared_rollout_goes_on_alone(workers, shaken, tmp_path, monkeypatch):
-    monkeypatch.setattr("openmm_sd.rollout._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("openmm_sd.rollout.driver._REPORT_SECONDS", 0.0)
     settings = RolloutSettings(chains=40, steps=9, seed=4)
 
     def interrupt(what, how_far):
@@ -239,7 +240,7 @@ def test_a_shared_rollout_goes_on_alone(workers, shaken, tmp_path, monkeypatch):
 def test_a_rollout_stopped_between_two_records_goes_on_with_workers(
     workers, shaken, tmp_path, monkeypatch, format
 ):
-    monkeypatch.setattr("openmm_sd.rollout._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("openmm_sd.rollout.driver._REPORT_SECONDS", 0.0)
     settings = RolloutSettings(chains=40, steps=11, seed=4, device="cpu")
 
     def interrupt(what, how_far):
@@ -260,8 +261,8 @@ def test_a_rollout_stopped_between_two_records_goes_on_with_workers(
 
 
 def test_what_waits_to_be_written_is_bounded(workers, shaken, tmp_path, monkeypatch):
-    monkeypatch.setattr(shared_rollout, "_AHEAD_BYTES", 1)
-    rollout = shared_rollout.SharedRollout(
+    monkeypatch.setattr(shared, "_AHEAD_BYTES", 1)
+    rollout = shared.SharedRollout(
         *(shaken, RolloutSettings(chains=64, steps=40), None, workers, 1), lambda *_: None
     )
     try:

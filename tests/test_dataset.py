@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from openmm_sd import Molecule
-from openmm_sd.dataset import (
+from openmm_sd.data.dataset import (
     REACH_NM,
     UNIT_NM,
     Dataset,
@@ -184,7 +184,7 @@ def test_the_range_of_the_format():
 def test_a_full_disk_leaves_the_old_file(path):
     before = path.read_bytes()
     code = (
-        "import sys; from openmm_sd.dataset import *; d = read_dataset(sys.argv[1])\n"
+        "import sys; from openmm_sd.data.dataset import *; d = read_dataset(sys.argv[1])\n"
         "try: write_dataset(sys.argv[1], d.molecule, d.runs, d.provenance)\n"
         "except OSError as e: print(e)"
     )

@@ -7,16 +7,10 @@ import pytest
 import torch
 from contract_checks import assert_contract_kept
 
-from openmm_sd.propagator.dense import DenseDiffusion
-from openmm_sd.propagator.diffusion import karras_levels, preconditioning, solver_coefficients
-from openmm_sd.propagator.frames import align_frames
-from openmm_sd.train import (
-    TrainSettings,
-    TransitionPairs,
-    fit_statistics,
-    held_out_loss,
-    train,
-)
+from openmm_sd.propagator.alignment import align_frames
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
+from openmm_sd.propagator.sampler import karras_levels, preconditioning, solver_coefficients
+from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, held_out_loss, train
 
 N_ATOMS = 7
 # A crooked, chiral molecule, nm.

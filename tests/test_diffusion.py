@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmm_sd.propagator.diffusion import (
+from openmm_sd.propagator.sampler import (
     interpolate_by_lag,
     karras_levels,
     multistep_coefficients,

@@ -12,11 +12,11 @@ from test_internal import ala2, build, largest, lively, some_frames
 
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
-from openmm_sd.analysis.geometry import backbone_torsions
 from openmm_sd.cli import main
-from openmm_sd.fitting import fitting_models
-from openmm_sd.propagator.family_model import FamilyModel
+from openmm_sd.model.family_model import FamilyModel
+from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.system.fitting import fitting_models
 from openmm_sd.train import TrainSettings, train_together
 from openmm_sd.train.distill import DistillSettings, Imitation, distill_bundle, known, student_of
 

@@ -16,8 +16,8 @@ from small_molecules import alkane, constrained, rotated
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
-from openmm_sd.train.stage import StageSettings, train_bundle
+from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.train.driver import StageSettings, train_bundle
 from openmm_sd.train.team import Team
 from openmm_sd.train.trainer import TrainSettings
 

@@ -15,9 +15,9 @@ from openmm_sd import ScoreModel
 from openmm_sd.analysis.timeline import Timeline
 from openmm_sd.cli import main
 from openmm_sd.prepare import PreparedSystem, write_prepared
-from openmm_sd.processes import Helper
 from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 from openmm_sd.run import RunSettings, ensemble, merge_runs, run_ensemble, run_mixed
+from openmm_sd.workers.processes import Helper
 
 COMMON = {
     **{"lag_ps": 10.0, "burst_ps": 0.02, "platform": "Reference", "bridge": "pythonforce"},

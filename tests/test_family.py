@@ -29,16 +29,16 @@ from small_molecules import (
 
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
-from openmm_sd.propagator.family import FamilyDiffusion
-from openmm_sd.propagator.family_statistics import CoordinateStatistics, coordinate_keys
-from openmm_sd.propagator.family_tree import (
+from openmm_sd.propagator.alignment import align_frames
+from openmm_sd.propagator.internal.family import FamilyDiffusion
+from openmm_sd.propagator.internal.family_tree import family_tree
+from openmm_sd.propagator.internal.statistics import CoordinateStatistics, coordinate_keys
+from openmm_sd.propagator.internal.symmetry import (
     MAX_SYMMETRIES,
-    family_tree,
     symmetry_generators,
     symmetry_group,
 )
-from openmm_sd.propagator.frames import align_frames
-from openmm_sd.propagator.internal_tree import NotInternal
+from openmm_sd.propagator.internal.tree import NotInternal
 from openmm_sd.propagator.script import script_frozen
 from openmm_sd.train import (
     TrainSettings,

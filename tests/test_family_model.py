@@ -15,14 +15,15 @@ from small_molecules import butane, ethane, isobutane, methanol, shaken
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
+from openmm_sd.jump.gates import FiniteGate
+from openmm_sd.model.bundle import BundleError, load_bundle, save_bundle
+from openmm_sd.model.family_model import FamilyModel
+from openmm_sd.model.novelty import fit_novelty
 from openmm_sd.prepare import PreparedSystem
-from openmm_sd.propagator.bundle import BundleError, load_bundle, save_bundle
-from openmm_sd.propagator.family_model import FamilyModel
-from openmm_sd.propagator.gates import FiniteGate
 from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.propagator.kernels import Identity
-from openmm_sd.propagator.novelty import fit_novelty
-from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.run import RunSettings, run_mixed
 
 SMALL = {"width": 16, "vectors": 4, "edge_width": 4, "depth": 1, "n_calls": 2}
@@ -279,7 +280,7 @@ def test_rollouts_and_commands_name_the_molecule(family, path, tmp_path, capsys)
 
 
 def test_gates_are_the_members(family):
-    from openmm_sd.propagator.jump import gates_of
+    from openmm_sd.jump.jump import gates_of
 
     for one in family.members:
         gates = gates_of(one, one.molecules[0])

@@ -11,10 +11,11 @@ from small_molecules import alkane, constrained, methanol, rotated
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
-from openmm_sd.propagator.family import FamilyDiffusion
-from openmm_sd.propagator.family_model import FamilyModel
-from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.model.family_model import FamilyModel
+from openmm_sd.propagator.internal.family import FamilyDiffusion
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
 
 CARBONS = {"ethane": 2, "propane": 3, "butane": 4, "pentane": 5}
 LENGTH_NM = 0.11

@@ -15,7 +15,7 @@ from small_molecules import (
     water,
 )
 
-from openmm_sd.propagator.frames import (
+from openmm_sd.propagator.alignment import (
     align_far,
     align_frames,
     align_nearby,

@@ -16,7 +16,7 @@ import pytest
 from openmm_sd import Molecule
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
-from openmm_sd.dataset import read_dataset
+from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate import (
     FrameCheck,
     GenerateSettings,

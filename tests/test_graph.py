@@ -10,14 +10,9 @@ from contract_checks import assert_contract_kept
 from four_beads import molecule as four_beads
 
 from openmm_sd import Molecule, ScoreModel
-from openmm_sd.propagator.graph import GraphDiffusion, graph_classes, stereo_labels
-from openmm_sd.train import (
-    TrainSettings,
-    TransitionPairs,
-    fit_statistics,
-    held_out_loss,
-    train,
-)
+from openmm_sd.molecule.graph import graph_classes, stereo_labels
+from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, held_out_loss, train
 
 SETTINGS = {
     "lag_min_ps": 1.0,

@@ -8,7 +8,7 @@ import pytest
 from openmm import app, unit
 
 from openmm_sd.cli import main
-from openmm_sd.dataset import read_dataset
+from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate import ImportSettings, import_trajectories
 
 FRAMES = 23
@@ -106,7 +106,7 @@ def test_different_boxes_are_not_averaged(system, tmp_path):
 
 
 def test_stride_and_pieces(system, tmp_path, monkeypatch):
-    monkeypatch.setattr("openmm_sd.generate.imported._CHUNK_FRAMES", 5)
+    monkeypatch.setattr("openmm_sd.data.imported._CHUNK_FRAMES", 5)
     data = read(system, save(system, "run.trr"), tmp_path / "data.h5", stride=4)
     assert data.runs[0].spacing_ps == 8.0
     assert np.abs(data.runs[0].positions - system[3][::4]).max() < 2e-4

@@ -13,7 +13,7 @@ from openmm import app, unit
 from openmm_sd import JumpError, Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.bridges import BRIDGES
 from openmm_sd.bridges.base import FORCE_NAME, NUMBER
-from openmm_sd.integrator import BOLTZMANN
+from openmm_sd.integrator.integrator import BOLTZMANN
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Rotation, Shift
 
 STEP = 0.002
@@ -793,7 +793,7 @@ def test_unfinished_settling_follows_the_step_size(tip4p_box, ala2, monkeypatch)
 
 def test_a_checkpoint_of_another_version_is_refused(reference, peptide, ala2, monkeypatch):
     """OpenMM reads it without a word, each number into whatever stands in its place."""
-    from openmm_sd import integrator as module
+    from openmm_sd.integrator import integrator as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_STATE", {"older": 7.0, **module._STATE})

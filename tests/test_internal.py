@@ -29,12 +29,12 @@ from small_molecules import (
 
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
-from openmm_sd.analysis.geometry import backbone_torsions
-from openmm_sd.propagator.dense import DenseDiffusion
-from openmm_sd.propagator.frames import align_frames, choose_frame_atoms
+from openmm_sd.molecule.torsions import backbone_torsions
+from openmm_sd.propagator.alignment import align_frames, choose_frame_atoms
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.graph import GraphDiffusion
-from openmm_sd.propagator.internal import InternalDiffusion
-from openmm_sd.propagator.internal_tree import (
+from openmm_sd.propagator.internal.single import InternalDiffusion
+from openmm_sd.propagator.internal.tree import (
     InternalTree,
     NotInternal,
     build_tree,
@@ -45,14 +45,8 @@ from openmm_sd.propagator.internal_tree import (
     wrap,
 )
 from openmm_sd.propagator.script import script_frozen
-from openmm_sd.train import (
-    TrainSettings,
-    TransitionPairs,
-    fit_statistics,
-    held_out_loss,
-    train,
-)
-from openmm_sd.train.stage import StageSettings, build_network
+from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, held_out_loss, train
+from openmm_sd.train.driver import StageSettings, build_network
 
 LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
 SMALL = {"width": 48, "depth": 2, **LAGS}

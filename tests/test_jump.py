@@ -6,8 +6,8 @@ import torch
 from conftest import turned
 
 from openmm_sd import Propagator, ScoreModel
-from openmm_sd.analysis.geometry import distances, distant_pairs
-from openmm_sd.propagator.gates import (
+from openmm_sd.analysis.geometry import distances
+from openmm_sd.jump.gates import (
     GATES,
     BondGate,
     ChiralityGate,
@@ -15,7 +15,7 @@ from openmm_sd.propagator.gates import (
     DisplacementGate,
     FiniteGate,
 )
-from openmm_sd.propagator.jump import (
+from openmm_sd.jump.jump import (
     ERRORS,
     MAX_CANDIDATES,
     REJECTIONS,
@@ -26,6 +26,7 @@ from openmm_sd.propagator.jump import (
     gates_of,
     read_status,
 )
+from openmm_sd.molecule.graph import distant_pairs
 from openmm_sd.propagator.kernels import Identity, Rotation, Shift
 from openmm_sd.propagator.script import script
 

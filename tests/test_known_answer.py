@@ -17,9 +17,9 @@ from four_beads import (
     torsion,
 )
 
-from openmm_sd.propagator.dense import DenseDiffusion
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.graph import GraphDiffusion
-from openmm_sd.propagator.internal import InternalDiffusion
+from openmm_sd.propagator.internal.single import InternalDiffusion
 from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, train
 
 LAG_PS = 4.0

@@ -11,7 +11,8 @@ import pytest
 from openmm import app, unit
 from small_molecules import grown
 
-from openmm_sd.propagator.molecule import Molecule, closest_mismatch, match_atoms
+from openmm_sd.molecule.matching import closest_mismatch, match_atoms
+from openmm_sd.molecule.molecule import Molecule
 
 PDB = Path(__file__).parent / "data" / "ace-ala-nme.pdb"
 MIRROR = np.array([1.0, 1.0, -1.0])

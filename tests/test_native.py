@@ -24,7 +24,7 @@ from conftest import answer, model_of, positions_of
 from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.bridges import BRIDGES, choose_bridge, platform_names
 from openmm_sd.bridges.base import FORCE_NAME, LAG, NUMBER, PARAMETERS
-from openmm_sd.propagator.jump import Jump, build_gates
+from openmm_sd.jump.jump import Jump, build_gates
 from openmm_sd.propagator.kernels import Identity, Shift
 
 ROOT = Path(__file__).parents[1]

@@ -21,10 +21,10 @@ from small_molecules import (
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
-from openmm_sd.propagator.bundle import NOVELTY, BundleError, load_bundle, save_bundle
+from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.model.bundle import NOVELTY, BundleError, load_bundle, save_bundle
+from openmm_sd.model.novelty import EnvironmentVectors, Novelty, fit_novelty
 from openmm_sd.propagator.kernels import Identity
-from openmm_sd.propagator.novelty import EnvironmentVectors, Novelty, fit_novelty
 from openmm_sd.propagator.script import script_frozen
 
 # Where things are in ACE-ALA-NME.

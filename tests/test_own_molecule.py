@@ -15,7 +15,8 @@ import pytest
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import file_sha256, read_dataset
+from openmm_sd.data.dataset import read_dataset
+from openmm_sd.files.atomic import file_sha256
 from openmm_sd.prepare import read_prepared
 from openmm_sd.validate import plots
 

@@ -18,7 +18,6 @@ from openmm import app, unit
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.fitting import fitting_models
 from openmm_sd.prepare import (
     PreparedSystem,
     PrepareSettings,
@@ -30,11 +29,12 @@ from openmm_sd.prepare import (
     repair,
     solvate,
 )
-from openmm_sd.prepare import box as box_module
 from openmm_sd.prepare import driver as module
-from openmm_sd.prepare.force_field import DEFAULT_FORCE_FIELD, load_force_field, water_box
 from openmm_sd.prepare.repair import _placed
-from openmm_sd.solute import find_solute
+from openmm_sd.system import box as box_module
+from openmm_sd.system.fitting import fitting_models
+from openmm_sd.system.force_field import DEFAULT_FORCE_FIELD, load_force_field, water_box
+from openmm_sd.system.solute import find_solute
 
 GLYCINE = Path(__file__).parents[1] / "examples" / "ace-gly-nme.pdb"
 

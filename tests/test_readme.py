@@ -13,7 +13,7 @@ from openmm import app, unit
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
+from openmm_sd.data.dataset import Run, write_dataset
 
 ROOT = Path(__file__).parents[1]
 

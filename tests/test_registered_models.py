@@ -6,8 +6,8 @@ import pytest
 
 from openmm_sd import BundleError, ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.fitting import fitting_model, fitting_models
 from openmm_sd.propagator.kernels import Identity
+from openmm_sd.system.fitting import fitting_model, fitting_models
 
 MODULE = """
 from pathlib import Path

@@ -15,21 +15,21 @@ from small_molecules import butane, random_rotation, turned_about
 from test_run import Broken, Killed, settings
 
 from openmm_sd import Molecule, ScoreModel
-from openmm_sd.analysis.geometry import torsions
 from openmm_sd.analysis.sample import Sample
 from openmm_sd.analysis.timeline import Timeline, even_steps, visits
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
+from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.molecule.torsions import torsions
 from openmm_sd.prepare import PreparedSystem
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
 from openmm_sd.report.drawing import grid, style, svg
 from openmm_sd.report.page import Page, details, figure, number, table
 from openmm_sd.report.viewer import MOST_BYTES, add_viewer, shown_frames, superposed
 from openmm_sd.run import driver, run_mixed
-from openmm_sd.run.checks import BAD, CARE, GOOD, OPEN, check, overall
-from openmm_sd.run.findings import Beside, find
 from openmm_sd.run.record import RunRecord, read_run
-from openmm_sd.run.report import write_report
+from openmm_sd.run.report.checks import BAD, CARE, GOOD, OPEN, check, overall
+from openmm_sd.run.report.findings import Beside, find
+from openmm_sd.run.report.page import write_report
 
 
 def two_states(frames, leave, come, seed):
@@ -320,7 +320,7 @@ def test_wrong_populations_and_drift_are_seen(butane_torsion, truth):
 
 
 def test_the_driver_s_notes_are_understood(butane_torsion, truth, ala2):
-    from openmm_sd.notes import ensemble_notes
+    from openmm_sd.integrator.notes import ensemble_notes
     from openmm_sd.run.start import other_force_field
 
     molecule, chosen = butane_torsion

@@ -13,19 +13,16 @@ import torch
 from torch import Tensor
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
-from openmm_sd import rollout as module
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
-from openmm_sd.propagator.jump import Jump, build_gates, read_status
+from openmm_sd.jump.jump import Jump, build_gates, read_status
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
 from openmm_sd.propagator.noise import standard_normal, standard_normal_rows
-from openmm_sd.rollout import (
-    Rollout,
-    RolloutSettings,
-    read_rollout,
-    read_start_frames,
-    run_rollout,
-)
+from openmm_sd.rollout import driver as module
+from openmm_sd.rollout.driver import read_rollout, run_rollout
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
+from openmm_sd.rollout.start import read_start_frames
 
 CHAIN = Molecule(
     "diatomic",

@@ -21,15 +21,15 @@ from small_molecules import ethane
 
 from openmm_sd import Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.imaging import make_whole
-from openmm_sd.notes import dropped_jumps, ensemble_notes
+from openmm_sd.files.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_frames
+from openmm_sd.integrator.notes import dropped_jumps, ensemble_notes
+from openmm_sd.model.model import model_digest
+from openmm_sd.model.novelty import fit_novelty
+from openmm_sd.molecule.whole import make_whole
 from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, solvate, write_prepared
 from openmm_sd.propagator.kernels import Identity
-from openmm_sd.propagator.novelty import fit_novelty
-from openmm_sd.resumable import model_digest
 from openmm_sd.run import RunError, RunSettings, driver, files, fitting_model, run_mixed
 from openmm_sd.run.start import open_start, other_force_field
-from openmm_sd.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_frames
 
 #: Small steps, short bursts: 12 jumps are 120 MD steps.
 COMMON = {

@@ -9,8 +9,8 @@ import openmm
 import pytest
 from openmm import app, unit
 
-from openmm_sd.propagator.molecule import Molecule
-from openmm_sd.solute import find_solute
+from openmm_sd.molecule.molecule import Molecule
+from openmm_sd.system.solute import find_solute
 
 PDB = Path(__file__).parent / "data" / "ace-ala-nme.pdb"
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from openmm_sd import ScoreModel
-from openmm_sd.propagator.dense import DenseDiffusion
-from openmm_sd.propagator.frames import alignment_atoms, choose_frame_atoms
-from openmm_sd.propagator.gates import FiniteGate
+from openmm_sd.jump.gates import FiniteGate
+from openmm_sd.jump.jump import STATUS_ACCEPTED, Jump
+from openmm_sd.propagator.alignment import alignment_atoms, choose_frame_atoms
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.graph import GraphDiffusion
-from openmm_sd.propagator.internal import InternalDiffusion
-from openmm_sd.propagator.internal_tree import build_tree
-from openmm_sd.propagator.jump import STATUS_ACCEPTED, Jump
+from openmm_sd.propagator.internal.single import InternalDiffusion
+from openmm_sd.propagator.internal.tree import build_tree
 
 LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
 #: Rounding of float32 through ten calls of a network, nm.

@@ -13,13 +13,17 @@ from small_molecules import alkane, constrained, rotated, turned_about
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, write_dataset
-from openmm_sd.prepare.force_field import make_system
-from openmm_sd.propagator.family import FamilyDiffusion
-from openmm_sd.propagator.family_statistics import CoordinateStatistics
-from openmm_sd.propagator.family_tree import family_tree
-from openmm_sd.propagator.torsion_potential import ORDERS, largest_difference, turning_potentials
-from openmm_sd.solute import torsion_terms
+from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.propagator.internal.family import FamilyDiffusion
+from openmm_sd.propagator.internal.family_tree import family_tree
+from openmm_sd.propagator.internal.statistics import CoordinateStatistics
+from openmm_sd.propagator.internal.torsion_potential import (
+    ORDERS,
+    largest_difference,
+    turning_potentials,
+)
+from openmm_sd.system.force_field import make_system
+from openmm_sd.system.solute import torsion_terms
 
 FILES = ("charmm36.xml", "charmm36/water.xml")
 NAMES = {2: "ethane", 4: "butane", 5: "pentane", 6: "hexane"}

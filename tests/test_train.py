@@ -12,11 +12,12 @@ from test_internal import lively
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
-from openmm_sd.dataset import Dataset, Run, write_dataset
-from openmm_sd.propagator.dense import DenseDiffusion
+from openmm_sd.data.dataset import Dataset, Run, write_dataset
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.graph import GraphDiffusion
-from openmm_sd.propagator.internal import InternalDiffusion
-from openmm_sd.rollout import Rollout, RolloutSettings
+from openmm_sd.propagator.internal.single import InternalDiffusion
+from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.train import (
     Part,
     TrainSettings,
@@ -29,19 +30,9 @@ from openmm_sd.train import (
     train_together,
     trainer,
 )
-from openmm_sd.train.markov import (
-    _states,
-    fit_markov,
-    reversible_transitions,
-    timescales_by_lag,
-)
+from openmm_sd.train.driver import NETWORKS, StageSettings, make_card, split_runs
+from openmm_sd.train.markov import _states, fit_markov, reversible_transitions, timescales_by_lag
 from openmm_sd.train.rare import RareFirst
-from openmm_sd.train.stage import (
-    NETWORKS,
-    StageSettings,
-    make_card,
-    split_runs,
-)
 from openmm_sd.train.windows import (
     angle_windows,
     bond_windows,
@@ -398,7 +389,7 @@ def test_train_command(data, tmp_path, capfd, network):
 
 def test_training_resumes(data, tmp_path, capfd):
     """A training that was cut off and goes on ends where the uninterrupted one does."""
-    from openmm_sd.train.stage import StageSettings, train_bundle
+    from openmm_sd.train.driver import StageSettings, train_bundle
     from openmm_sd.train.trainer import TrainSettings
 
     def settings(**changes):
@@ -435,7 +426,7 @@ def test_training_resumes(data, tmp_path, capfd):
 
 
 def test_init_takes_weights(data, tmp_path):
-    from openmm_sd.train.stage import StageSettings, train_bundle
+    from openmm_sd.train.driver import StageSettings, train_bundle
     from openmm_sd.train.trainer import TrainSettings
 
     def run(name, **changes):

@@ -12,14 +12,16 @@ from openmm import app, unit
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.analysis.figures import correlations, drift, energy_excess
-from openmm_sd.analysis.geometry import Torsion
 from openmm_sd.analysis.sample import Sample
 from openmm_sd.analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
 from openmm_sd.cli import main
-from openmm_sd.dataset import Run, file_sha256, write_dataset
+from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.files.atomic import file_sha256
+from openmm_sd.molecule.torsions import Torsion
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.report.page import number
-from openmm_sd.rollout import RolloutSettings, run_rollout
+from openmm_sd.rollout.driver import run_rollout
+from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.validate import (
     ValidateSettings,
     held_out_reference,

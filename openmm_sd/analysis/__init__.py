@@ -1,10 +1,10 @@
 """Analysis of trajectories: torsions, populations, kinetics. Knows numpy and nothing of torch."""
 
+from ..molecule.torsions import dihedral
 from .torsions import (
     BASINS,
     basin_populations,
     basins,
-    dihedral,
     hop_probabilities,
     implied_timescales,
     jsd_phi_psi,

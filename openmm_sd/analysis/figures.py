@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..molecule.graph import Bonded, distant_pairs, heavy_angles, heavy_bonds
+from ..molecule.torsions import Torsion, backbone_torsions, neighbouring_pairs
 from .equilibrium import (
     Partition,
     divergence,
@@ -19,19 +21,7 @@ from .equilibrium import (
     peptide_partition,
     well_partition,
 )
-from .geometry import (
-    Bonded,
-    Torsion,
-    angles,
-    backbone_torsions,
-    compare,
-    distances,
-    distant_pairs,
-    heavy_angles,
-    heavy_bonds,
-    jackknife_mean,
-    neighbouring_pairs,
-)
+from .geometry import angles, compare, distances, jackknife_mean
 from .kinetics import (
     Discretisation,
     Estimate,

@@ -14,32 +14,6 @@ BASINS = ("beta_C5", "PII", "alphaR", "alphaL", "C7ax_other")
 """Names of the basins of alanine dipeptide, in the order of the numbers `basins` returns."""
 
 
-def dihedral(positions: ArrayLike, indices: Sequence[int]) -> NDArray[np.float64]:
-    """Return a dihedral angle of each frame.
-
-    Parameters
-    ----------
-    positions : array_like
-        (..., N, 3), any unit of length.
-    indices : sequence of int
-        Four atoms.
-
-    Returns
-    -------
-    ndarray
-        (...,) radians, IUPAC sign: positive when, looking along the middle bond, the far bond is
-        turned clockwise from the near one.
-    """
-    x = np.asarray(positions, dtype=np.float64)
-    a, b, c, d = (x[..., i, :] for i in indices)
-    axis = c - b
-    axis = axis / np.linalg.norm(axis, axis=-1, keepdims=True)
-    near, far = a - b, d - c
-    near = near - (near * axis).sum(-1, keepdims=True) * axis
-    far = far - (far * axis).sum(-1, keepdims=True) * axis
-    return np.arctan2((np.cross(axis, near) * far).sum(-1), (near * far).sum(-1))
-
-
 def signed_volume(positions: ArrayLike, centre: Sequence[int]) -> NDArray[np.float64]:
     """Return (a - c) x (b - c) . (d - c) of atoms (c, a, b, d): its sign is the handedness at c.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..propagator.frames import alignment_atoms, choose_frame_atoms
-from ..propagator.internal import InternalDiffusion
-from ..propagator.internal_tree import build_tree
-from ..propagator.molecule import Molecule
+from ..molecule.molecule import Molecule
+from ..propagator.alignment import alignment_atoms, choose_frame_atoms
+from ..propagator.internal.single import InternalDiffusion
+from ..propagator.internal.tree import build_tree
 
 # All-trans geometry, nm: rise of the chain a carbon, half its width, and where hydrogens are.
 _RISE, _HALF_WIDTH = 0.1258, 0.0438

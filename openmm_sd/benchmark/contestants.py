@@ -16,15 +16,16 @@ import torch
 from ..bridges import BRIDGES, NotScriptable
 from ..bridges.probe import probe_all
 from ..demo import FRICTION_PER_PS, HYDROGEN_MASS_AMU, STEP_PS
-from ..integrator import ScoreDynamicsIntegrator
-from ..machine import PlainMD
-from ..prepare.box import PreparedBox, equilibrate, solvate
-from ..propagator.jump import Jump, gates_of
+from ..integrator.integrator import ScoreDynamicsIntegrator
+from ..jump.jump import Jump, gates_of
+from ..model.model import ScoreModel
+from ..molecule.molecule import Molecule
 from ..propagator.kernels import Identity
-from ..propagator.model import ScoreModel
-from ..propagator.molecule import Molecule
 from ..propagator.script import script_frozen
-from ..rollout import Rollout, RolloutSettings
+from ..rollout.rollout import Rollout
+from ..rollout.settings import RolloutSettings
+from ..system.box import PreparedBox, equilibrate, solvate
+from ..system.plain_md import PlainMD
 from .bridged import ANY_NOVELTY, jump_context
 from .chains import alkane, shaken, untrained
 from .measure import Contestant, Report

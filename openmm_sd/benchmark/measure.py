@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..machine import ns_per_day
+from ..system.plain_md import ns_per_day
 
 Report = Callable[[str, str], None]
 

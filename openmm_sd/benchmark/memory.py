@@ -47,7 +47,8 @@ def peak_of_rollout(model: str, chains: int, steps: int, lag_ps: float, device: 
 
 
 def _main(arguments: str) -> None:
-    from ..rollout import RolloutSettings, run_rollout
+    from ..rollout.driver import run_rollout
+    from ..rollout.settings import RolloutSettings
 
     model, chains, steps, lag_ps, device = json.loads(arguments)
     settings = RolloutSettings(

@@ -1,6 +1,6 @@
 """What every bridge does, and the names of the parameters through which a jump is triggered.
 
-A bridge turns a :class:`~openmm_sd.propagator.jump.Jump` into an OpenMM Force. While no jump is
+A bridge turns a :class:`~openmm_sd.jump.jump.Jump` into an OpenMM Force. While no jump is
 under way the force returns zeros without touching the model. When the parameter
 ``openmm_sd_number`` is not zero it returns *the displacement* (nm) as the force on the solute's
 particles and *the status* as its energy.
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import openmm
 
-from ..propagator.jump import Jump
+from ..jump.jump import Jump
 
 #: Name of the force in the System, by which it is found again.
 FORCE_NAME = "openmm-sd jump"

@@ -9,7 +9,7 @@ from types import ModuleType
 import openmm
 import torch
 
-from ..propagator.jump import Jump
+from ..jump.jump import Jump
 from ..propagator.script import script
 from .base import FORCE_NAME, Bridge, NotScriptable
 

@@ -58,9 +58,9 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     """
     import numpy as np
 
-    from ..propagator.jump import STATUS_ACCEPTED, Jump, build_gates
+    from ..jump.jump import STATUS_ACCEPTED, Jump, build_gates
+    from ..molecule.molecule import Molecule
     from ..propagator.kernels import Shift
-    from ..propagator.molecule import Molecule
     from . import BRIDGES
     from .base import CANDIDATES, NUMBER
 

@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import torch
 
-from ..propagator.jump import Jump
+from ..jump.jump import Jump
 from ..propagator.script import script_if_possible
 from .base import (
     ATTEMPT,
@@ -32,7 +32,7 @@ class JumpCallback:
     Parameters
     ----------
     jump : torch.nn.Module
-        A :class:`~openmm_sd.propagator.jump.Jump`, scripted or not.
+        A :class:`~openmm_sd.jump.jump.Jump`, scripted or not.
     n_atoms : int
         Number of solute atoms.
     periodic : bool

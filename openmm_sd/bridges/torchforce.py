@@ -11,7 +11,7 @@ import openmm
 import torch
 from torch import Tensor
 
-from ..propagator.jump import Jump
+from ..jump.jump import Jump
 from ..propagator.script import script, script_frozen
 from .base import FORCE_NAME, PARAMETERS, Bridge, NotScriptable, first_line, platform_names
 

@@ -12,7 +12,7 @@ from .outcome import Outcome
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from ..propagator.model import ScoreModel
+    from ..model.model import ScoreModel
 
 EXAMPLE = "openmm-sd models ala2-water"
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..propagator.model import ScoreModel
+    from ..model.model import ScoreModel
 
     if arguments.model is not None:
         model = ScoreModel.load(arguments.model)

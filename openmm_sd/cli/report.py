@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..run.report import write_report
+    from ..run.report.page import write_report
 
     found = write_report(
         arguments.folder,

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..rollout import RolloutSettings, run_rollout
+    from ..rollout.driver import run_rollout
+    from ..rollout.settings import RolloutSettings
 
     given = {field.name: getattr(arguments, field.name) for field in fields(RolloutSettings)}
     settings = RolloutSettings(**{name: v for name, v in given.items() if v is not None})

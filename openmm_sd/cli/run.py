@@ -143,7 +143,7 @@ def _merged(merged: dict[str, Any], folder: str) -> str:
 
 def _report(arguments: argparse.Namespace, progress: Progress) -> str:
     """Write the report; return a line on it."""
-    from ..run.report import write_report
+    from ..run.report.page import write_report
 
     try:
         found = write_report(

@@ -18,7 +18,7 @@ from .outcome import Outcome
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from ..propagator.molecule import Molecule
+    from ..molecule.molecule import Molecule
 
 EXAMPLE = "openmm-sd train ala2.h5 --output ala2.safetensors --minutes 30"
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..train.stage import StageSettings, add_novelty, train_bundle, use_threads
+    from ..train.driver import StageSettings, add_novelty, train_bundle, use_threads
     from ..train.trainer import TrainSettings
 
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
@@ -132,8 +132,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
 
 def _relative(file: Path) -> Molecule:
     """Read a molecule that no data is seen of; its name is the file's."""
-    from ..prepare.structure import read_structure
-    from ..propagator.molecule import Molecule
+    from ..molecule.molecule import Molecule
+    from ..system.structure import read_structure
 
     topology, positions = read_structure(file)
     try:

@@ -1,7 +1,9 @@
 """Making transition data: molecular dynamics of a solute, saved frame by frame."""
 
+from ..data.imported import ImportSettings, import_trajectories
+from ..molecule.frames import FrameCheck, constraint_lengths
+from ..molecule.torsions import parse_torsion, slow_torsions
 from .driver import generate
-from .frames import FrameCheck, constraint_lengths
 from .implicit import (
     ImplicitSettings,
     Run,
@@ -10,8 +12,7 @@ from .implicit import (
     molecule_record,
     read_runs,
 )
-from .imported import ImportSettings, import_trajectories
-from .seeding import parse_torsion, slow_torsions, spread_points
+from .seeding import spread_points
 from .settings import GenerateSettings
 
 __all__ = [

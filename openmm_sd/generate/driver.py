@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..dataset import Dataset, Run, file_sha256, read_dataset, restore, write_dataset
-from ..processes import LOSSES
-from ..propagator.molecule import Molecule
-from ..solute import torsion_terms
+from ..data.dataset import Dataset, Run, read_dataset, restore, write_dataset
+from ..files.atomic import file_sha256
+from ..molecule.molecule import Molecule
+from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
+from ..system.solute import torsion_terms
+from ..workers.processes import LOSSES
 from .dynamics import Machine, make_run, task_name
 from .parts import ATTEMPTS, Parts, describe
 from .pool import DaskWorkers, Pool, Processes, Task
-from .seeding import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
 from .settings import GenerateSettings
 from .start import Start, make_start, read_solute
 
 if TYPE_CHECKING:
-    from ..cluster import Where
+    from ..workers.cluster import Where
 
 # OpenCL is left to those who ask for it: without a GPU it is an emulation slower than CPU.
 _GPU: Final = ("CUDA", "HIP")
@@ -114,7 +115,7 @@ def generate(
     check_torsions(chosen, settings.seeded_runs)
     on_workers, elsewhere = platform, False
     if dask is not None:
-        from ..cluster import local_workers
+        from ..workers.cluster import local_workers
 
         elsewhere, processes = local_workers(dask, processes)
     # Workers elsewhere may have platforms that this machine has not.

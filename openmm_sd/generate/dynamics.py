@@ -14,10 +14,11 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
-from ..dataset import quantise
-from .frames import FrameCheck
+from ..data.dataset import quantise
+from ..molecule.frames import FrameCheck
+from ..molecule.torsions import TorsionAtoms
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .seeding import TorsionAtoms, spread_points
+from .seeding import spread_points
 from .settings import GenerateSettings
 from .start import PULL, Start, make_context
 

@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..propagator.molecule import Molecule
-from .seeding import TorsionAtoms
+from ..molecule.molecule import Molecule
+from ..molecule.torsions import TorsionAtoms
 from .settings import GenerateSettings
 from .start import Start
 

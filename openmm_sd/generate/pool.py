@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..processes import Helper
+from ..molecule.torsions import TorsionAtoms
+from ..workers.processes import Helper
 from .dynamics import BlownUp, Machine, PieceByPiece, give_up, task_name
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .seeding import TorsionAtoms
 from .settings import GenerateSettings
 from .start import Start
 
 if TYPE_CHECKING:
-    from ..cluster import Made, Where
+    from ..workers.cluster import Made, Where
 
 #: A run: its kind and number.
 Task = tuple[str, int]
@@ -183,7 +183,7 @@ class DaskWorkers:
         save_seconds: float,
         count: int | None,
     ) -> None:
-        from .. import cluster
+        from ..workers import cluster
 
         self._parts, self._settings = parts, settings
         self._copies = len(start.solutes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from ..prepare.force_field import DEFAULT_FORCE_FIELD, IMPLICIT_FORCE_FIELD, water_box
+from ..system.force_field import DEFAULT_FORCE_FIELD, IMPLICIT_FORCE_FIELD, water_box
 
 # Above this time step, hydrogens of their own mass are too fast.
 _LIGHT_HYDROGEN_FS: Final = 2.0

@@ -12,16 +12,11 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from ..molecule.molecule import Molecule
+from ..molecule.torsions import TorsionAtoms
 from ..prepare import load_structure, solvate
-from ..prepare.force_field import (
-    complete_bonds,
-    load_force_field,
-    make_implicit_system,
-    make_system,
-)
-from ..prepare.structure import count_waters
-from ..propagator.molecule import Molecule
-from .seeding import TorsionAtoms
+from ..system.force_field import complete_bonds, load_force_field, make_implicit_system, make_system
+from ..system.structure import count_waters
 from .settings import GenerateSettings
 
 #: Name of the Context parameter that switches the pull of seeded runs, kJ/mol.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..processes import serve
+from ..workers.processes import serve
 
 # Parents need not hear of every frame.
 _TELL_SECONDS = 0.5

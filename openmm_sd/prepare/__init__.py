@@ -4,12 +4,12 @@
 alone: `load_structure` reads, `repair` completes, `solvate` adds water, `equilibrate` relaxes.
 """
 
-from .box import PreparedBox, equilibrate, solvate
-from .directory import PreparedSystem, read_prepared, write_prepared
+from ..system.box import PreparedBox, equilibrate, solvate
+from ..system.prepared import PreparedSystem, read_prepared, write_prepared
+from ..system.structure import Structure, load_structure
 from .driver import prepare, prepare_system
 from .repair import Repaired, repair
 from .settings import PrepareSettings
-from .structure import Structure, load_structure
 
 __all__ = [
     "PrepareSettings",

@@ -18,23 +18,24 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..fitting import fitting_models
-from ..machine import versions, working_platform
-from ..notes import card_force_field
-from ..propagator.bundle import write_atomically
-from ..resumable import interrupts
-from .box import count_ions, equilibrate, in_implicit_solvent, solvate
-from .directory import FILES, PreparedSystem, write_prepared
-from .force_field import (
+from ..files.atomic import write_atomically
+from ..files.folder import interrupts
+from ..model.card import card_force_field
+from ..system.box import count_ions, equilibrate, in_implicit_solvent, solvate
+from ..system.fitting import fitting_models
+from ..system.force_field import (
     DEFAULT_FORCE_FIELD,
     IMPLICIT_FORCE_FIELD,
     ForceFieldLike,
     file_names,
     water_box,
 )
+from ..system.platforms import working_platform
+from ..system.prepared import FILES, PreparedSystem, write_prepared
+from ..system.structure import Structure, as_structure, load_structure
+from ..version import versions
 from .repair import Repaired, repair
 from .settings import PrepareSettings
-from .structure import Structure, as_structure, load_structure
 
 #: The repaired solute alone, as ``openmm-sd generate`` and ``train --also`` take it.
 SOLUTE: Final = "solute.pdb"
@@ -61,7 +62,7 @@ def prepare(
     source, positions, report
         As for `prepare_system`.
     output : str or PathLike
-        The directory; see `openmm_sd.prepare.directory`. ``solute.pdb`` is there too: the repaired
+        The directory; see `openmm_sd.system.prepared`. ``solute.pdb`` is there too: the repaired
         solute alone.
     settings : PrepareSettings, optional
         What is decided.

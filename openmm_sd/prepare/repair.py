@@ -21,9 +21,9 @@ import pdbfixer
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..imaging import make_whole
-from .box import seeded
-from .force_field import (
+from ..molecule.whole import make_whole
+from ..system.box import seeded
+from ..system.force_field import (
     DEFAULT_FORCE_FIELD,
     ForceFieldLike,
     complete_bonds,
@@ -31,8 +31,8 @@ from .force_field import (
     make_system,
     refusal,
 )
+from ..system.structure import Structure, is_water, residue_label
 from .settings import PrepareSettings
-from .structure import Structure, is_water, residue_label
 
 _PROTEIN: Final = frozenset(pdbfixer.pdbfixer.proteinResidues)
 _NUCLEIC: Final = frozenset(pdbfixer.pdbfixer.rnaResidues + pdbfixer.pdbfixer.dnaResidues)

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cartesian import CartesianDiffusion
-from .diffusion import karras_levels, preconditioning, solver_coefficients
-from .frames import alignment_atoms, choose_frame_atoms
-from .molecule import Molecule
+from ..molecule.graph import bond_paths, graph_classes, stereo_labels
+from ..molecule.molecule import Molecule
+from .alignment import alignment_atoms, choose_frame_atoms
+from .cartesian.base import CartesianDiffusion
+from .sampler import karras_levels, preconditioning, solver_coefficients
 from .shared_weights import SharedWeights
 
 # As in the dense network: X-H bonds of constrained dynamics have no width at all.
@@ -515,77 +516,6 @@ class GraphDiffusion(CartesianDiffusion, SharedWeights):
         return torch.matmul(directions.transpose(2, 3), edge.to(directions.dtype)) / math.sqrt(
             self.n_atoms
         )
-
-
-def graph_classes(atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]]) -> np.ndarray:
-    """Number the kinds of atoms that a bond graph tells apart.
-
-    Colour refinement: atoms start with their element and take up their neighbours' colours until
-    nothing new appears. The numbers do not depend on the order in which atoms are listed.
-
-    Parameters
-    ----------
-    atomic_numbers : sequence of int
-        One an atom.
-    bonds : sequence of (int, int)
-        Pairs of bonded atoms.
-
-    Returns
-    -------
-    ndarray of int, shape (N,)
-        0, 1, ...; equal for equivalent atoms.
-    """
-    neighbours: list[list[int]] = [[] for _ in atomic_numbers]
-    for i, j in bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    colours: list[Any] = [(int(z),) for z in atomic_numbers]
-    kinds = 0
-    while len(set(colours)) > kinds:
-        kinds = len(set(colours))
-        rank = {colour: k for k, colour in enumerate(sorted(set(colours)))}
-        own = [rank[colour] for colour in colours]
-        colours = [(own[i], *sorted(own[j] for j in around)) for i, around in enumerate(neighbours)]
-    rank = {colour: k for k, colour in enumerate(sorted(set(colours)))}
-    return np.array([rank[colour] for colour in colours], dtype=np.int64)
-
-
-def stereo_labels(molecule: Molecule) -> list[list[int]]:
-    """Return the hand of every stereocentre whose four neighbours the bond graph tells apart.
-
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule; its reference frame is measured.
-
-    Returns
-    -------
-    list of [int, int]
-        Atom, and +1 or -1. The sign refers to the neighbours in the order of `graph_classes`, so
-        it does not depend on how the atoms are numbered. Other stereocentres (on a symmetric ring,
-        say) have no such order; there the network has the geometry only.
-    """
-    classes = graph_classes(molecule.atomic_numbers, molecule.bonds)
-    hand = molecule.handedness
-    graph = molecule.graph()
-    labels = []
-    for centre in sorted(int(row[0]) for row in hand.centres[hand.stereo]):
-        around = sorted(graph[centre], key=lambda atom: int(classes[atom]))
-        if len({int(classes[atom]) for atom in around}) == 4:
-            arms = molecule.positions[around[:3]] - molecule.positions[centre]
-            labels.append([centre, 1 if np.linalg.det(arms) > 0 else -1])
-    return labels
-
-
-def bond_paths(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Number of bonds on the shortest path, (N, N)."""
-    path = np.full((n_atoms, n_atoms), n_atoms, dtype=np.int64)
-    np.fill_diagonal(path, 0)
-    for i, j in bonds:
-        path[i, j] = path[j, i] = 1
-    for k in range(n_atoms):
-        np.minimum(path, path[:, k : k + 1] + path[k : k + 1], out=path)
-    return path
 
 
 def _class_means(values: Tensor, classes: Tensor) -> Tensor:

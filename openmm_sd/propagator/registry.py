@@ -20,10 +20,10 @@ ENTRY_POINT_GROUP: Final = "openmm_sd.architectures"
 """Entry point group under which other packages offer architectures."""
 
 _BUILT_IN: Final[dict[str, str]] = {
-    "dense-diffusion": "openmm_sd.propagator.dense:DenseDiffusion",
+    "dense-diffusion": "openmm_sd.propagator.cartesian.dense:DenseDiffusion",
     "graph-diffusion": "openmm_sd.propagator.graph:GraphDiffusion",
-    "internal-diffusion": "openmm_sd.propagator.internal:InternalDiffusion",
-    "family": "openmm_sd.propagator.family:FamilyDiffusion",
+    "internal-diffusion": "openmm_sd.propagator.internal.single:InternalDiffusion",
+    "family": "openmm_sd.propagator.internal.family:FamilyDiffusion",
     "identity": "openmm_sd.propagator.kernels:Identity",
     "shift": "openmm_sd.propagator.kernels:Shift",
     "rotation": "openmm_sd.propagator.kernels:Rotation",

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..propagator.bundle import write_atomically
+from ..files.atomic import write_atomically
 
 # Nothing may be fetched, whatever text ends up on the page.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

@@ -16,17 +16,17 @@ different seeds (``--copies``) and merges what they say. A run's directory holds
 ``checkpoint.npz``
     Where the run stands, see `openmm_sd.run.files`.
 ``report.html``
-    What was found, and whether to believe it, see `openmm_sd.run.report`; written by
+    What was found, and whether to believe it, see `openmm_sd.run.report.page`; written by
     `write_report`, which ``openmm-sd run`` calls at the end.
 ``start/``
-    The prepared directory that the run started from, see `openmm_sd.prepare.directory`.
+    The prepared directory that the run started from, see `openmm_sd.system.prepared`.
 """
 
-from ..fitting import fitting_model
+from ..system.fitting import fitting_model
 from .driver import run_mixed
 from .ensemble import merge_runs, run_ensemble
 from .files import RunError
-from .report import write_report
+from .report.page import write_report
 from .settings import RunSettings
 
 __all__ = [

@@ -22,21 +22,23 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges import platform_names
-from ..fitting import fitting_model
-from ..imaging import Imaging
-from ..integrator import ScoreDynamicsIntegrator
-from ..machine import PlainMD, ns_per_day, platform_and_bridge, versions
-from ..notes import dropped_jumps, ensemble_notes
+from ..files.folder import interrupts, locked
+from ..files.trajectories import FORMATS, subtopology
+from ..integrator.integrator import ScoreDynamicsIntegrator
+from ..integrator.notes import dropped_jumps, ensemble_notes
+from ..integrator.reporter import ScoreDynamicsReporter
+from ..jump.jump import ERRORS, Jump, JumpError
+from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
-from ..prepare.directory import prepared_sha256
-from ..prepare.force_field import water_box
-from ..propagator.jump import ERRORS, Jump, JumpError
-from ..propagator.model import ScoreModel
 from ..propagator.noise import MAX_SEED
-from ..reporters import ScoreDynamicsReporter
-from ..resumable import interrupts, locked, model_digest
-from ..solute import find_solute
-from ..trajectories import FORMATS, subtopology
+from ..system.fitting import fitting_model
+from ..system.force_field import water_box
+from ..system.imaging import Imaging
+from ..system.plain_md import PlainMD, ns_per_day
+from ..system.platforms import platform_and_bridge
+from ..system.prepared import prepared_sha256
+from ..system.solute import find_solute
+from ..version import versions
 from .files import (
     CHECKPOINT,
     START,
@@ -101,7 +103,7 @@ def run_mixed(
     model : ScoreModel, str, PathLike or None
         A model, a shipped model's name or a bundle's path; None for the shipped model that fits.
     start : path or object
-        A prepared directory (see `openmm_sd.prepare.directory`); a PDB or mmCIF file of a complete
+        A prepared directory (see `openmm_sd.system.prepared`); a PDB or mmCIF file of a complete
         solvated system with its box, or of the solute alone, which is completed and gets its
         water; a PreparedSystem, PreparedBox or ``openmm.app.Simulation``; or what
         `openmm_sd.prepare.prepare_system` takes: PDBFile, Modeller, ``mdtraj.Trajectory``.

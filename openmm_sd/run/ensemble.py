@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from ..analysis.figures import Baseline
 from ..analysis.sample import Sample
 from ..analysis.timeline import Timeline, mean_error, visits
-from ..machine import shares
+from ..files.atomic import write_atomically
+from ..files.folder import interrupts, locked
+from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
-from ..prepare.directory import prepared_sha256
-from ..processes import LOSSES, Helper
-from ..propagator.bundle import write_atomically
-from ..propagator.model import ScoreModel
 from ..propagator.noise import MAX_SEED
-from ..resumable import interrupts, locked, model_digest
+from ..system.prepared import prepared_sha256
+from ..workers.processes import LOSSES, Helper
+from ..workers.shares import shares
 from .driver import Report, Start, plan_run
 from .files import START, SUMMARY, RunError
-from .findings import crossings_of, states_of
 from .record import RunRecord, read_run
-from .report import compared_with
+from .report.findings import crossings_of, states_of
+from .report.page import compared_with
 from .settings import RunSettings
 
 #: The file with what all runs say together.
@@ -340,7 +340,7 @@ def merge_runs(
         The model of the runs, whose frames say where basins are; a shipped one is found by itself.
         Without frames the runs' own do.
     reference : sequence of str or PathLike
-        MD that says it instead, see `openmm_sd.reference.read_reference`.
+        MD that says it instead, see `openmm_sd.data.reference.read_reference`.
 
     Returns
     -------

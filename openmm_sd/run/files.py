@@ -27,8 +27,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..propagator.bundle import write_atomically
-from ..trajectories import (
+from ..files.atomic import write_atomically
+from ..files.trajectories import (
     FORMATS,
     RAW_FILE,
     RawFrames,

@@ -20,11 +20,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.geometry import Torsion
+from ..data.reference import angles_of
+from ..files.trajectories import FORMATS, RAW_FILE, RawFrames
+from ..molecule.molecule import Molecule
+from ..molecule.topology import read_topology
+from ..molecule.torsions import Torsion
 from ..prepare import read_prepared
-from ..propagator.molecule import Molecule, read_topology
-from ..reference import angles_of
-from ..trajectories import FORMATS, RAW_FILE, RawFrames
 from .files import LOG, START, SUMMARY
 
 #: Columns of the log that a report uses, and the names that it uses for them.

@@ -7,9 +7,9 @@ from typing import Final
 
 from ..bridges import BRIDGES, platform_names
 from ..checks import check_number, check_temperature, check_whole
-from ..propagator.jump import MAX_CANDIDATES
+from ..files.trajectories import FORMATS
+from ..jump.jump import MAX_CANDIDATES
 from ..propagator.noise import MAX_SEED
-from ..trajectories import FORMATS
 
 #: Lengths of a run, of which one is given, with their units.
 LENGTHS: Final = {"effective_ns": "ns", "jumps": "", "md_ps": "ps"}

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges.base import FORCE_NAME
-from ..imaging import make_whole
-from ..notes import card_force_field, is_implicit
+from ..model.card import card_force_field, is_implicit
+from ..model.model import ScoreModel
+from ..molecule.whole import make_whole
 from ..prepare import (
     PreparedBox,
     PreparedSystem,
@@ -26,12 +27,11 @@ from ..prepare import (
     read_prepared,
     repair,
 )
-from ..prepare.directory import prepared_sha256
 from ..prepare.driver import box_of, read_source
-from ..prepare.force_field import DEFAULT_FORCE_FIELD, has_implicit_solvent, make_system
 from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU, LIGHT_STEP_PS
-from ..prepare.structure import Structure, count_waters
-from ..propagator.model import ScoreModel
+from ..system.force_field import DEFAULT_FORCE_FIELD, has_implicit_solvent, make_system
+from ..system.prepared import prepared_sha256
+from ..system.structure import Structure, count_waters
 from .settings import RunSettings
 
 # Pressure at which a new box relaxes where the run has none of its own, bar.

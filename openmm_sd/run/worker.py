@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from ..processes import serve
+from ..workers.processes import serve
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def _work(
     import torch  # noqa: F401
 
     from .driver import run_mixed
-    from .report import write_report
+    from .report.page import write_report
     from .settings import RunSettings
 
     given = order["settings"]

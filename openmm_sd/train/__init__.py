@@ -3,8 +3,8 @@
 :func:`train_bundle` is what ``openmm-sd train`` does; the rest are its parts.
 """
 
+from .driver import StageSettings, train_bundle
 from .pairs import TransitionPairs, methyl_rotors
-from .stage import StageSettings, train_bundle
 from .trainer import (
     Part,
     TrainingRecord,

@@ -20,20 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..propagator.diffusion import interpolate_by_lag
-from ..propagator.family import FamilyDiffusion
-from ..propagator.family_model import FamilyModel
-from ..propagator.internal_base import InternalPropagator
-from ..propagator.model import ScoreModel
-from ..resumable import model_digest
-from .stage import (
-    check_bundle_path,
-    checkpoint_of,
-    chosen_device,
-    course,
-    finish,
-    teller,
-)
+from ..model.family_model import FamilyModel
+from ..model.model import ScoreModel, model_digest
+from ..propagator.internal.base import InternalPropagator
+from ..propagator.internal.family import FamilyDiffusion
+from ..propagator.sampler import interpolate_by_lag
+from .driver import check_bundle_path, checkpoint_of, chosen_device, course, finish, teller
 from .team import leads, team
 from .trainer import Lessons, Network, TrainSettings, train_together
 

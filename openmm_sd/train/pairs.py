@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..propagator.molecule import Molecule
+from ..molecule.molecule import Molecule
 from .markov import MarkovModel
 
 #: Lags (log-uniform) at which the share of each cell among the starts is counted.

@@ -20,12 +20,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..propagator.cartesian import CartesianDiffusion
-from ..propagator.family import FamilyDiffusion
-from ..propagator.family_statistics import CoordinateStatistics
-from ..propagator.internal_base import InternalPropagator
-from ..propagator.molecule import Molecule
-from ..resumable import interrupts
+from ..files.folder import interrupts
+from ..molecule.molecule import Molecule
+from ..propagator.cartesian.base import CartesianDiffusion
+from ..propagator.internal.base import InternalPropagator
+from ..propagator.internal.family import FamilyDiffusion
+from ..propagator.internal.statistics import CoordinateStatistics
 from .pairs import TransitionPairs
 from .rare import RareFirst
 from .team import Team

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..analysis import dihedral
-from ..analysis.geometry import bond_graph, distant_pairs, heavy_bonds
-from ..propagator.family_tree import atom_kinds
-from ..propagator.molecule import Molecule
+from ..molecule.graph import atom_kinds, bond_graph, distant_pairs, heavy_bonds
+from ..molecule.molecule import Molecule
 
 #: Bond windows reach this share of the range seen in the data beyond it, on either side.
 _WINDOW_MARGIN: Final = 0.3

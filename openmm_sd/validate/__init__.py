@@ -3,7 +3,7 @@
 :func:`validate` does all of it and writes the report; ``docs/validation.md`` defines every figure.
 """
 
-from ..reference import (
+from ..data.reference import (
     Reference,
     ReferenceRun,
     held_out_reference,
@@ -12,8 +12,8 @@ from ..reference import (
     reference_from_dataset,
     reference_from_trajectory,
 )
+from .driver import FILES, validate
 from .settings import ValidateSettings
-from .stage import FILES, validate
 
 __all__ = [
     "FILES",

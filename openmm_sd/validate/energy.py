@@ -10,7 +10,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..propagator.molecule import Molecule
+from ..molecule.molecule import Molecule
 
 BOLTZMANN_KJ_PER_MOL_K = 0.00831446261815324
 """Boltzmann's constant, kJ/mol/K."""

@@ -30,7 +30,7 @@ from ..report.drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .stage import Drawn
+    from .driver import Drawn
 
 #: The pictures in the order of the page: file name, title, what it shows.
 PICTURES = (

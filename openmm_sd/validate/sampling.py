@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.geometry import Torsion
 from ..analysis.sample import GROUPS, Sample
-from ..propagator.model import ScoreModel
-from ..propagator.molecule import Molecule
-from ..reference import angles_of
-from ..rollout import Rollout, RolloutSettings, read_rollout
+from ..data.reference import angles_of
+from ..model.model import ScoreModel
+from ..molecule.molecule import Molecule
+from ..molecule.torsions import Torsion
+from ..rollout.driver import read_rollout
+from ..rollout.rollout import Rollout
+from ..rollout.settings import RolloutSettings
 from .settings import ValidateSettings
 
 Report = Callable[[str, str], None]

@@ -102,7 +102,7 @@ def create_force(
     Parameters
     ----------
     module : bytes
-        A TorchScript file whose ``forward`` is that of :class:`openmm_sd.propagator.jump.Jump`.
+        A TorchScript file whose ``forward`` is that of :class:`openmm_sd.jump.jump.Jump`.
     particles : sequence of int
         System indices of the solute's atoms, in the order that the module expects.
     periodic : bool

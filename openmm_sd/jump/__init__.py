@@ -1,0 +1,1 @@
+"""One jump: propose, constrain, judge."""

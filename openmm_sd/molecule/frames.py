@@ -1,0 +1,239 @@
+"""What every frame of a data set must be: whole, plausible, and of one handedness."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from .molecule import Molecule
+
+# Shortest and longest bond that a simulation shows, nm: O-H and H-I, C-C and I-I with room to move.
+_HYDROGEN_BOND_NM: Final = (0.06, 0.20)
+_HEAVY_BOND_NM: Final = (0.09, 0.35)
+# A bond's share of its usual length that no thermal vibration adds or takes away.
+_STRETCH: Final = 0.4
+# X-H lengths that scatter less than this (nm) were constrained: vibration gives 0.003 nm at 300 K,
+# the rounding of an XTC file 0.0004 nm.
+_CONSTRAINED_NM: Final = 8e-4
+
+
+class FrameCheck:
+    """Makes frames of a molecule whole, checks them, and numbers equivalent hydrogens alike.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        Whose frames come; its own frame says which handedness is wanted.
+    """
+
+    def __init__(self, molecule: Molecule) -> None:
+        self.molecule = molecule
+        graph = nx.Graph(molecule.bonds)
+        graph.add_nodes_from(range(molecule.n_atoms))
+        self._tree = list(nx.bfs_edges(graph, 0))
+        self._bonds = np.array(molecule.bonds, dtype=np.int64).reshape(-1, 2)
+        hydrogen = np.array([z == 1 for z in molecule.atomic_numbers])
+        self._to_hydrogen = np.asarray(hydrogen[self._bonds].any(axis=1))
+
+    def whole(
+        self, frames: NDArray[np.floating[Any]], box: NDArray[np.floating[Any]] | None
+    ) -> NDArray[np.float64]:
+        """Bring every atom to the image next to the atom that it is bonded to.
+
+        Parameters
+        ----------
+        frames : ndarray, shape (T, N, 3)
+            nm.
+        box : ndarray, shape (T, 3, 3), or None
+            Box vectors, nm, one a row, lower triangular as OpenMM, GROMACS and mdtraj have them;
+            None where there is no box.
+
+        Returns
+        -------
+        ndarray, shape (T, N, 3)
+            nm.
+        """
+        x = np.array(frames, dtype=np.float64)
+        if box is None:
+            return x
+        vectors = np.asarray(box, dtype=np.float64)
+        for parent, child in self._tree:
+            bond = x[:, child] - x[:, parent]
+            # Any vector much shorter than the box is found by going through the axes from the last.
+            for axis in (2, 1, 0):
+                turns = np.rint(bond[:, axis] / vectors[:, axis, axis])
+                bond -= turns[:, None] * vectors[:, axis]
+            x[:, child] = x[:, parent] + bond
+        return x
+
+    def __call__(
+        self, frames: NDArray[np.float64], first: int = 0
+    ) -> tuple[NDArray[np.float64], int]:
+        """Check whole frames.
+
+        Parameters
+        ----------
+        frames : ndarray, shape (T, N, 3)
+            nm.
+        first : int
+            Number of the first of them, for messages.
+
+        Returns
+        -------
+        frames : ndarray, shape (T, N, 3)
+            With equivalent hydrogens (and other branches) numbered as in the molecule.
+        relabelled : int
+            How many frames that changed.
+
+        Raises
+        ------
+        ValueError
+            For a frame that is not finite, has an impossible bond, or another handedness; the
+            message names frame and atoms.
+        """
+        finite = np.isfinite(frames).all(axis=(1, 2))
+        if not finite.all():
+            raise ValueError(f"frame {first + int(np.argmin(finite))} is not finite")
+        self.bonds(frames, first)
+        return self._check_handedness(frames, first)
+
+    def bonds(self, frames: NDArray[np.float64], first: int) -> None:
+        """Refuse frames with an impossible bond; arguments and errors as of a call."""
+        lengths = self.lengths(frames)
+        if not lengths.size:
+            return
+        usual = np.median(lengths, axis=0)
+        windows = np.array([_HEAVY_BOND_NM, _HYDROGEN_BOND_NM])[self._to_hydrogen.astype(int)]
+        low = np.maximum(windows[:, 0], usual * (1.0 - _STRETCH))
+        high = np.minimum(windows[:, 1], usual * (1.0 + _STRETCH))
+        wrong = np.argwhere((lengths < low) | (lengths > high))
+        if not len(wrong):
+            return
+        frame, bond = map(int, wrong[0])
+        i, j = map(int, self._bonds[bond])
+        raise ValueError(
+            f"frame {first + frame}: the bond between {self._label(i)} and {self._label(j)} is "
+            f"{lengths[frame, bond]:.3f} nm long, which is impossible: is the molecule broken "
+            "across a box that the file does not tell, are the atoms those of the topology, and "
+            "are the lengths in nm?"
+        )
+
+    def _check_handedness(
+        self, frames: NDArray[np.float64], first: int
+    ) -> tuple[NDArray[np.float64], int]:
+        handedness = self.molecule.handedness
+        changed = np.zeros(len(frames), dtype=np.bool_)
+        # The order of the rows matters: see Handedness.
+        for row in map(int, np.flatnonzero(~handedness.stereo)):
+            other = self._volumes(frames, row) * handedness.signs[row] < 0
+            if other.any():
+                frames = frames.copy() if not changed.any() else frames
+                frames[other] = frames[other][:, handedness.swaps[row]]
+                changed |= other
+        for row in range(len(handedness.signs)):
+            wrong = self._volumes(frames, row) * handedness.signs[row] <= 0
+            if wrong.any():
+                centre = int(handedness.centres[row, 0])
+                how = "in every frame" if wrong.all() else "but not in every frame"
+                raise ValueError(
+                    f"frame {first + int(np.argmax(wrong))}: {self._label(centre)} has the other "
+                    f"handedness than the molecule ({how}): this is another stereoisomer, or the "
+                    "atoms are in another order"
+                )
+        return frames, int(changed.sum())
+
+    def _volumes(self, frames: NDArray[np.float64], row: int) -> NDArray[np.float64]:
+        centre, a, b, c = self.molecule.handedness.centres[row]
+        x = frames - frames[:, centre : centre + 1]
+        return np.asarray((x[:, a] * np.cross(x[:, b], x[:, c])).sum(axis=-1))
+
+    def lengths(self, frames: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the length of every bond of the molecule, shape (T, bonds), nm."""
+        bonds = frames[:, self._bonds[:, 1]] - frames[:, self._bonds[:, 0]]
+        return np.asarray(np.linalg.norm(bonds, axis=-1))
+
+    def _label(self, atom: int) -> str:
+        molecule = self.molecule
+        residue = f"{molecule.residue_names[atom]} {molecule.residue_ids[atom]}"
+        return f"atom {atom} ({molecule.atom_names[atom]} of {residue})"
+
+
+def constraint_lengths(molecule: Molecule, frames: NDArray[np.float64]) -> list[list[float]]:
+    """Find the bonds to hydrogen that do not vibrate.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        Whose frames they are.
+    frames : ndarray, shape (T, N, 3)
+        nm; ten or more.
+
+    Returns
+    -------
+    list of [heavy atom, hydrogen, length in nm]
+        Empty where there are too few frames to tell.
+    """
+    if len(frames) < 10:
+        return []
+    found: list[list[float]] = []
+    for i, j in molecule.bonds:
+        if molecule.atomic_numbers[i] == 1:
+            i, j = j, i
+        if molecule.atomic_numbers[i] == 1 or molecule.atomic_numbers[j] != 1:
+            continue
+        lengths = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1)
+        if lengths.std() < _CONSTRAINED_NM:
+            found.append([i, j, round(float(lengths.mean()), 6)])
+    return found
+
+
+def missing_hydrogens(molecule: Molecule, frames: NDArray[np.float64]) -> str:
+    """Look for carbon atoms that have fewer neighbours than their geometry asks for.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        Whose frames they are.
+    frames : ndarray, shape (T, N, 3)
+        nm; the mean geometry of these counts.
+
+    Returns
+    -------
+    str
+        What is wrong, or nothing.
+
+    Notes
+    -----
+    Carbon with three neighbours is flat and with two it is straight; where it is not, hydrogens
+    were left out. Force fields with united atoms leave out just those of carbon.
+    """
+    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
+    for i, j in molecule.bonds:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    for atom, around in neighbours.items():
+        if molecule.atomic_numbers[atom] != 6:
+            continue
+        arms = frames[:, around] - frames[:, atom : atom + 1]
+        lengths = np.linalg.norm(arms, axis=-1, keepdims=True)
+        arms = arms / lengths
+        if len(around) == 3:
+            # A tetrahedral centre has 0.77.
+            complete = abs(float(np.linalg.det(arms).mean())) < 0.45
+        elif len(around) == 2:
+            complete = float((arms[:, 0] * arms[:, 1]).sum(-1).mean()) < -0.87  # 150 degrees
+        elif len(around) == 1:
+            complete = float(lengths.mean()) < 0.13  # a triple bond: isonitriles, carbon monoxide
+        else:
+            complete = len(around) > 3
+        if not complete:
+            where = f"{molecule.residue_names[atom]} {molecule.residue_ids[atom]}"
+            return (
+                f"hydrogens are missing: atom {atom} ({molecule.atom_names[atom]} of {where}) is "
+                f"carbon with {len(around)} neighbours and no geometry that goes with it; models "
+                "need all atoms"
+            )
+    return ""

@@ -1,0 +1,161 @@
+"""Topologies of OpenMM and mdtraj, read into plain tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import networkx as nx
+
+ELEMENT_SYMBOLS: Final[tuple[str, ...]] = tuple(
+    """
+    VS H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se
+    Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy
+    Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf
+    Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+    """.split()
+)
+"""Element symbols by atomic number; 0 is a virtual site or another particle without an element."""
+
+
+@dataclass(frozen=True)
+class TopologyTable:
+    """What this package reads from a Topology, one entry an atom, whatever package made it.
+
+    Attributes
+    ----------
+    atomic_numbers : list of int
+        0 for a particle without an element.
+    names, residue_names, residue_ids, chain_ids : list of str
+        Labels; the residue id includes the insertion code.
+    residue_indices, chain_indices : list of int
+        Number of the residue and of the chain in the Topology.
+    bonds : list of (int, int)
+        Pairs of atom indices, i < j, sorted, each once.
+    """
+
+    atomic_numbers: list[int]
+    names: list[str]
+    residue_names: list[str]
+    residue_ids: list[str]
+    chain_ids: list[str]
+    residue_indices: list[int]
+    chain_indices: list[int]
+    bonds: list[tuple[int, int]]
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms, particles without an element included."""
+        return len(self.atomic_numbers)
+
+    def label(self, atom: int) -> str:
+        """Return how messages name an atom, e.g. ``atom 14 (HB1 of ALA 2)``."""
+        residue = f"{self.residue_names[atom]} {self.residue_ids[atom]}"
+        return f"atom {atom} ({self.names[atom]} of {residue})"
+
+    def components(self) -> list[list[int]]:
+        """Return the connected components, each a sorted list of atoms, in order of first atom."""
+        # Union-find on a flat list: a networkx graph of a water box takes seconds.
+        parent = list(range(self.n_atoms))
+
+        def root(atom: int) -> int:
+            while parent[atom] != atom:
+                parent[atom] = parent[parent[atom]]
+                atom = parent[atom]
+            return atom
+
+        for i, j in self.bonds:
+            a, b = root(i), root(j)
+            if a < b:
+                parent[b] = a
+            elif b < a:
+                parent[a] = b
+        members: dict[int, list[int]] = {}
+        for atom in range(self.n_atoms):
+            members.setdefault(root(atom), []).append(atom)
+        return list(members.values())
+
+    def graph(self, atoms: Sequence[int]) -> nx.Graph:
+        """Return the bond graph of some atoms, with the node attributes of `Molecule.graph`."""
+        graph = nx.Graph()
+        for i in atoms:
+            residue = f"{self.residue_names[i]} {self.residue_ids[i]}"
+            graph.add_node(i, z=self.atomic_numbers[i], name=self.names[i], residue=residue)
+        for i in atoms:
+            graph.add_edges_from((i, j) for j in self._neighbours.get(i, ()) if j in graph)
+        return graph
+
+    @cached_property
+    def _neighbours(self) -> dict[int, list[int]]:
+        neighbours: dict[int, list[int]] = {}
+        for i, j in self.bonds:
+            neighbours.setdefault(i, []).append(j)
+            neighbours.setdefault(j, []).append(i)
+        return neighbours
+
+
+def read_topology(topology: Any) -> TopologyTable:
+    """Read an OpenMM or mdtraj Topology, told apart by their shape, without importing either.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology or mdtraj.Topology
+        Atoms numbered residue by residue, as both packages do.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or numbers its atoms out of order.
+    """
+    if not hasattr(topology, "atoms") or not hasattr(topology, "bonds"):
+        raise ValueError(
+            "topology must be an openmm.app.Topology or an mdtraj.Topology, "
+            f"got {type(topology).__name__}"
+        )
+    # OpenMM has methods where mdtraj has properties.
+    atoms = topology.atoms() if callable(topology.atoms) else topology.atoms
+    bonds = topology.bonds() if callable(topology.bonds) else topology.bonds
+    table = TopologyTable([], [], [], [], [], [], [], [])
+    last_residue: Any = None
+    labels = ("", "", "", 0, 0)
+    for position, atom in enumerate(atoms):
+        if atom.index != position:
+            raise ValueError(
+                f"topology lists atom {atom.index} ({atom.name}) at place {position}: its atoms "
+                "must be numbered residue by residue"
+            )
+        residue = atom.residue
+        if residue is not last_residue:
+            last_residue = residue
+            labels = _residue_labels(residue)
+        table.atomic_numbers.append(0 if atom.element is None else atom.element.atomic_number)
+        table.names.append(str(atom.name))
+        table.residue_names.append(labels[0])
+        table.residue_ids.append(labels[1])
+        table.chain_ids.append(labels[2])
+        table.residue_indices.append(labels[3])
+        table.chain_indices.append(labels[4])
+    pairs = {(min(i, j), max(i, j)) for i, j in ((b[0].index, b[1].index) for b in bonds)}
+    table.bonds.extend(sorted(pairs))
+    return table
+
+
+def _residue_labels(residue: Any) -> tuple[str, str, str, int, int]:
+    chain = residue.chain
+    if hasattr(residue, "resSeq"):
+        identity = str(residue.resSeq)
+        chain_id = getattr(chain, "chain_id", None) or str(chain.index)
+    else:
+        identity = f"{residue.id}{residue.insertionCode.strip()}"
+        chain_id = str(chain.id)
+    return str(residue.name), identity, chain_id, residue.index, chain.index
+
+
+def formula(counts: Mapping[int, int]) -> str:
+    """Return the formula in Hill order of a count of atoms by atomic number (0: virtual site)."""
+    symbols = {ELEMENT_SYMBOLS[z]: count for z, count in counts.items() if count}
+    first = ["C", "H"] if "C" in symbols else []
+    order = [s for s in first if s in symbols] + sorted(s for s in symbols if s not in first)
+    return "".join(s if symbols[s] == 1 else f"{s}{symbols[s]}" for s in order)

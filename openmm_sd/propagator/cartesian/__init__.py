@@ -1,0 +1,1 @@
+"""Propagators that move atoms in Cartesian coordinates of a local frame."""

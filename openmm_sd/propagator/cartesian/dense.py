@@ -1,0 +1,330 @@
+"""A diffusion propagator with a dense network, for one molecule.
+
+It learns the distribution of the next frame given this frame and a lag. Frames are expressed in a
+coordinate system tied to three atoms, so the kernel commutes with rotations and translations
+pathwise and still tells mirror images apart. The network is a residual MLP over all coordinates
+and all pair distances: the fastest to train for a single small molecule, and tied to that one.
+"""
+
+# No postponed annotations here: TorchScript reads those of the class's tensors.
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...molecule.molecule import Molecule
+from ..alignment import alignment_atoms, choose_frame_atoms
+from ..sampler import karras_levels, preconditioning, solver_coefficients
+from .base import CartesianDiffusion
+
+# Pair distances enter as (d - mean) / width, and X-H bonds of constrained dynamics have no width at
+# all: this floor (nm) keeps their feature finite and is a few times the rounding of training data.
+_PAIR_WIDTH_FLOOR_NM = 0.002
+# Coordinates of the three atoms that define the local frame hardly vary in it.
+_COORDINATE_WIDTH_FLOOR_NM = 0.01
+# An atom that never moves in the local frame still needs a scale to divide by.
+_SCALE_FLOOR_NM = 1e-4
+# A standardised distance is squashed to this many widths, so that noised frames stay in range.
+_SQUASH = 4.0
+# Newton steps of the final alignment. Proposals are nearly aligned already (that is what the
+# network learns), and the error is squared at each step.
+_ALIGNMENT_STEPS = 4
+_NOISE_FREQUENCIES = 16
+_LAG_FREQUENCIES = 4
+_NOISE_WIDTH = 64
+_BOTTLENECK = 128
+
+
+class DenseDiffusion(CartesianDiffusion):
+    """Lag-conditional diffusion of one molecule's next frame with a dense residual network.
+
+    Parameters
+    ----------
+    n_atoms : int
+        Number of atoms N.
+    frame_atoms : sequence of int
+        Three bonded atoms (a, b, c), not on a line, b in the middle: the local coordinate system
+        has its origin at b, its first axis along b to a and c in its first plane. A protein
+        residue's N, CA, C do well.
+    heavy_atoms : sequence of int
+        The atoms on which a proposal is aligned to the frame.
+    lag_min_ps, lag_max_ps : float
+        Range of lags the model is trained for, ps.
+    width, depth : int
+        Width of the network and number of its residual blocks.
+    n_lag_nodes : int
+        The displacement's scale is stored at this many lags, evenly spaced in log(lag).
+    n_calls : int
+        Denoiser calls a jump. With the levels below, on alanine dipeptide at a lag of 100 ps, 8,
+        10, 14 and 24 calls left 4.7, 3.4, 2.9 and 2.7 % of jumps with a bond out of its window
+        in a model half way through its training.
+    sigma_min, sigma_max, rho : float
+        Noise levels of the sampler in units of the displacement's scale; see `karras_levels`. A
+        `sigma_max` of only a few widths gives good equilibria and wrong kinetics.
+    centred : bool
+        Whether the sampler's first step takes away what the frame's own place would leave in the
+        sample; see `multistep_coefficients`. `for_molecule` says yes; models from before it do
+        without.
+
+    Attributes
+    ----------
+    hyperparameters : dict
+        The arguments above in plain JSON types: ``DenseDiffusion(**hyperparameters)`` rebuilds it.
+
+    Notes
+    -----
+    Symbols: x is the frame in local coordinates, x' the next frame, s(lag) the typical displacement
+    of each atom, y = (x' - x) / s the scaled displacement that is diffused.
+
+    The training target is aligned: x' is turned and shifted onto x (Kabsch, unweighted, heavy
+    atoms) before y is formed. `forward` then aligns its proposal to the frame in the same sense, so
+    that a jump carries no net translation or rotation even where the network errs.
+
+    The noise is the initial noise only (K = 3N); the solver is deterministic. Bond lengths to
+    hydrogens are left as the network gives them.
+
+    `displacement_scale` and the normalisation are buffers: `fit_statistics` sets them from data and
+    `state_dict` carries them.
+    """
+
+    scale: Tensor
+    pair_mean: Tensor
+    pair_width: Tensor
+    frame_mean: Tensor
+    frame_width: Tensor
+    first: Tensor
+    second: Tensor
+    incidence: Tensor
+    heavy: Tensor
+    levels: Tensor
+    noise_frequencies: Tensor
+
+    def __init__(
+        self,
+        *,
+        n_atoms: int,
+        frame_atoms: Sequence[int],
+        heavy_atoms: Sequence[int],
+        lag_min_ps: float,
+        lag_max_ps: float,
+        width: int = 384,
+        depth: int = 4,
+        n_lag_nodes: int = 12,
+        n_calls: int = 10,
+        sigma_min: float = 0.02,
+        sigma_max: float = 40.0,
+        rho: float = 8.0,
+        centred: bool = False,
+    ) -> None:
+        super().__init__(n_atoms, 3 * n_atoms)
+        if len(frame_atoms) != 3 or len(set(frame_atoms)) != 3:
+            raise ValueError(f"frame_atoms must be three different atoms, got {list(frame_atoms)}")
+        for name, atoms in (("frame_atoms", frame_atoms), ("heavy_atoms", heavy_atoms)):
+            if any(not 0 <= atom < n_atoms for atom in atoms):
+                raise ValueError(f"{name} must lie in 0 to {n_atoms - 1}, got {list(atoms)}")
+        if len(heavy_atoms) < 3:
+            raise ValueError(f"heavy_atoms must be at least three, got {list(heavy_atoms)}")
+        if not 0.0 < lag_min_ps < lag_max_ps:
+            raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
+        if n_lag_nodes < 2:
+            raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
+        self.hyperparameters = {
+            "n_atoms": int(n_atoms),
+            "frame_atoms": [int(i) for i in frame_atoms],
+            "heavy_atoms": [int(i) for i in heavy_atoms],
+            "lag_min_ps": float(lag_min_ps),
+            "lag_max_ps": float(lag_max_ps),
+            "width": int(width),
+            "depth": int(depth),
+            "n_lag_nodes": int(n_lag_nodes),
+            "n_calls": int(n_calls),
+            "sigma_min": float(sigma_min),
+            "sigma_max": float(sigma_max),
+            "rho": float(rho),
+            "centred": bool(centred),
+        }
+        self.axis_atom, self.origin_atom, self.plane_atom = (int(i) for i in frame_atoms)
+        self.log_lag_min = math.log(lag_min_ps)
+        self.log_lag_span = math.log(lag_max_ps / lag_min_ps)
+        self.n_lag_nodes = int(n_lag_nodes)
+        self.n_calls = int(n_calls)
+        self.width = int(width)
+        self.depth = int(depth)
+        # TorchScript sees attributes of the object, not the module's globals.
+        self.squash = _SQUASH
+        self.lag_frequencies = _LAG_FREQUENCIES
+        self.alignment_steps = _ALIGNMENT_STEPS
+
+        first, second = torch.triu_indices(n_atoms, n_atoms, offset=1)
+        n_pairs = int(first.numel())
+        incidence = torch.zeros(n_atoms, n_pairs)
+        incidence[first, torch.arange(n_pairs)] = -1.0
+        incidence[second, torch.arange(n_pairs)] = 1.0
+        levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
+        self.solver = solver_coefficients(levels, centred)
+        # What follows from the hyperparameters is not stored with the weights.
+        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("second", second, persistent=False)
+        self.register_buffer("incidence", incidence, persistent=False)
+        self.register_buffer("heavy", torch.tensor(list(heavy_atoms)), persistent=False)
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(8.0), _NOISE_FREQUENCIES))
+        self.register_buffer("noise_frequencies", frequencies, persistent=False)
+        self.register_buffer("scale", torch.full((n_lag_nodes, n_atoms), 0.05))
+        self.register_buffer("pair_mean", torch.full((n_pairs,), 0.3))
+        self.register_buffer("pair_width", torch.full((n_pairs,), 0.1))
+        self.register_buffer("frame_mean", torch.zeros(n_atoms, 3))
+        self.register_buffer("frame_width", torch.full((n_atoms, 3), 0.2))
+
+        n_lag = 1 + 2 * _LAG_FREQUENCIES
+        modulation = 2 * depth * width
+        self.condition_in = torch.nn.Linear(3 * n_atoms + n_pairs + n_lag, width)
+        self.condition_out = torch.nn.Linear(width, width)
+        self.condition_neck = torch.nn.Linear(width, _BOTTLENECK)
+        self.condition_modulation = torch.nn.Linear(_BOTTLENECK, modulation)
+        self.noise_in = torch.nn.Linear(2 * _NOISE_FREQUENCIES, _NOISE_WIDTH)
+        self.noise_modulation = torch.nn.Linear(_NOISE_WIDTH, modulation)
+        self.embed = torch.nn.Linear(6 * n_atoms + n_pairs, width)
+        self.expand = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
+        self.contract = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
+        self.vector_head = torch.nn.Linear(width, 3 * n_atoms)
+        self.pair_head = torch.nn.Linear(width, n_pairs)
+        # The untrained network then answers zero and the denoiser falls back on its skip part.
+        for layer in (self.vector_head, self.pair_head):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def for_molecule(
+        cls,
+        molecule: Molecule,
+        frames: np.ndarray | None = None,
+        **settings: Any,
+    ) -> "DenseDiffusion":
+        """Build a network for a molecule.
+
+        Parameters
+        ----------
+        molecule : Molecule
+            The molecule.
+        frames : ndarray, optional
+            (T, N, 3), nm, from which `choose_frame_atoms` chooses; the reference frame without.
+        **settings
+            The other parameters of the class, lags at least.
+        """
+        if frames is None:
+            frames = np.asarray(molecule.positions)[None]
+        return cls(
+            n_atoms=molecule.n_atoms,
+            frame_atoms=choose_frame_atoms(molecule, frames),
+            heavy_atoms=alignment_atoms(molecule),
+            **{"centred": True, **settings},
+        )
+
+    def encode(self, local: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the denoiser needs to know of frame and lag; made once a jump.
+
+        Parameters
+        ----------
+        local : Tensor
+            (B, N, 3), nm, local coordinates.
+        lag : Tensor
+            (B,), ps.
+
+        Returns
+        -------
+        tuple of Tensor
+            Context (B, width) and modulation (B, 2 * depth * width).
+        """
+        place = ((torch.log(lag) - self.log_lag_min) / self.log_lag_span).unsqueeze(-1)
+        features = [self._coordinates(local), self._distances(local)[0], 2.0 * place - 1.0]
+        for k in range(self.lag_frequencies):
+            angle = place * (math.pi * (k + 1))
+            features.append(torch.sin(angle))
+            features.append(torch.cos(angle))
+        context = self.condition_out(F.silu(self.condition_in(torch.cat(features, dim=-1))))
+        return context, self.condition_modulation(F.silu(self.condition_neck(F.silu(context))))
+
+    def denoise(
+        self,
+        y: Tensor,
+        sigma: Tensor,
+        local: Tensor,
+        scale: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+    ) -> Tensor:
+        """Return D: the expected scaled displacement given a noised one.
+
+        Parameters
+        ----------
+        y : Tensor
+            (B, N, 3), noised scaled displacement.
+        sigma : Tensor
+            (B,) or (1,), its noise level.
+        local, scale : Tensor
+            (B, N, 3) and (B, N, 1), nm.
+        context, modulation : Tensor
+            From `encode`, with the modulation of `encode_noise` added.
+
+        Returns
+        -------
+        Tensor
+            (B, N, 3).
+        """
+        c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1, 1))
+        squeezed = c_in * y
+        guess = local + scale * squeezed
+        distances, directions = self._distances(guess)
+        h = context + self.embed(
+            torch.cat([squeezed.flatten(1), self._coordinates(guess), distances], dim=-1)
+        )
+        parts = modulation.split(self.width, dim=-1)
+        for k, (expand, contract) in enumerate(zip(self.expand, self.contract)):  # noqa: B905
+            z = expand(F.layer_norm(h, [self.width]))
+            z = z * (1.0 + parts[2 * k]) + parts[2 * k + 1]
+            h = h + contract(F.silu(z))
+        h = F.layer_norm(h, [self.width])
+        # A bond's length is corrected along the bond: such answers are easy for the pair head. Each
+        # atom takes its part in proportion to its scale, because that is how the noise was shared.
+        pulls = torch.matmul(self.incidence, self.pair_head(h).unsqueeze(-1) * directions)
+        pulls = pulls * (scale / scale.mean(dim=1, keepdim=True))
+        return c_skip * y + c_out * (self.vector_head(h).view(-1, self.n_atoms, 3) + pulls)
+
+    @torch.no_grad()
+    def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
+        """Set the normalisation from data, before training.
+
+        Parameters
+        ----------
+        frames : Tensor
+            (M, N, 3), nm: frames that represent what the model will see.
+        scale : Tensor
+            (n_lag_nodes, N), nm: root-mean-square displacement a coordinate of each atom, aligned,
+            at the lags of `lag_nodes`.
+        """
+        local = self.to_local(frames.to(self.scale))[0]
+        distance = self._pair_vectors(local)[0]
+        self.frame_mean.copy_(local.mean(0))
+        self.frame_width.copy_(local.std(0).clamp(min=_COORDINATE_WIDTH_FLOOR_NM))
+        self.pair_mean.copy_(distance.mean(0))
+        self.pair_width.copy_(distance.std(0).clamp(min=_PAIR_WIDTH_FLOOR_NM))
+        self.scale.copy_(scale.clamp(min=_SCALE_FLOOR_NM))
+
+    def _coordinates(self, local: Tensor) -> Tensor:
+        return ((local - self.frame_mean) / self.frame_width).flatten(1)
+
+    def _pair_vectors(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = local[:, self.second] - local[:, self.first]
+        # The tiny constant keeps the gradient finite where two noised atoms meet.
+        distance = torch.sqrt((vectors * vectors).sum(-1) + 1e-12)
+        return distance, vectors / distance.unsqueeze(-1)
+
+    def _distances(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        distance, directions = self._pair_vectors(local)
+        standard = (distance - self.pair_mean) / self.pair_width
+        return standard * torch.rsqrt(1.0 + (standard / self.squash) ** 2), directions

@@ -1,0 +1,589 @@
+"""A diffusion propagator in internal coordinates whose weights serve a family of molecules.
+
+Coordinates, target and sampler are those of `InternalDiffusion`. The network is a transformer over
+heavy atoms with their hydrogens: what it has learned of a CH2 between two others holds for every
+such CH2, in molecules of any size, also in those that it was not trained on.
+"""
+
+# No postponed annotations here: TorchScript reads those of the class's tensors.
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...molecule.graph import atom_kinds, bond_paths
+from ...molecule.molecule import Molecule
+from ...molecule.topology import ELEMENT_SYMBOLS
+from ..alignment import alignment_atoms
+from ..sampler import preconditioning
+from ..shared_weights import SharedWeights
+from .base import HARMONICS, LAG_FREQUENCIES, NOISE_FREQUENCIES, InternalPropagator
+from .family_tree import MAX_HYDROGENS, tree_ancestors
+from .statistics import CoordinateStatistics
+from .symmetry import MAX_SYMMETRIES, Symmetry, relabelled, symmetry_generators, symmetry_group
+from .torsion_potential import SIZE as POTENTIAL_SIZE
+from .torsion_potential import Term, turning_potentials
+from .tree import InternalTree
+
+_NOISE_WIDTH = 64
+_BOTTLENECK = 64
+#: The heavy atom itself and its hydrogens.
+_SLOTS = 1 + MAX_HYDROGENS
+#: What can be diffused in a slot: length, angle, stiff torsion, and two for one that turns.
+_PARTS = 5
+#: Atoms whose kinds a unit is told: its own, and those that its atom leans on in the tree.
+_ROLES = 4
+_MAX_DEGREE = 6
+# Bonds between two heavy atoms, counted up to here; further apart is one kind.
+_MAX_PATH = 5
+# How two heavy atoms stand in the tree: the same, the other is parent, child, grandparent,
+# grandchild, sibling, or none of these.
+_RELATIONS = 7
+_BIAS_WIDTH = 0.2
+# What a potential is measured in, kJ/mol: kT at room temperature.
+_POTENTIAL_UNIT = 2.5
+# Between two choices of a draw there is no number that float32 noise would miss.
+_LAST_SHARE = 1.0 - 1e-6
+
+
+class _Block(torch.nn.Module):
+    """One round of attention between units, and a network in each of them."""
+
+    def __init__(self, width: int, heads: int, expansion: int) -> None:
+        super().__init__()
+        self.width = width
+        self.heads = heads
+        self.temperature = math.sqrt(width / heads)
+        self.project = torch.nn.Linear(width, 3 * width)
+        self.output = torch.nn.Linear(width, width)
+        self.path_bias = torch.nn.Embedding(_MAX_PATH + 1, heads)
+        self.relation_bias = torch.nn.Embedding(_RELATIONS, heads)
+        self.expand = torch.nn.Linear(width, expansion * width)
+        self.contract = torch.nn.Linear(expansion * width, width)
+        for bias in (self.path_bias, self.relation_bias):
+            torch.nn.init.normal_(bias.weight, std=_BIAS_WIDTH)
+
+    def forward(
+        self,
+        h: Tensor,
+        path: Tensor,
+        relation: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        inner_gain: Tensor,
+        inner_shift: Tensor,
+    ) -> Tensor:
+        """Return the new features (B, U, width).
+
+        `path` and `relation` (U, U) say how units are bonded and how they stand in the tree;
+        the others, (B, U, width) or what broadcasts to it, carry noise level, lag and condition.
+        """
+        batch, n = h.shape[0], h.shape[1]
+        z = F.layer_norm(h, [self.width]) * (1.0 + gain) + shift
+        query, key, value = (
+            self.project(z).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        bias = (self.path_bias(path) + self.relation_bias(relation)).permute(2, 0, 1)
+        scores = torch.matmul(query, key.transpose(2, 3)) / self.temperature + bias
+        heard = torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
+        h = h + self.output(heard.transpose(1, 2).flatten(2))
+        z = F.layer_norm(h, [self.width]) * (1.0 + inner_gain) + inner_shift
+        return h + self.contract(F.silu(self.expand(z)))
+
+
+class FamilyDiffusion(InternalPropagator, SharedWeights):
+    """Lag-conditional diffusion in internal coordinates with weights for a family of molecules.
+
+    Parameters
+    ----------
+    atomic_numbers : sequence of int
+        One an atom, 1 to 118.
+    bonds : sequence of (int, int)
+        Pairs of bonded atoms.
+    root, tree, turning, constant, heavy_atoms
+        As in `InternalDiffusion`.
+    symmetries : sequence of (int, sequence of int)
+        Relabellings that leave the molecule as it is, from which the group is generated: +1, or -1
+        for one that goes with a reflection, and the permutation p of the atoms; atom k of the
+        relabelled frame is atom p[k].
+    potentials : sequence of sequence of float
+        What the force field adds to the energy as a torsion turns, for each row of `turning`; see
+        `turning_potentials`. Empty where it is not known.
+    lag_min_ps, lag_max_ps : float
+        Range of lags the model is trained for, ps.
+    width, heads : int
+        Features of a unit, and attention heads, which must divide them.
+    depth, encoder_depth : int
+        Blocks of the denoiser, and of the part that looks at the frame once a jump.
+    n_lag_nodes, n_calls, sigma_min, sigma_max, rho
+        As in `InternalDiffusion`.
+
+    Attributes
+    ----------
+    hyperparameters : dict
+        The arguments above in plain JSON types: ``FamilyDiffusion(**hyperparameters)`` rebuilds it.
+    n_symmetries : int
+        Size of the group.
+
+    Notes
+    -----
+    **What belongs to the molecule and what to the family.** A unit is a heavy atom with its
+    hydrogens. Its coordinates are those of the atoms it is made of, each in its atom's slot; the
+    network maps slots to slots and tells units apart by their kinds, by the kinds of the atoms they
+    lean on, by what the force field says of their torsions, and by bonds. So no parameter's shape
+    depends on the molecule: `weights` returns them, `load_weights` takes them for another member,
+    `share_weights` makes two members train the same. Means, widths and scales are buffers of one
+    molecule; `CoordinateStatistics` gives them for any molecule by the kinds of its coordinates,
+    also for one without data.
+
+    **Symmetry.** Atoms of one kind are numbered, and the tree begins at one end of a chain, but the
+    law of the next frame must not depend on that. One more noise number draws a relabelling g of
+    the molecule's group, uniformly. The frame is relabelled, propagated, and labelled back: the law
+    is the network's, averaged over the group, and therefore symmetric whatever the weights are. The
+    group holds exchanges of equivalent heavy atoms, rotations of methyl groups and, for a molecule
+    that is its own mirror image, the reflection. In training pairs are relabelled likewise, see
+    `draw_equivalent`.
+    """
+
+    element_index: Tensor
+    hydrogen_index: Tensor
+    degree_index: Tensor
+    condition_index: Tensor
+    noised_index: Tensor
+    layout_index: Tensor
+    answer_index: Tensor
+    potential: Tensor
+    path: Tensor
+    relation: Tensor
+    orders: Tensor
+    back: Tensor
+    signs: Tensor
+
+    def __init__(
+        self,
+        *,
+        atomic_numbers: Sequence[int],
+        bonds: Sequence[Sequence[int]],
+        root: Sequence[int],
+        tree: Sequence[Sequence[int]],
+        turning: Sequence[int],
+        constant: Sequence[int],
+        heavy_atoms: Sequence[int],
+        symmetries: Sequence[tuple[int, Sequence[int]]],
+        lag_min_ps: float,
+        lag_max_ps: float,
+        potentials: Sequence[Sequence[float]] = (),
+        width: int = 128,
+        heads: int = 4,
+        depth: int = 4,
+        encoder_depth: int = 1,
+        n_lag_nodes: int = 12,
+        n_calls: int = 8,
+        sigma_min: float = 0.05,
+        sigma_max: float = 10.0,
+        rho: float = 10.0,
+    ) -> None:
+        numbers = [int(z) for z in atomic_numbers]
+        pairs = [(int(i), int(j)) for i, j in bonds]
+        n_atoms = len(numbers)
+        if any(not 1 <= z < len(ELEMENT_SYMBOLS) for z in numbers):
+            raise ValueError(
+                f"atomic_numbers must lie in 1 to {len(ELEMENT_SYMBOLS) - 1}, got {numbers}"
+            )
+        if any(not 0 <= atom < n_atoms for pair in pairs for atom in pair):
+            raise ValueError(f"bonds must lie in 0 to {n_atoms - 1}, got {pairs}")
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads must divide width, got {heads} and {width}")
+        if potentials and [len(row) for row in potentials] != [POTENTIAL_SIZE] * len(turning):
+            raise ValueError(
+                f"potentials must hold {POTENTIAL_SIZE} numbers for each of {len(turning)} turning "
+                f"torsions, got {[len(row) for row in potentials]}"
+            )
+        group = _checked_group(symmetries, n_atoms)
+        super().__init__(
+            n_atoms=n_atoms,
+            root=root,
+            tree=tree,
+            turning=turning,
+            constant=constant,
+            heavy_atoms=heavy_atoms,
+            lag_min_ps=lag_min_ps,
+            lag_max_ps=lag_max_ps,
+            n_lag_nodes=n_lag_nodes,
+            n_calls=n_calls,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            rho=rho,
+            network={
+                "width": int(width),
+                "heads": int(heads),
+                "depth": int(depth),
+                "encoder_depth": int(encoder_depth),
+            },
+            # Noise is drawn by size: a molecule without symmetries needs none for them.
+            extra_noise=int(len(group) > 1),
+        )
+        del self.hyperparameters["n_atoms"]
+        self.hyperparameters = {
+            "atomic_numbers": numbers,
+            "bonds": [list(pair) for pair in pairs],
+            "symmetries": [[int(sign), [int(k) for k in order]] for sign, order in symmetries],
+            "potentials": [[float(v) for v in row] for row in potentials],
+            **self.hyperparameters,
+        }
+        self.width = int(width)
+        self.depth = int(depth)
+        self.n_symmetries = len(group)
+        # TorchScript sees attributes of the object, not the module's globals.
+        self.last_share = _LAST_SHARE
+        self._lay_out(numbers, pairs)
+        orders = torch.tensor([order for _, order in group])
+        self.register_buffer("orders", orders, persistent=False)
+        self.register_buffer("back", torch.argsort(orders, dim=1), persistent=False)
+        signs = torch.tensor([float(sign) for sign, _ in group])
+        self.register_buffer("signs", signs, persistent=False)
+
+        angles = 2 * HARMONICS
+        modulation = 4 * depth * width
+        self.element = torch.nn.Embedding(len(ELEMENT_SYMBOLS), width)
+        self.hydrogen_count = torch.nn.Embedding(MAX_HYDROGENS + 1, width)
+        self.neighbour_count = torch.nn.Embedding(_MAX_DEGREE + 1, width)
+        self.kind_in = torch.nn.Linear(_ROLES * width, width)
+        self.layout_in = torch.nn.Linear(_SLOTS * (_PARTS + 1), width, bias=False)
+        self.potential_in = torch.nn.Linear(_SLOTS * POTENTIAL_SIZE, width, bias=False)
+        self.lag_in = torch.nn.Linear(1 + 2 * LAG_FREQUENCIES, width, bias=False)
+        self.condition_in = torch.nn.Linear(_SLOTS * (3 + angles), width, bias=False)
+        self.condition_out = torch.nn.Linear(width, width)
+        self.condition_neck = torch.nn.Linear(width, _BOTTLENECK)
+        self.condition_modulation = torch.nn.Linear(_BOTTLENECK, modulation)
+        self.noise_in = torch.nn.Linear(2 * NOISE_FREQUENCIES, _NOISE_WIDTH)
+        self.noise_modulation = torch.nn.Linear(_NOISE_WIDTH, modulation)
+        self.embed = torch.nn.Linear(_SLOTS * (_PARTS + 1 + angles), width)
+        self.encoder = torch.nn.ModuleList([_Block(width, heads, 2) for _ in range(encoder_depth)])
+        self.blocks = torch.nn.ModuleList([_Block(width, heads, 2) for _ in range(depth)])
+        self.head = torch.nn.Linear(width, _SLOTS * _PARTS)
+        # The untrained network then answers zero and the denoiser falls back on its skip part.
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def _lay_out(self, numbers: list[int], pairs: list[tuple[int, int]]) -> None:
+        """Say which coordinate is in which slot of which unit, and how units stand to each other.
+
+        A slot that lacks something reads a zero, which is appended to what is read.
+        """
+        plan = InternalTree(
+            self.n_atoms,
+            tuple(self.hyperparameters["root"]),
+            [tuple(row) for row in self.hyperparameters["tree"]],
+        )
+        kinds = atom_kinds(numbers, pairs)
+        ancestors = tree_ancestors(plan)
+        units = [atom for atom in plan.order() if numbers[atom] != 1]
+        # Unit and slot of every atom: hydrogens in the order of the tree.
+        slot: dict[int, tuple[int, int]] = {atom: (k, 0) for k, atom in enumerate(units)}
+        taken = [0] * len(units)
+        for atom in plan.order():
+            if numbers[atom] == 1:
+                unit = slot.get(ancestors[atom][0], (-1, 0))[0]
+                if unit < 0 or kinds[atom][1:] != (0, 1) or taken[unit] == MAX_HYDROGENS:
+                    raise ValueError(
+                        f"atom {atom} must hang on a heavy atom alone, with {MAX_HYDROGENS - 1} "
+                        "other hydrogens at most"
+                    )
+                taken[unit] += 1
+                slot[atom] = (unit, taken[unit])
+
+        _, b, c = plan.root
+        placed = [b, c, *(row[0] for row in plan.rows)]
+        n_stiff, m = self.n_stiff, self.n_turning
+        free, stiff = self.free.tolist(), self.stiff.tolist()
+        # For each coordinate the atom it places, and which part of its slot it is.
+        owner = [(placed[k], 0) for k in free]
+        owner += [(atom, 1) for atom in placed[1:]]
+        owner += [(plan.rows[k][0], 2) for k in stiff]
+        turners = [plan.rows[k][0] for k in self.turning.tolist()]
+        owner += [(atom, 3) for atom in turners] + [(atom, 4) for atom in turners]
+        angles = 2 * HARMONICS
+        condition = np.full((len(units), _SLOTS, 3 + angles), n_stiff + angles * m)
+        noised = np.full((len(units), _SLOTS, _PARTS + 1 + angles), self.n_coordinates + m)
+        noised += angles * m
+        # What a slot holds at all, and on which side of the leading atom a stiff torsion keeps it.
+        layout = np.full((len(units), _SLOTS, _PARTS + 1), 1)
+        answers = []
+        for k, (atom, part) in enumerate(owner):
+            unit, place = slot[atom]
+            noised[unit, place, part] = k
+            answers.append((unit * _SLOTS + place) * _PARTS + part)
+            if k < n_stiff:
+                condition[unit, place, part] = k
+            if part < 4:
+                layout[unit, place, part] = 0
+            if part == 2:
+                layout[unit, place, 4:] = 2 + 2 * (k - self.n_straight) + np.arange(2)
+        for k, atom in enumerate(turners):
+            unit, place = slot[atom]
+            noised[unit, place, _PARTS] = self.n_coordinates + k
+            for wave in range(angles):
+                condition[unit, place, 3 + wave] = n_stiff + wave * m + k
+                noised[unit, place, _PARTS + 1 + wave] = self.n_coordinates + m + wave * m + k
+
+        potential = np.zeros((len(units), _SLOTS, POTENTIAL_SIZE), dtype=np.float32)
+        for atom, row in zip(turners, self.hyperparameters["potentials"], strict=False):
+            potential[slot[atom]] = row
+        potential = potential.reshape(len(units), -1) / _POTENTIAL_UNIT
+        self.register_buffer("potential", torch.from_numpy(potential), persistent=False)
+
+        n = len(units)
+        roles = [(-1, *(-1,) * (_ROLES - 1))] * n
+        for k, atom in enumerate(units):
+            roles[k] = (atom, *ancestors[atom])
+        # No atom is the element 0, with no neighbours.
+        told = [[kinds[atom] if atom >= 0 else (0, 0, 0) for atom in row] for row in roles]
+        table = np.array(told).reshape(n, _ROLES, 3)
+        parent = [slot[ancestors[atom][0]][0] if ancestors[atom][0] >= 0 else -1 for atom in units]
+        relation = np.full((n, n), _RELATIONS - 1)
+        for i in range(n):
+            for j in range(n):
+                above = parent[parent[i]] if parent[i] >= 0 else -1
+                other_above = parent[parent[j]] if parent[j] >= 0 else -1
+                if i == j:
+                    relation[i, j] = 0
+                elif parent[i] == j:
+                    relation[i, j] = 1
+                elif parent[j] == i:
+                    relation[i, j] = 2
+                elif above == j:
+                    relation[i, j] = 3
+                elif other_above == i:
+                    relation[i, j] = 4
+                elif parent[i] == parent[j]:
+                    relation[i, j] = 5
+        path = bond_paths(self.n_atoms, pairs)[np.ix_(units, units)].clip(max=_MAX_PATH)
+        # What follows from the hyperparameters is not stored with the weights.
+        for name, array in (
+            ("element_index", table[:, :, 0]),
+            ("hydrogen_index", table[:, :, 1].clip(max=MAX_HYDROGENS)),
+            ("degree_index", table[:, :, 2].clip(max=_MAX_DEGREE)),
+            ("condition_index", condition.reshape(-1)),
+            ("noised_index", noised.reshape(-1)),
+            ("layout_index", layout.reshape(-1)),
+            ("answer_index", np.array(answers)),
+            ("path", path),
+            ("relation", relation),
+        ):
+            self.register_buffer(name, torch.as_tensor(array.astype(np.int64)), persistent=False)
+        self.n_units = n
+
+    @classmethod
+    def for_molecule(
+        cls,
+        molecule: Molecule,
+        *,
+        statistics: CoordinateStatistics,
+        torsion_terms: Sequence[Term] = (),
+        **settings: Any,
+    ) -> "FamilyDiffusion":
+        """Build a network for a molecule, normalised by its family's statistics.
+
+        Parameters
+        ----------
+        molecule : Molecule
+            A member, with or without data of its own.
+        statistics : CoordinateStatistics
+            They say which torsions turn and which bonds are constrained, too.
+        torsion_terms : sequence of Term
+            Periodic torsions of the molecule in the force field, if they are known.
+        **settings
+            The other parameters of the class. The range of lags is by default the statistics'.
+
+        Raises
+        ------
+        NotInternal
+            If the molecule has no such coordinates, see `family_tree`.
+        ValueError
+            If the statistics do not cover one of its coordinates, or the lags.
+        """
+        member = statistics.of(molecule)
+        lags = {"lag_min_ps": statistics.lags_ps[0], "lag_max_ps": statistics.lags_ps[-1]}
+        network = cls(
+            atomic_numbers=molecule.atomic_numbers,
+            bonds=molecule.bonds,
+            root=member.tree.root,
+            tree=member.tree.rows,
+            turning=member.turning,
+            constant=member.constant,
+            heavy_atoms=alignment_atoms(molecule),
+            symmetries=symmetry_generators(molecule, member.tree, member.turning),
+            potentials=(
+                turning_potentials(molecule, member.tree, member.turning, torsion_terms)
+                if torsion_terms
+                else ()
+            ),
+            **{**lags, **settings},
+        )
+        network.length_mean.copy_(member.length_mean)
+        network.stiff_mean.copy_(member.stiff_mean)
+        network.stiff_width.copy_(member.stiff_width)
+        network.scale.copy_(statistics.scale_at(member, network.lag_nodes()))
+        return network
+
+    # Symmetry.
+
+    def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
+        """Return the frame one lag later; see `Propagator` for shapes and units."""
+        if self.n_symmetries == 1:
+            return self.sample(frame, lag, noise)
+        share = 0.5 + 0.5 * torch.erf(noise[:, self.n_coordinates] / math.sqrt(2.0))
+        which = (share.clamp(0.0, self.last_share) * self.n_symmetries).to(torch.long)
+        sign = self.signs[which]
+        answer = self.sample(
+            relabelled(frame, self.orders[which], sign), lag, noise[:, : self.n_coordinates]
+        )
+        return relabelled(answer, self.back[which], sign)
+
+    @torch.jit.ignore
+    def draw_equivalent(
+        self, frame: Tensor, later: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Relabel pairs of frames, each pair by an element of the group drawn for it.
+
+        What `forward` does to a frame; training on the outcome spends the data on all of them.
+
+        Parameters
+        ----------
+        frame, later : Tensor
+            (B, N, 3), nm.
+        generator : torch.Generator
+            Source of random numbers, on the frames' device.
+        """
+        if self.n_symmetries == 1:
+            return frame, later
+        which = torch.randint(
+            self.n_symmetries, (len(frame),), generator=generator, device=frame.device
+        )
+        order, sign = self.orders[which], self.signs[which]
+        return relabelled(frame, order, sign), relabelled(later, order, sign)
+
+    # The network.
+
+    def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the denoiser needs to know of frame and lag; made once a jump.
+
+        Parameters
+        ----------
+        stiff, turned : Tensor
+            From `measure`.
+        lag : Tensor
+            (B,), ps.
+
+        Returns
+        -------
+        tuple of Tensor
+            Context (B, U, width) and modulation (B, U, 4 * depth * width), U units.
+        """
+        kind = (
+            self.element(self.element_index)
+            + self.hydrogen_count(self.hydrogen_index)
+            + self.neighbour_count(self.degree_index)
+        ).flatten(1)
+        torsion = self.stiff_mean[self.n_straight :]
+        sides = torch.stack([torch.sin(torsion), torch.cos(torsion)], dim=-1).flatten()
+        # What is in a slot, as one and zero, and the side of its stiff torsion.
+        one = torch.ones_like(self.stiff_mean[:1])
+        known = torch.cat([one, torch.zeros_like(one), sides])
+        layout = known[self.layout_index].view(self.n_units, -1)
+        own = self.kind_in(kind) + self.layout_in(layout) + self.potential_in(self.potential)
+        seen = torch.cat([self.squashed(stiff), self.torsion_features(turned)], dim=-1)
+        h = (
+            own
+            + self.lag_in(self.lag_features(lag)).unsqueeze(1)
+            + self.condition_in(self._slots(seen, self.condition_index))
+        )
+        none = torch.zeros([1, 1, 1], dtype=h.dtype, device=h.device)
+        h = self.condition_out(F.silu(h))
+        for block in self.encoder:
+            h = block(h, self.path, self.relation, none, none, none, none)
+        return h, self.condition_modulation(F.silu(self.condition_neck(F.silu(h))))
+
+    def encode_noise(self, sigma: Tensor) -> Tensor:
+        """Return the modulation (L, 1, 4 * depth * width) that belongs to noise levels (L,)."""
+        features = self.noise_modulation(F.silu(self.noise_in(self.noise_features(sigma))))
+        return features.unsqueeze(1)
+
+    def denoise(
+        self,
+        y: Tensor,
+        sigma: Tensor,
+        turned: Tensor,
+        scale: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+    ) -> Tensor:
+        """Return D (B, K); see `InternalPropagator.denoise`."""
+        c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
+        noised = self.noised_features(y, c_in * y, turned, scale)
+        h = context + self.embed(self._slots(noised, self.noised_index))
+        parts = modulation.split(self.width, dim=-1)
+        for k, block in enumerate(self.blocks):
+            h = block(
+                h,
+                self.path,
+                self.relation,
+                parts[4 * k],
+                parts[4 * k + 1],
+                parts[4 * k + 2],
+                parts[4 * k + 3],
+            )
+        answer = self.head(F.layer_norm(h, [self.width])).flatten(1)
+        return c_skip * y + c_out * answer.index_select(1, self.answer_index)
+
+    def _slots(self, features: Tensor, index: Tensor) -> Tensor:
+        """Sort features (B, F) into the slots of units, (B, U, ...), zero where there is none."""
+        padded = F.pad(features, [0, 1]).index_select(1, index)
+        return padded.view(features.shape[0], self.n_units, -1)
+
+    # What training needs.
+
+    @torch.no_grad()
+    def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
+        """Set means, widths and scales from this molecule's own data.
+
+        Parameters
+        ----------
+        frames : Tensor
+            (T, N, 3), nm: frames that represent what the model will see; relabelled by the group,
+            one element after another.
+        scale : Tensor
+            (n_lag_nodes, M): from `measure_scale` at the lags of `lag_nodes`.
+        """
+        super().fit_statistics(self._spread(frames.to(self.scale.device)), scale)
+
+    @torch.jit.ignore
+    def measure_scale(self, frame: Tensor, later: Tensor) -> Tensor:
+        """Return how far torsions turn, (M,), in pairs of frames (B, N, 3) at one lag."""
+        turn = self.measure(self._spread(later))[1] - self.measure(self._spread(frame))[1]
+        return torch.sqrt((1.0 - torch.cos(turn)).mean(0))
+
+    @torch.jit.ignore
+    def _spread(self, frames: Tensor) -> Tensor:
+        which = torch.arange(len(frames), device=frames.device) % self.n_symmetries
+        return relabelled(frames, self.orders[which], self.signs[which])
+
+
+def _checked_group(symmetries: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> list[Symmetry]:
+    generators: list[Symmetry] = []
+    for sign, order in symmetries:
+        if sign not in (1, -1) or sorted(order) != list(range(n_atoms)):
+            raise ValueError(
+                f"symmetries must hold +1 or -1 and a permutation of {n_atoms} atoms, got "
+                f"{sign} and {list(order)}"
+            )
+        generators.append((int(sign), tuple(int(k) for k in order)))
+    group = symmetry_group(generators, n_atoms)
+    if len(group) > MAX_SYMMETRIES:
+        raise ValueError(f"symmetries generate more than {MAX_SYMMETRIES} relabellings")
+    return group

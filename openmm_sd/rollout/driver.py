@@ -1,0 +1,465 @@
+"""Rollouts: many chains of pure Score Dynamics, without water and without OpenMM, in batches.
+
+`Rollout` holds the chains and moves all of them by one lag at a time; `run_rollout` writes them to
+a directory, from which a run that was stopped or killed goes on exactly:
+
+``trajectory.xtc`` or ``trajectory.h5``
+    The frames of all chains in one file, step by step: first every chain after the first recorded
+    step, in the order of the chains, then every chain after the second, and so on. Frame
+    ``record * chains + chain`` is chain ``chain`` after step ``(record + 1) * every``; its time is
+    that step's number times the lag, in ps. `read_rollout` puts them into an array. XTC rounds
+    coordinates to 0.001 nm (bond lengths thus to about as much); HDF5, in mdtraj's layout, holds
+    the float32 numbers that were computed (mdtraj needs PyTables to open it, `read_rollout` does
+    not), and is written when the run ends.
+``topology.pdb``
+    The molecule, with the first chain's start.
+``rollout.json``
+    Counters, speeds and settings, see `run_rollout`.
+``checkpoint.npz``
+    Where the run stands.
+
+Frames have their centroid at the origin and do not tumble: a learned jump carries no rotation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..files.atomic import write_atomically
+from ..files.folder import interrupts, locked
+from ..files.trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
+from ..model.model import ScoreModel, model_digest
+from ..version import versions
+from .rollout import Rollout
+from .settings import FORMATS, Report, RolloutSettings, _whole
+from .start import read_start_frames
+
+if TYPE_CHECKING:
+    from ..workers.cluster import Where
+
+
+_CHECKPOINT: Final = "checkpoint.npz"
+_SUMMARY: Final = "rollout.json"
+_TOPOLOGY: Final = "topology.pdb"
+_CHUNK_FRAMES: Final = 8192
+"""Frames gathered before they are encoded and written."""
+
+_REPORT_SECONDS: Final = 0.2
+"""Steps of few chains are faster than anyone reads."""
+
+
+# -- to files ------------------------------------------------------------------------------------
+
+
+def run_rollout(
+    model: ScoreModel | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: RolloutSettings | None = None,
+    *,
+    start: Any = None,
+    topology: str | os.PathLike[str] | None = None,
+    format: str = "xtc",
+    every: int = 1,
+    minutes: float | None = None,
+    checkpoint_seconds: float = 60.0,
+    report: Report | None = None,
+    molecule: str | None = None,
+    dask: Where | None = None,
+) -> dict[str, Any]:
+    """Run chains of pure Score Dynamics and write them to a directory.
+
+    Called again with the same arguments it goes on where a stopped or killed run was at its last
+    checkpoint, and gives, on the CPU with the same number of threads, the same trajectory to the
+    last bit.
+
+    Parameters
+    ----------
+    model : ScoreModel, str or PathLike
+        A model, a shipped model's name or a bundle's path.
+    output : str or PathLike
+        Directory, made where it does not exist; new, empty, or with an unfinished run of the same
+        settings.
+    settings : RolloutSettings, optional
+        What to do.
+    start : str, PathLike, mdtraj.Trajectory or array, optional
+        For `read_start_frames`, or frames (M, N, 3) in nm; the model's own by default.
+    topology : str or PathLike, optional
+        Topology for a `start` without one.
+    format : str
+        ``xtc`` (compressed, rounded to 0.001 nm) or ``h5`` (HDF5, float32).
+    every : int
+        Record every so many steps.
+    minutes : float, optional
+        Stop after this time, with a checkpoint; the same call goes on from there.
+    checkpoint_seconds : float
+        Time between checkpoints, s.
+    report : callable, optional
+        Called with what is being done and how far it is.
+    molecule : str, optional
+        Which of a family's molecules.
+    dask : str, int, distributed.Client or cluster, optional
+        Have the chains moved by the workers of a Dask cluster: ``"local"`` or a number of workers
+        for one that is started here, with a worker a GPU or else a core; the address or the file
+        of a scheduler; or an object of Dask. The chains are the same, see `SharedRollout`.
+
+    Returns
+    -------
+    dict
+        What ``rollout.json`` holds: ``chains``, ``steps``, ``steps_done``, ``complete``, ``every``,
+        ``frames`` (in the trajectory), ``order`` (of the frames, in words), ``lag_ps``, ``seed``,
+        the counters of `Rollout.statistics`, ``gate_failure_fraction`` and
+        ``chirality_flip_fraction`` (of all draws), ``jumps_per_second`` and
+        ``effective_ns_per_day`` (all chains together, without the writing of files),
+        ``wall_seconds``, ``device``, ``versions``, ``model``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong, or the directory holds something else.
+    KeyboardInterrupt
+        When the user stops it, after the checkpoint is written.
+    """
+    settings = settings or RolloutSettings()
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    _whole("every", every, 1, settings.steps)
+    for name, value in (("minutes", minutes), ("checkpoint_seconds", checkpoint_seconds)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    say = report or (lambda what, how_far: None)
+    if not isinstance(model, ScoreModel):
+        say("loading the model", os.fspath(model))
+        model = ScoreModel.load(model)
+    model = model.only(molecule)
+    source = "array"
+    frames: Any = start
+    if start is None:
+        source = "model"
+    elif isinstance(start, (str, os.PathLike)) or hasattr(start, "xyz"):
+        source = os.fspath(start) if isinstance(start, (str, os.PathLike)) else "trajectory"
+        frames = read_start_frames(start, model.molecules[0], topology)
+    if dask is None:
+        run = _Run(Rollout(model, settings, frames), Path(output), format, every, source)
+        with run.locked():
+            return run(minutes, checkpoint_seconds, say)
+    from .shared import SharedRollout
+
+    with closing(SharedRollout(model, settings, frames, dask, every, say)) as shared:
+        run = _Run(shared, Path(output), format, every, source)
+        with run.locked():
+            return run(minutes, checkpoint_seconds, say)
+
+
+def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Read the frames of a rollout, finished or not.
+
+    Parameters
+    ----------
+    output : str or PathLike
+        Directory that `run_rollout` wrote to.
+
+    Returns
+    -------
+    ndarray, shape (records, chains, N, 3)
+        nm. Record k holds the chains after step ``(k + 1) * every``; the start is not among them.
+
+    Raises
+    ------
+    ValueError
+        If there is no rollout.
+    """
+    folder = Path(output)
+    try:
+        summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
+        count, chains = int(summary["frames"]), int(summary["chains"])
+        n_atoms, file = int(summary["atoms"]), folder / str(summary["trajectory"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no rollout: {error}") from None
+    shape = (count // chains, chains, n_atoms, 3)
+    if not count:
+        return np.zeros(shape, dtype=np.float32)
+    raw = folder / RAW_FILE
+    if raw.exists():
+        frames = np.fromfile(raw, dtype="<f4", count=count * n_atoms * 3)
+    elif file.suffix == ".h5":
+        import h5py
+
+        with h5py.File(file, "r") as content:
+            frames = np.asarray(content["coordinates"], dtype=np.float32)
+    else:
+        import mdtraj
+
+        with mdtraj.formats.XTCTrajectoryFile(str(file)) as content:
+            frames = content.read(n_frames=count)[0]
+    if frames.size != math.prod(shape):
+        raise ValueError(f"{folder}: the trajectory is shorter than {_SUMMARY} says")
+    return frames.reshape(shape)
+
+
+class _Run:
+    """A rollout and the directory it is written to."""
+
+    def __init__(
+        self, rollout: Rollout, folder: Path, format: str, every: int, source: str
+    ) -> None:
+        self._rollout = rollout
+        self._folder = folder
+        self._every = every
+        self._source = source
+        self._trajectory = FORMATS[format]
+        self._stream = folder / (RAW_FILE if format == "h5" else FORMATS[format])
+        self._encode = _raw_bytes if format == "h5" else self._xtc_bytes
+        settings = rollout.settings
+        self._arguments = {
+            "model": model_digest(rollout.model),
+            "start": hashlib.sha256(rollout.frames.tobytes()).hexdigest(),
+            "chains": settings.chains,
+            "steps": settings.steps,
+            "lag_ps": rollout.lag_ps,
+            "seed": settings.seed,
+            "max_tries": settings.max_tries,
+            "batch": settings.batch,
+            "every": every,
+            "format": format,
+            "device": rollout.device_kind,
+        }
+        self._wall = 0.0
+        self._size = 0
+        self._buffer: list[tuple[int, NDArray[np.float32]]] = []
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Make the directory and keep other processes out of it."""
+        return locked(self._folder, "rollout")
+
+    def __call__(self, minutes: float | None, interval: float, say: Report) -> dict[str, Any]:
+        rollout, settings = self._rollout, self._rollout.settings
+        if self._resume():
+            summary: dict[str, Any] = json.loads(
+                (self._folder / _SUMMARY).read_text(encoding="utf-8")
+            )
+            say("done before", f"{self._folder} holds this rollout already")
+            return summary
+        began = last = said = time.monotonic()
+        before = self._wall
+        with open(self._stream, "ab") as stream, interrupts() as interrupted:
+            stream.truncate(self._size)
+            stream.seek(0, os.SEEK_END)
+
+            def over() -> bool:
+                late = minutes is not None and time.monotonic() - began >= 60.0 * minutes
+                return late or interrupted()
+
+            while rollout.step_number < settings.steps:
+                if not rollout.step(over):
+                    break
+                self._record(stream)
+                now = time.monotonic()
+                self._wall = before + now - began
+                done = rollout.step_number
+                if now - said >= _REPORT_SECONDS or done == settings.steps:
+                    say("rollout", f"step {done} of {settings.steps}, {settings.chains} chains")
+                    said = now
+                if over():
+                    break
+                if now - last >= interval:
+                    self._checkpoint(stream)
+                    last = time.monotonic()
+            self._checkpoint(stream)
+        self._publish()
+        self._wall = before + time.monotonic() - began
+        complete = rollout.step_number == settings.steps
+        summary = self._summary(complete)
+        if complete:
+            self._save(complete=True)
+            if self._stream.name == RAW_FILE:
+                self._stream.unlink(missing_ok=True)
+        if interrupted():
+            raise KeyboardInterrupt
+        return summary
+
+    def _resume(self) -> bool:
+        """Take up an earlier run; return whether it was finished."""
+        checkpoint = self._folder / _CHECKPOINT
+        if not checkpoint.exists():
+            others = sorted(
+                file.name for file in self._folder.iterdir() if not file.name.startswith(".")
+            )
+            if others:
+                raise ValueError(
+                    f"output: {self._folder} holds files but no rollout ({', '.join(others[:4])}); "
+                    "give a new directory"
+                )
+            self._write_topology()
+            self._save(complete=False)
+            self._summary(complete=False)
+            return False
+        try:
+            with np.load(checkpoint, allow_pickle=False) as content:
+                state = json.loads(str(content["state"]))
+                frames = content["frames"]
+        except Exception as error:  # a damaged archive fails in many ways
+            reason = " ".join(str(error).split())
+            raise ValueError(f"output: {checkpoint} is damaged: {reason}") from None
+        there = state["arguments"]
+        different = [
+            f"{name} {there.get(name)!r} there, {value!r} here"
+            for name, value in self._arguments.items()
+            if there.get(name) != value
+            # Workers elsewhere choose their devices.
+            and not (name == "device" and "auto" in (there.get(name), value))
+        ]
+        if different:
+            raise ValueError(
+                f"output: {self._folder} holds a rollout with other settings "
+                f"({'; '.join(different)}); give a new directory"
+            )
+        if state["complete"]:
+            return True
+        self._rollout.load_state_dict({**state["rollout"], "frames": frames})
+        self._wall, self._size = float(state["wall_seconds"]), int(state["size"])
+        found = self._stream.stat().st_size if self._stream.exists() else 0
+        if found < self._size:
+            raise ValueError(
+                f"output: {self._stream} has {found} bytes, its checkpoint {self._size}: it was "
+                "changed after the run was stopped"
+            )
+        return False
+
+    def _record(self, stream: io.BufferedWriter) -> None:
+        step = self._rollout.step_number
+        if step % self._every:
+            return
+        self._buffer.append((step, self._rollout.frames))
+        if len(self._buffer) * self._rollout.settings.chains >= _CHUNK_FRAMES:
+            self._flush(stream)
+
+    def _flush(self, stream: io.BufferedWriter) -> None:
+        if self._buffer:
+            steps = np.repeat([step for step, _ in self._buffer], self._rollout.settings.chains)
+            stream.write(self._encode(np.concatenate([f for _, f in self._buffer]), steps))
+            self._buffer.clear()
+
+    def _xtc_bytes(self, frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
+        times = (steps * self._rollout.lag_ps).astype(np.float32)
+        return xtc_bytes(frames, times, steps.astype(np.int32), None, self._folder)
+
+    def _checkpoint(self, stream: io.BufferedWriter) -> None:
+        self._flush(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+        self._size = stream.tell()
+        self._save(complete=False)
+        self._summary(complete=False)
+
+    def _save(self, complete: bool) -> None:
+        """Write the checkpoint; before this the frames it speaks of are on the disk."""
+        state = self._rollout.state_dict()
+        frames = state.pop("frames")
+        text = json.dumps(
+            {
+                "arguments": self._arguments,
+                "rollout": state,
+                "size": self._size,
+                "wall_seconds": self._wall,
+                "complete": complete,
+            }
+        )
+        memory = io.BytesIO()
+        np.savez(memory, frames=frames, state=np.array(text))
+        write_atomically(self._folder / _CHECKPOINT, memory.getvalue())
+
+    def _summary(self, complete: bool) -> dict[str, Any]:
+        rollout, settings = self._rollout, self._rollout.settings
+        numbers = rollout.statistics()
+        draws, seconds = max(numbers["draws"], 1), numbers["seconds"]
+        speed = numbers["jumps"] / seconds if seconds > 0 else 0.0
+        summary = {
+            "chains": settings.chains,
+            "steps": settings.steps,
+            "steps_done": rollout.step_number,
+            "complete": complete,
+            "every": self._every,
+            "frames": rollout.step_number // self._every * settings.chains,
+            "order": "step by step: frame record * chains + chain is that chain after step "
+            "(record + 1) * every, both counted from 0; the start is not among them",
+            "atoms": rollout.molecule.n_atoms,
+            "molecule": rollout.molecule.name,
+            "trajectory": self._trajectory,
+            "precision_nm": XTC_PRECISION_NM if self._trajectory == FORMATS["xtc"] else None,
+            "lag_ps": rollout.lag_ps,
+            "seed": settings.seed,
+            "max_tries": settings.max_tries,
+            "batch": settings.batch,
+            "start": self._source,
+            **numbers,
+            "gate_failure_fraction": sum(numbers["rejections"].values()) / draws,
+            "chirality_flip_fraction": numbers["chirality_flips"] / draws,
+            "jumps_per_second": speed,
+            "effective_ns_per_day": speed * rollout.lag_ps / 1000.0 * 86400.0,
+            "wall_seconds": self._wall,
+            "device": rollout.device_name,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "model": {"name": rollout.model.name, "sha256": rollout.model.sha256},
+        }
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        write_atomically(self._folder / _SUMMARY, text.encode())
+        return summary
+
+    def _write_topology(self) -> None:
+        from openmm import app, unit
+
+        positions = self._rollout.frames[0].astype(np.float64)
+        text = io.StringIO()
+        topology = self._rollout.molecule.to_topology()
+        app.PDBFile.writeFile(topology, positions * unit.nanometer, text, keepIds=True)
+        write_atomically(self._folder / _TOPOLOGY, text.getvalue().encode())
+
+    def _publish(self) -> None:
+        """Make the HDF5 file of the raw frames."""
+        if self._stream.name != RAW_FILE or not self._stream.exists():
+            return
+        settings, molecule = self._rollout.settings, self._rollout.molecule
+        write_hdf5(
+            self._folder / self._trajectory,
+            molecule.to_topology(),
+            self._rollout.step_number // self._every * settings.chains,
+            self._blocks(),
+            application="openmm-sd rollout",
+            title=f"{settings.chains} chains of {molecule.name}, step by step",
+        )
+
+    def _blocks(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Read the raw frames, some records at a time."""
+        rollout, chains = self._rollout, self._rollout.settings.chains
+        n_atoms, records = rollout.molecule.n_atoms, rollout.step_number // self._every
+        per_block = max(1, _CHUNK_FRAMES // chains)
+        with open(self._stream, "rb") as raw:
+            for begin in range(0, records, per_block):
+                numbers = np.arange(begin, min(begin + per_block, records)) + 1
+                steps = np.repeat(numbers * self._every, chains)
+                block = np.fromfile(raw, dtype="<f4", count=len(steps) * n_atoms * 3)
+                yield {
+                    "coordinates": block.reshape(len(steps), n_atoms, 3),
+                    "time": (steps * rollout.lag_ps).astype("<f4"),
+                }
+
+
+def _raw_bytes(frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
+    return frames.astype("<f4").tobytes()
+
+
+# -- checks --------------------------------------------------------------------------------------

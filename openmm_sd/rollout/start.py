@@ -1,0 +1,116 @@
+"""The frames that chains start from."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..molecule.matching import match_atoms
+from ..molecule.molecule import Molecule
+from ..molecule.topology import read_topology
+from ..molecule.whole import whole_frames
+
+_MAX_BOND: Final = 0.4
+"""Longest bond (nm) believed in a start frame; I-I, a long one, has 0.27 nm."""
+
+
+def read_start_frames(
+    path: Any,
+    molecule: Molecule,
+    topology: str | os.PathLike[str] | None = None,
+) -> NDArray[np.float64]:
+    """Read frames of a molecule from a structure or a trajectory.
+
+    Parameters
+    ----------
+    path : str, PathLike or mdtraj.Trajectory
+        Anything mdtraj reads, or what it has read. The molecule is found by its bond graph, in any
+        numbering, among water and ions if there are any, broken across the box or not. Several
+        copies give as many frames.
+    molecule : Molecule
+        What is looked for.
+    topology : str or PathLike, optional
+        A file with the topology, for formats that have none (XTC, DCD).
+
+    Returns
+    -------
+    ndarray, shape (M, N, 3)
+        nm, whole, in the order of the molecule's atoms.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or does not hold the molecule.
+    """
+    import mdtraj
+
+    loaded = path if isinstance(path, mdtraj.Trajectory) else None
+    file: Path | str = "the trajectory" if loaded is not None else Path(path)
+    for given in (None if loaded is not None else path, topology):
+        if given is not None and not Path(given).is_file():
+            raise ValueError(f"start: {given}: no such file")
+    extra = {} if topology is None else {"top": os.fspath(topology)}
+    try:
+        first = loaded if loaded is not None else mdtraj.load_frame(str(file), 0, **extra)
+        # Without a molecule to select, so that a box of water is read atom by atom of interest.
+        copies = _copies(molecule, first.topology.copy())
+        if loaded is not None:
+            trajectory = loaded.atom_slice(np.unique(copies))
+        else:
+            trajectory = mdtraj.load(str(file), atom_indices=np.unique(copies), **extra)
+    except _NotFound as error:
+        raise ValueError(f"start: {file}: {error}") from None
+    except Exception as error:  # readers of many formats raise whatever they stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = "" if topology is not None else "; a format without a topology needs one beside it"
+        raise ValueError(f"start: mdtraj cannot read {file}: {reason}{hint}") from error
+    place = np.searchsorted(np.unique(copies), copies)
+    frames = np.asarray(trajectory.xyz[:, place], dtype=np.float64)
+    if trajectory.unitcell_vectors is not None:
+        for frame, box in zip(frames, trajectory.unitcell_vectors, strict=True):
+            for one in frame:
+                one[:] = whole_frames(molecule, one, np.asarray(box, dtype=np.float64))
+    frames = frames.reshape(-1, molecule.n_atoms, 3)
+    i, j = np.array(molecule.bonds).reshape(-1, 2).T
+    longest = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1).max(axis=1, initial=0.0)
+    if not np.isfinite(frames).all():
+        raise ValueError(f"start: {file}: not all coordinates are finite")
+    if (longest > _MAX_BOND).any():
+        raise ValueError(
+            f"start: {file}: frame {int(longest.argmax())} has a bond of {longest.max():.3f} nm: "
+            "the molecule is broken, perhaps across a box that the file does not hold"
+        )
+    return frames
+
+
+class _NotFound(ValueError):
+    """The molecule is not in a topology."""
+
+
+def _copies(molecule: Molecule, topology: Any) -> NDArray[np.int64]:
+    """Atoms of every copy of a molecule in an mdtraj Topology, (copies, N), molecule's order."""
+    if topology.n_bonds == 0:
+        topology.create_standard_bonds()
+    table = read_topology(topology)
+    wanted = Counter(molecule.atomic_numbers)
+    copies = []
+    for atoms in table.components():
+        if len(atoms) == molecule.n_atoms and wanted == Counter(
+            table.atomic_numbers[i] for i in atoms
+        ):
+            mapping = match_atoms(molecule, table.graph(atoms))
+            if mapping is not None:
+                copies.append(mapping)
+    if not copies:
+        from ..system.solute import find_solute
+
+        try:
+            find_solute(molecule, topology)  # says what is there instead
+        except ValueError as error:
+            raise _NotFound(str(error)) from None
+    return np.array(copies, dtype=np.int64).reshape(-1, molecule.n_atoms)

@@ -1,0 +1,1 @@
+"""OpenMM Systems: the solute in them, force fields, boxes, prepared folders, platforms."""

@@ -1,0 +1,93 @@
+"""Which of the models that are installed know a solute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..model.card import is_implicit
+from ..model.model import ScoreModel
+from .solute import NoSoluteError, find_solute
+
+
+def fitting_models(
+    topology: Any, implicit: bool = False
+) -> tuple[dict[str, ScoreModel], dict[str, str]]:
+    """Look at every installed model: those that ship with the package, and registered ones.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology or mdtraj.Topology
+        With bonds and hydrogens.
+    implicit : bool
+        Whether the solvent is implicit.
+
+    Returns
+    -------
+    fitting : dict
+        Name to model, shipped ones first. Models of the other kind of solvent, implicit ones in
+        water, are left out where another one fits: they are second choice at best. So are models
+        distilled from one that fits.
+    reasons : dict
+        Name to what is in the way, of the others.
+    """
+    fitting: dict[str, ScoreModel] = {}
+    reasons: dict[str, str] = {}
+    for name in (*ScoreModel.shipped(), *ScoreModel.registered()):
+        try:
+            model = ScoreModel.load(name)
+        except ValueError as error:
+            reasons[name] = str(error)
+            continue
+        try:
+            find_solute(model.molecules, topology)
+        except NoSoluteError as error:
+            # Several models of one molecule miss the same thing.
+            known = " or ".join(dict.fromkeys(molecule.name for molecule in model.molecules))
+            reasons[name] = f"{known}: {error.found}"
+            continue
+        except ValueError:
+            pass  # it is there; what is wrong with it is said to whoever takes this model
+        fitting[name] = model
+    alike = {name: model for name, model in fitting.items() if is_implicit(model) == implicit}
+    for name in fitting if alike else ():
+        if name not in alike:
+            reasons[name] = f"it was trained in {'explicit' if implicit else 'implicit'} solvent"
+    fitting = alike or fitting
+    for name, model in list(fitting.items()):
+        training = model.members[0].card.get("training") or {}
+        teacher = training.get("distilled_from")
+        if teacher in fitting and teacher != name:
+            del fitting[name]
+            reasons[name] = f"it was distilled from {teacher}, which fits and comes first"
+    return fitting, reasons
+
+
+def fitting_model(topology: Any, implicit: bool = False) -> ScoreModel:
+    """Return the installed model whose molecule a Topology holds.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology or mdtraj.Topology
+        With bonds and hydrogens.
+    implicit : bool
+        Whether the solvent is implicit.
+
+    Raises
+    ------
+    ValueError
+        If none fits, or several do; it says what there is. One that ships with the package comes
+        before those that other packages register.
+    """
+    fitting, reasons = fitting_models(topology, implicit)
+    shipped = [name for name in fitting if name in ScoreModel.shipped()]
+    candidates = shipped or list(fitting)
+    if len(candidates) == 1:
+        return fitting[candidates[0]]
+    if candidates:
+        raise ValueError(f"model: several fit, name one of {', '.join(candidates)}")
+    if not reasons:
+        raise ValueError("model: name one, no models come with this version of openmm-sd")
+    raise NoSoluteError(
+        f"none of the shipped models fits ({', '.join(reasons)})",
+        "; ".join(dict.fromkeys(reasons.values())),
+    )

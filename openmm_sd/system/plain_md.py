@@ -1,0 +1,101 @@
+"""What this machine offers: the platform and bridge to use, the speed of plain MD, versions."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from .platforms import _FAR
+
+if TYPE_CHECKING:
+    import openmm
+    from numpy.typing import NDArray
+
+
+class PlainMD:
+    """Plain MD of a System in a Context of its own: the speed that jumps are compared with.
+
+    Parameters
+    ----------
+    system : openmm.System
+        Without the force of a jump.
+    positions : ndarray, shape (N, 3)
+        nm.
+    box_vectors : ndarray, shape (3, 3), optional
+        nm.
+    temperature : float
+        K.
+    friction : float
+        1/ps.
+    step_ps : float
+        MD step, ps.
+    seed : int
+        Of velocities and thermostat.
+    platform : str
+        OpenMM platform.
+    properties : dict, optional
+        Of the platform.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        positions: NDArray[Any],
+        box_vectors: NDArray[Any] | None,
+        *,
+        temperature: float,
+        friction: float,
+        step_ps: float,
+        seed: int,
+        platform: str,
+        properties: dict[str, str] | None = None,
+    ) -> None:
+        import openmm
+
+        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step_ps)
+        integrator.setRandomNumberSeed(seed)
+        self.step_ps = step_ps
+        self._context = openmm.Context(
+            system, integrator, openmm.Platform.getPlatformByName(platform), properties or {}
+        )
+        if box_vectors is not None:
+            self._context.setPeriodicBoxVectors(*box_vectors)
+        self._context.setPositions(positions)
+        self._context.setVelocitiesToTemperature(temperature, seed)
+
+    def blows_up(self, steps: int) -> bool:
+        """Make MD steps one by one; return whether positions or energy stop being numbers.
+
+        The Reference platform dies of positions that are none, or that lie beyond what an integer
+        counts, when it puts them on the grid of PME: such steps are not made.
+        """
+        import numpy as np
+        import openmm
+
+        try:
+            for _ in range(steps):
+                state = self._context.getState(positions=True, energy=True)
+                x = np.asarray(state.getPositions(asNumpy=True)._value)
+                # A NaN fails both comparisons.
+                if not (np.abs(x).max() < _FAR and abs(state.getPotentialEnergy()._value) < np.inf):
+                    return True
+                self._context.getIntegrator().step(1)
+            x = np.asarray(self._context.getState(positions=True).getPositions(asNumpy=True)._value)
+            return not np.abs(x).max() < _FAR
+        except openmm.OpenMMException as error:
+            if "NaN" in str(error):
+                return True
+            raise
+
+    def steps(self, steps: int) -> float:
+        """Make MD steps and return the seconds they took."""
+        began = time.perf_counter()
+        self._context.getIntegrator().step(steps)
+        # GPU platforms work ahead of the caller; reading something waits for them.
+        self._context.getState(positions=True)
+        return time.perf_counter() - began
+
+
+def ns_per_day(ps: float, seconds: float) -> float:
+    """Return a speed in ns per day."""
+    return ps / 1000.0 / seconds * 86400.0
