@@ -19,6 +19,7 @@ from openmm_sd.analysis.sample import Sample
 from openmm_sd.analysis.timeline import Timeline, even_steps, visits
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.model.card import Card
 from openmm_sd.molecule.torsions import torsions
 from openmm_sd.prepare import PreparedSystem
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck
@@ -325,8 +326,8 @@ def test_the_driver_s_notes_are_understood(butane_torsion, truth, ala2):
 
     molecule, chosen = butane_torsion
     numbers = {"rejections": {}, "settle": {"time_ps": 0.0}, "novel": 0, "jumps_tried": 0}
-    implicit = types.SimpleNamespace(card={"solvent": "implicit OBC"})
-    named = types.SimpleNamespace(card={"force_field": ["a.xml"], "solvent": "tip3p"})
+    implicit = types.SimpleNamespace(card=Card({"solvent": "implicit OBC"}))
+    named = types.SimpleNamespace(card=Card(force_field=["a.xml"], solvent="tip3p"))
     for note in (ensemble_notes(implicit, numbers, 1, 1)[0], other_force_field(("b.xml",), named)):
         record, angles = record_of(molecule, wells(500, 1), notes=[note])
         first = check(record, find(record, chosen, angles, truth))[0]

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             broken[name] = str(error)
     lines = [
         f"{name:<18} {', '.join(m.name for m in model.molecules)}; lag "
-        f"{model.recommended_lag:g} ps\n  {model.card.get('description', '')}"
+        f"{model.recommended_lag:g} ps\n  {model.card.description or ''}"
         for name, model in models.items()
     ]
     lines += [f"{name:<18} cannot be loaded\n  {reason}" for name, reason in broken.items()]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..analysis import dihedral
 from ..analysis.sample import Sample
 from ..files.atomic import file_sha256
+from ..model.card import Card, DataSet
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import Torsion, backbone_torsions, torsions
@@ -303,8 +304,7 @@ def held_out_reference(
         If the card does not say it, a data set is not there or another one, or nothing that
         samples the equilibrium was held out.
     """
-    training = card.get("training")
-    training = training if isinstance(training, Mapping) else {}
+    training = Card.training.of(card)
     held, files = training.get("held_out_ps"), training.get("data_sets")
     if not held or not files:
         raise ValueError(
@@ -329,9 +329,9 @@ def held_out_reference(
     return reference_from_dataset(replace(data, runs=tuple(runs)), molecule, "held out")
 
 
-def _training_data(entry: Mapping[str, Any], folders: Sequence[str | os.PathLike[str]]) -> Path:
+def _training_data(entry: DataSet, folders: Sequence[str | os.PathLike[str]]) -> Path:
     """Find a data set by the name and the hash that a card has of it."""
-    name = str(entry["file"])
+    name = entry["file"]
     there = [path for path in (Path(folder) / name for folder in folders) if path.is_file()]
     for path in there:
         if file_sha256(path) == entry["sha256"]:

@@ -327,7 +327,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             _needs_novelty(member)
         propagator = member.propagator
         self._dry_run(propagator, found)
-        if member.card.get("constraints") == "HBonds" and not found.constraints:
+        if member.card.constraints == "HBonds" and not found.constraints:
             self._differs(
                 "system does not constrain the solute's bonds to hydrogen, but the model was "
                 "trained with constraints=HBonds: after a jump those bonds lack their vibration"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ..model.card import is_implicit
 from ..model.model import ScoreModel
 
 # Share of accepted jumps below which a run is little else than MD, and where dropping them shows.
@@ -36,9 +35,9 @@ def ensemble_notes(
         Whether the run is in implicit solvent.
     """
     notes = []
-    if is_implicit(model) and not implicit:
+    if model.card.is_implicit and not implicit:
         notes.append(
-            f"The model was trained in implicit solvent ({model.card['solvent']}), so the "
+            f"The model was trained in implicit solvent ({model.card.solvent}), so the "
             "populations of this run in explicit water are not to be believed: it shows the "
             "machinery."
         )

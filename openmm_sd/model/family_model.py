@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..molecule.molecule import Molecule
 from .bundle import FORMAT_VERSION, save_bundle
+from .card import common
 from .model import ScoreModel, architecture_to_save, built, own_tensors, read_single
 
 _PREFIX: Final = "member{}."
@@ -74,7 +75,7 @@ class FamilyModel(ScoreModel):
         self._members = found
         self.novelty = None
         self.molecules = tuple(member.molecules[0] for member in found)
-        self._card = _common([member.card for member in found])
+        self._card = common([member.card for member in found])
 
     def __repr__(self) -> str:
         kind = type(self.members[0].propagator).__name__
@@ -131,8 +132,20 @@ class FamilyModel(ScoreModel):
         """Not there: the members differ."""
         self._ask_a_member("start_frames")
 
-    def _windows(self, key: str) -> NoReturn:
-        self._ask_a_member(key)
+    @property
+    def bond_windows(self) -> NoReturn:
+        """Not there: the members differ."""
+        self._ask_a_member("bond_windows")
+
+    @property
+    def angle_windows(self) -> NoReturn:
+        """Not there: the members differ."""
+        self._ask_a_member("angle_windows")
+
+    @property
+    def torsion_windows(self) -> NoReturn:
+        """Not there: the members differ."""
+        self._ask_a_member("torsion_windows")
 
     @property
     def contact_distances(self) -> tuple[tuple[int, int, float], ...]:
@@ -230,16 +243,6 @@ def _same(one: Molecule, other: Molecule) -> bool:
         return False
     match = nx.algorithms.isomorphism.categorical_node_match("z", 0)
     return bool(nx.is_isomorphic(one.graph(), other.graph(), node_match=match))
-
-
-def _common(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entries that are the same on all cards."""
-    first = cards[0]
-    return {
-        key: value
-        for key, value in first.items()
-        if all(key in card and card[key] == value for card in cards)
-    }
 
 
 def _compare(first: ScoreModel, other: ScoreModel) -> None:

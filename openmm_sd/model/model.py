@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from .bundle import (
     load_bundle,
     save_bundle,
 )
+from .card import Card, Distance, Window
 from .novelty import Novelty
 
 _SUFFIX: Final = ".safetensors"
@@ -44,6 +44,17 @@ _DEFAULT_LAG: Final = 10.0
 
 _DEFAULT_BURST: Final = 2.0
 """Burst between jumps (ps) of a model whose card recommends none."""
+
+# What a summary says in its own words, or leaves out because it is for gates.
+_SAID_ABOVE: Final = frozenset(
+    entry.key
+    for entry in (
+        *(Card.description, Card.temperature, Card.lag_range, Card.recommended_lag),
+        *(Card.recommended_burst, Card.max_displacement, Card.novelty, Card.bond_windows),
+        *(Card.angle_windows, Card.torsion_windows, Card.contact_distances),
+        Card.constraint_lengths,
+    )
+)
 
 # Parts of a card's entries that a summary leaves out.
 _LONG: Final = ("history", "merged", "constraint_lengths_nm", "torsion_terms")
@@ -80,16 +91,8 @@ class ScoreModel:
     molecules : Molecule or sequence of Molecule
         What the model was trained on; all with the propagator's number of atoms.
     card : mapping, optional
-        JSON-able facts about the model. Keys with a meaning to this package, all optional:
-        ``description`` (text), ``temperature_K`` (K), ``lag_range_ps`` (two numbers, ps),
-        ``recommended_lag_ps`` (ps), ``recommended_burst_ps`` (ps), ``max_displacement_nm`` (nm),
-        ``bond_windows_nm`` (list of atom, atom, shortest, longest distance in nm),
-        ``angle_windows_nm`` and ``torsion_windows_nm`` (the same, for the ends of angles and of
-        torsions that do not turn),
-        ``contact_distances_nm`` (list of atom, atom, shortest distance in nm),
-        ``constraint_lengths_nm`` (list of heavy atom, hydrogen, distance in nm: the bonds that the
-        MD of the training data held fixed), ``novelty`` (mapping with ``threshold``: the score
-        beyond which a frame is called novel; set from `novelty`).
+        JSON-able facts about the model. :class:`~openmm_sd.model.card.Card` lists the keys with a
+        meaning to this package, all optional; others are kept.
     start_frames : array, shape (M, N, 3), optional
         Equilibrium frames of the first molecule, nm, whole, in its atom order: where rollouts
         begin. Each is moved so that its centroid is at the origin and rounded to 1e-4 nm.
@@ -156,7 +159,7 @@ class ScoreModel:
         if card is not None and not isinstance(card, Mapping):
             raise ValueError(f"card must be a mapping, got {type(card).__name__}")
         # Through JSON and back: what is used before saving is then what is read afterwards.
-        self._card: dict[str, Any] = json.loads(canonical_json(dict(card or {}), "card"))
+        self._card = Card(json.loads(canonical_json(dict(card or {}), "card")))
         self._scripted: dict[torch.device, torch.jit.ScriptModule] = {}
         self.propagator = propagator.eval().requires_grad_(False)
         self.molecules = known
@@ -164,7 +167,7 @@ class ScoreModel:
         self._start_frames = None if start_frames is None else _packed(start_frames, n_atoms)
         self.novelty = None if novelty is None else novelty.eval().requires_grad_(False)
         self._check_novelty()
-        self._check_card()
+        self._card.check(known)
 
     def __repr__(self) -> str:
         names = ", ".join(molecule.name for molecule in self.molecules)
@@ -182,7 +185,7 @@ class ScoreModel:
         return int(self.propagator.noise_size)  # type: ignore[arg-type]
 
     @property
-    def card(self) -> dict[str, Any]:
+    def card(self) -> Card:
         """The model card, a fresh copy each time: changing it does not change the model."""
         return copy.deepcopy(self._card)
 
@@ -196,128 +199,53 @@ class ScoreModel:
     @property
     def temperature(self) -> float | None:
         """Temperature of the training data, K; None if the card does not say."""
-        return self._number("temperature_K")
+        return self._card.temperature
 
     @property
     def lag_range(self) -> tuple[float, float] | None:
         """Shortest and longest lag the model was trained for, ps; None if not said."""
-        value = self._card.get("lag_range_ps")
-        if value is None:
-            return None
-        if not (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(_is_number(v) for v in value)
-            and 0 < value[0] <= value[1]
-        ):
-            raise ValueError(
-                f"card: lag_range_ps must be two positive ascending lags in ps, got {value!r}"
-            )
-        return float(value[0]), float(value[1])
+        return self._card.lag_range
 
     @property
     def recommended_lag(self) -> float:
         """Lag to use when the user names none, ps."""
-        recommended = self._number("recommended_lag_ps")
-        if recommended is None:
-            shortest, longest = self.lag_range or (_DEFAULT_LAG, _DEFAULT_LAG)
-            recommended = min(max(_DEFAULT_LAG, shortest), longest)
-        return recommended
+        shortest, longest = self._card.lag_range or (_DEFAULT_LAG, _DEFAULT_LAG)
+        return self._card.recommended_lag or min(max(_DEFAULT_LAG, shortest), longest)
 
     @property
     def recommended_burst(self) -> float:
         """Length of the ordinary MD between jumps when the user names none, ps."""
-        return self._number("recommended_burst_ps") or _DEFAULT_BURST
+        return self._card.recommended_burst or _DEFAULT_BURST
 
     @property
     def max_displacement(self) -> float:
         """Largest displacement of an atom in one jump that is believed, nm."""
-        return self._number("max_displacement_nm") or _DEFAULT_MAX_DISPLACEMENT
+        return self._card.max_displacement or _DEFAULT_MAX_DISPLACEMENT
 
     @property
-    def bond_windows(self) -> tuple[tuple[int, int, float, float], ...]:
+    def bond_windows(self) -> tuple[Window, ...]:
         """Pairs of bonded atoms with their shortest and longest distance, nm; may be empty."""
-        return self._windows("bond_windows_nm")
+        return self._card.bond_windows
 
     @property
-    def angle_windows(self) -> tuple[tuple[int, int, float, float], ...]:
+    def angle_windows(self) -> tuple[Window, ...]:
         """The same for the ends of angles; may be empty."""
-        return self._windows("angle_windows_nm")
+        return self._card.angle_windows
 
     @property
-    def torsion_windows(self) -> tuple[tuple[int, int, float, float], ...]:
+    def torsion_windows(self) -> tuple[Window, ...]:
         """The same for the ends of torsions that do not turn; may be empty."""
-        return self._windows("torsion_windows_nm")
-
-    def _windows(self, key: str) -> tuple[tuple[int, int, float, float], ...]:
-        value = self._card.get(key)
-        windows = []
-        for window in [] if value is None else value if isinstance(value, list) else [value]:
-            if not (
-                isinstance(window, list)
-                and len(window) == 4
-                and all(_is_number(v) for v in window)
-                and all(isinstance(v, int) and 0 <= v < self.n_atoms for v in window[:2])
-                and window[0] != window[1]
-                and 0 <= window[2] < window[3]
-            ):
-                raise ValueError(
-                    f"card: {key} must be a list of [atom, atom, shortest nm, longest nm] "
-                    f"with different atoms 0 to {self.n_atoms - 1}, got {window!r}"
-                )
-            windows.append((window[0], window[1], float(window[2]), float(window[3])))
-        return tuple(windows)
+        return self._card.torsion_windows
 
     @property
-    def contact_distances(self) -> tuple[tuple[int, int, float], ...]:
+    def contact_distances(self) -> tuple[Distance, ...]:
         """Pairs of atoms with the shortest distance they may have, nm; may be empty."""
-        value = self._card.get("contact_distances_nm")
-        contacts = []
-        for contact in [] if value is None else value if isinstance(value, list) else [value]:
-            if not (
-                isinstance(contact, list)
-                and len(contact) == 3
-                and all(_is_number(v) for v in contact)
-                and all(isinstance(v, int) and 0 <= v < self.n_atoms for v in contact[:2])
-                and contact[0] != contact[1]
-                and contact[2] >= 0
-            ):
-                raise ValueError(
-                    "card: contact_distances_nm must be a list of [atom, atom, shortest nm] with "
-                    f"different atoms 0 to {self.n_atoms - 1}, got {contact!r}"
-                )
-            contacts.append((contact[0], contact[1], float(contact[2])))
-        return tuple(contacts)
+        return self._card.contact_distances
 
     @property
-    def constraint_lengths(self) -> tuple[tuple[int, int, float], ...]:
+    def constraint_lengths(self) -> tuple[Distance, ...]:
         """Heavy atom, hydrogen and the distance held in the training MD, nm; may be empty."""
-        value = self._card.get("constraint_lengths_nm")
-        bonds: set[frozenset[int]] = set()
-        hydrogens: set[int] = set()
-        numbers = self.molecules[0].atomic_numbers
-        for molecule in self.molecules:
-            bonds.update(frozenset(bond) for bond in molecule.bonds)
-        constraints = []
-        for item in [] if value is None else value if isinstance(value, list) else [value]:
-            if not (
-                isinstance(item, list)
-                and len(item) == 3
-                and all(_is_number(v) for v in item)
-                and all(isinstance(v, int) and 0 <= v < self.n_atoms for v in item[:2])
-                and frozenset(item[:2]) in bonds
-                and numbers[item[1]] == 1
-                and item[2] > 0
-            ):
-                raise ValueError(
-                    "card: constraint_lengths_nm must be a list of [heavy atom, hydrogen bonded to "
-                    f"it, distance in nm], got {item!r}"
-                )
-            if item[1] in hydrogens:
-                raise ValueError(f"card: constraint_lengths_nm names hydrogen {item[1]} twice")
-            hydrogens.add(item[1])
-            constraints.append((item[0], item[1], float(item[2])))
-        return tuple(constraints)
+        return self._card.constraint_lengths
 
     @classmethod
     def shipped(cls) -> list[str]:
@@ -493,8 +421,8 @@ class ScoreModel:
         """Return a description for people, several lines."""
         weights = sum(parameter.numel() for parameter in self.propagator.parameters())
         lines = []
-        if isinstance(self._card.get("description"), str):
-            lines.append(self._card["description"].strip())
+        if self._card.description is not None:
+            lines.append(self._card.description.strip())
         for molecule in self.molecules:
             lines.append(
                 f"molecule:      {molecule.name} ({molecule.formula}, {self.n_atoms} atoms)"
@@ -516,21 +444,7 @@ class ScoreModel:
             lines.append(
                 f"novelty:       scores frames; beyond {self.novelty.threshold:g} is novel"
             )
-        shown = {
-            "description",
-            "temperature_K",
-            "lag_range_ps",
-            "recommended_lag_ps",
-            "recommended_burst_ps",
-            "max_displacement_nm",
-            "bond_windows_nm",
-            "angle_windows_nm",
-            "torsion_windows_nm",
-            "contact_distances_nm",
-            "constraint_lengths_nm",
-            "novelty",
-        }
-        for key in sorted(self._card.keys() - shown):
+        for key in sorted(self._card.keys() - _SAID_ABOVE):
             value = self._card[key]
             if isinstance(value, dict):
                 # What is too long for a screen; `card` has all of it.
@@ -544,56 +458,23 @@ class ScoreModel:
             return tensor.device
         return torch.device("cpu")
 
-    def _check_card(self) -> None:
-        """Read every accessor once, so that nonsense is found here and not in a running job."""
-        lags, lag = self.lag_range, self.recommended_lag
-        if (
-            lags is not None
-            and "recommended_lag_ps" in self._card
-            and not lags[0] <= lag <= lags[1]
-        ):
-            raise ValueError(
-                f"card: recommended_lag_ps {lag:g} ps is outside lag_range_ps {lags[0]:g} to "
-                f"{lags[1]:g} ps"
-            )
-        for name in (
-            "temperature",
-            "recommended_burst",
-            "max_displacement",
-            "bond_windows",
-            "angle_windows",
-            "torsion_windows",
-            "contact_distances",
-            "constraint_lengths",
-        ):
-            getattr(self, name)
-
     def _check_novelty(self) -> None:
         """Make the card and the score say the same threshold."""
-        entry = self._card.get("novelty")
         if self.novelty is None:
-            if entry is not None:
+            if self._card.get(Card.novelty.key) is not None:
                 raise ValueError("card: novelty is described, but the model has no novelty score")
             return
         for molecule in self.molecules:
             if self.novelty.atomic_numbers != molecule.atomic_numbers:
                 raise ValueError(f"novelty: the score is of other atoms than {molecule.name} has")
-        if entry is None:
-            entry = self._card["novelty"] = {"threshold": self.novelty.threshold}
-        if _threshold(entry) != self.novelty.threshold:
+        said = self._card.novelty
+        if said is None:
+            self._card.novelty = {"threshold": self.novelty.threshold}
+        elif said["threshold"] != self.novelty.threshold:
             raise ValueError(
-                f"card: novelty has the threshold {entry['threshold']}, the score "
+                f"card: novelty has the threshold {said['threshold']}, the score "
                 f"{self.novelty.threshold}"
             )
-
-    def _number(self, key: str) -> float | None:
-        """Return a positive number of the card, None if it has none: never zero."""
-        value = self._card.get(key)
-        if value is None:
-            return None
-        if not _is_number(value) or value <= 0:
-            raise ValueError(f"card: {key} must be a positive number, got {value!r}")
-        return float(value)
 
 
 def architecture_to_save(model: ScoreModel, refused: str) -> str:
@@ -662,7 +543,7 @@ def own_tensors(
         tensors[START_FRAMES] = torch.from_numpy(model._start_frames.copy())
     card = model.card
     if model.novelty is not None:
-        card["novelty"]["threshold"] = model.novelty.threshold
+        card.novelty = {**(card.novelty or {}), "threshold": model.novelty.threshold}
         tensors |= {NOVELTY + k: tensor for k, tensor in model.novelty.state_dict().items()}
     return plain, tensors, card
 
@@ -696,24 +577,11 @@ def read_single(
         molecules,
         card,
         None if start is None else _unpacked(start),
-        _read_novelty(statistics, molecules[0], card),
+        _read_novelty(statistics, molecules[0], Card(card)),
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _threshold(entry: Any) -> float:
-    value: Any = entry.get("threshold") if isinstance(entry, dict) else None
-    if not _is_number(value) or value <= 0:
-        raise ValueError(f"card: novelty must hold a positive threshold, got {entry!r}")
-    return float(value)
-
-
-def _read_novelty(
-    tensors: Mapping[str, Tensor], molecule: Molecule, card: Mapping[str, Any]
-) -> Novelty | None:
+def _read_novelty(tensors: Mapping[str, Tensor], molecule: Molecule, card: Card) -> Novelty | None:
     """Return the score that a bundle's tensors and card describe; None if it has none."""
     if not tensors:
         return None
@@ -723,7 +591,10 @@ def _read_novelty(
             f"novelty: wanted are the tensors {', '.join(Novelty.STATISTICS)}, found "
             f"{', '.join(sorted(found))}"
         )
-    return Novelty(molecule.atomic_numbers, **found, threshold=_threshold(card.get("novelty")))
+    said = card.novelty
+    if said is None:
+        raise ValueError("card: novelty must hold a positive threshold, got None")
+    return Novelty(molecule.atomic_numbers, **found, threshold=float(said["threshold"]))
 
 
 def _packed(frames: ArrayLike, n_atoms: int) -> NDArray[np.int16]:

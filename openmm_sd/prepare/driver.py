@@ -20,7 +20,6 @@ from openmm import app, unit
 
 from ..files.atomic import write_atomically
 from ..files.folder import interrupts
-from ..model.card import card_force_field
 from ..system.box import count_ions, equilibrate, in_implicit_solvent, solvate
 from ..system.fitting import fitting_models
 from ..system.force_field import (
@@ -159,7 +158,7 @@ def _prepared(
     implicit = settings.solvent == "implicit"
     fitting, reasons = fitting_models(repaired.topology, implicit)
     model = next(iter(fitting.values()), None)
-    files = settings.force_field or (card_force_field(model, implicit) if model else None)
+    files = settings.force_field or (model.card.openmm_force_field(implicit) if model else ())
     files = files or (IMPLICIT_FORCE_FIELD if implicit else DEFAULT_FORCE_FIELD)
     temperature = settings.temperature_K or (model.temperature if model else None)
     temperature = temperature or _ROOM_TEMPERATURE_K

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges.base import FORCE_NAME
-from ..model.card import card_force_field, is_implicit
 from ..model.model import ScoreModel
 from ..molecule.whole import make_whole
 from ..prepare import (
@@ -158,7 +157,7 @@ def force_field(settings: RunSettings, model: ScoreModel | None) -> tuple[str, .
     """Return the force field of a System that is made here: the user's choice, or the model's."""
     if settings.force_field is not None:
         return settings.force_field
-    return (card_force_field(model) if model is not None else None) or DEFAULT_FORCE_FIELD
+    return (model.card.openmm_force_field() if model is not None else ()) or DEFAULT_FORCE_FIELD
 
 
 def other_force_field(
@@ -175,17 +174,17 @@ def other_force_field(
     implicit : bool
         Whether the System is in implicit solvent.
     """
-    named = model.card.get("force_field")
-    named = [named] if isinstance(named, str) else named
-    if not files or not isinstance(named, list) or not named:
+    card = model.card
+    named = card.force_field
+    if not files or not named:
         return None
-    if is_implicit(model) and not implicit:
+    if card.is_implicit and not implicit:
         return None  # there is a note of its own for it
-    if {os.path.basename(file) for file in files} == {os.path.basename(str(f)) for f in named}:
+    if {os.path.basename(file) for file in files} == {os.path.basename(f) for f in named}:
         return None
     return (
         f"The system's force field ({', '.join(files)}) is not the one that the model was trained "
-        f"with ({', '.join(map(str, named))}): its jumps keep sampling that one."
+        f"with ({', '.join(named)}): its jumps keep sampling that one."
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model.card import is_implicit
 from ..model.model import ScoreModel
 from .solute import NoSoluteError, find_solute
 
@@ -48,14 +47,13 @@ def fitting_models(
         except ValueError:
             pass  # it is there; what is wrong with it is said to whoever takes this model
         fitting[name] = model
-    alike = {name: model for name, model in fitting.items() if is_implicit(model) == implicit}
+    alike = {name: model for name, model in fitting.items() if model.card.is_implicit == implicit}
     for name in fitting if alike else ():
         if name not in alike:
             reasons[name] = f"it was trained in {'explicit' if implicit else 'implicit'} solvent"
     fitting = alike or fitting
     for name, model in list(fitting.items()):
-        training = model.members[0].card.get("training") or {}
-        teacher = training.get("distilled_from")
+        teacher = model.members[0].card.training.get("distilled_from")
         if teacher in fitting and teacher != name:
             del fitting[name]
             reasons[name] = f"it was distilled from {teacher}, which fits and comes first"
@@ -63,20 +61,12 @@ def fitting_models(
 
 
 def fitting_model(topology: Any, implicit: bool = False) -> ScoreModel:
-    """Return the installed model whose molecule a Topology holds.
-
-    Parameters
-    ----------
-    topology : openmm.app.Topology or mdtraj.Topology
-        With bonds and hydrogens.
-    implicit : bool
-        Whether the solvent is implicit.
+    """Return the one model of `fitting_models`; one that ships with the package comes first.
 
     Raises
     ------
     ValueError
-        If none fits, or several do; it says what there is. One that ships with the package comes
-        before those that other packages register.
+        If none fits, or several do; it says what there is.
     """
     fitting, reasons = fitting_models(topology, implicit)
     shipped = [name for name in fitting if name in ScoreModel.shipped()]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.card import Card, Training
 from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel, model_digest
 from ..propagator.internal.base import InternalPropagator
@@ -36,8 +37,6 @@ _KEPT: Final = 64
 _STEPS_A_BATCH: Final = 4
 #: Chains that start anew at a frame of the bundle, instead of going on.
 _RESTARTED: Final = 1.0 / 16.0
-#: On the teacher's card, and not true of the student.
-_OF_THE_TEACHER: Final = ("description", "training")
 
 Report = Callable[[str, str], None]
 
@@ -126,21 +125,16 @@ def distill_bundle(
     # A family has no name of its own; its members are called as their molecules are.
     family = isinstance(teacher, FamilyModel)
     path = None if isinstance(model, ScoreModel) else Path(model)
-    label = path.stem if family and path is not None else teacher.card.get("name", "a family")
-    training = {
+    label = path.stem if family and path is not None else teacher.card.name or "a family"
+    training: Training = {
         "distilled_from": label,
         "teacher_calls": tasks[0].teacher.n_calls,
         "calls": settings.calls,
         **course(record, settings.training, crew),
     }
+    own = settings.name or f"{label}-{settings.calls}"
     models = [
-        _student(
-            member,
-            task.model,
-            member.card["name"] if family else settings.name or f"{label}-{settings.calls}",
-            settings,
-            training,
-        )
+        _student(member, task.model, None if family else own, settings, training)
         for member, task in zip(teacher.members, tasks, strict=True)
     ]
     student = FamilyModel(models) if family else models[0]
@@ -372,18 +366,20 @@ def _half_way(levels: Sequence[float]) -> int:
 def _student(
     teacher: ScoreModel,
     network: InternalPropagator,
-    name: str,
+    name: str | None,
     settings: DistillSettings,
-    training: dict[str, Any],
+    training: Training,
 ) -> ScoreModel:
     """Return the student of one molecule, with the teacher's windows and frames."""
-    card = {key: value for key, value in teacher.card.items() if key not in _OF_THE_TEACHER}
-    card["name"] = name
-    card["description"] = settings.description or (
+    card = teacher.card
+    theirs = card.description or ""
+    taught = card.training if Card.training.key in card else None
+    card.name = name or card.name
+    card.description = settings.description or (
         f"{training['distilled_from']} in {settings.calls} network "
-        f"call{'s' if settings.calls > 1 else ''} a jump. {teacher.card.get('description', '')}"
+        f"call{'s' if settings.calls > 1 else ''} a jump. {theirs}"
     )
-    card["training"] = training | {"teacher": teacher.card.get("training")}
+    card.training = {**training, "teacher": taught}
     return ScoreModel(
         network.to("cpu").eval(),
         teacher.molecules,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..analysis import dihedral
 from ..data.dataset import BIASED, Dataset, Run, merge, read_dataset
 from ..files.atomic import file_sha256
+from ..model.card import Card, NoveltyOrigin, Training
 from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel
 from ..model.novelty import Novelty, fit_novelty, hold_out
@@ -238,7 +239,7 @@ def train_bundle(
         return None
     say("writing", output.name)
     network = network.to("cpu")
-    description = {
+    description: Training = {
         "network": next(name for name, cls in NETWORKS.items() if isinstance(network, cls)),
         **material.account(settings),
         "data_sets": [{"file": Path(path).name, "sha256": file_sha256(path)} for path in datasets],
@@ -255,7 +256,7 @@ def train_bundle(
     card = make_card(data, runs, spacing, (lag_min, lag_max), settings, description)
     frames = equilibrium_frames(runs, biased, molecule, settings)
     say("measuring what the training frames cover", f"{len(pairs)} frames")
-    novelty, card["novelty"] = novelty_of(molecule, kept, held, settings.training.seed)
+    novelty, card.novelty = novelty_of(molecule, kept, held, settings.training.seed)
     model = ScoreModel(network, molecule, card, start_frames=frames, novelty=novelty)
     return finish(model, output, description, began)
 
@@ -266,7 +267,7 @@ def checkpoint_of(output: Path) -> Path:
 
 
 def finish(
-    model: ScoreModel | FamilyModel, output: Path, training: dict[str, Any], began: float
+    model: ScoreModel | FamilyModel, output: Path, training: Training, began: float
 ) -> dict[str, Any]:
     """Write the bundle of a training and do away with its checkpoint.
 
@@ -276,7 +277,7 @@ def finish(
         What was trained.
     output : Path
         The bundle.
-    training : dict
+    training : Training
         The card's training part.
     began : float
         By the monotonic clock.
@@ -369,7 +370,7 @@ class Material:
         )
         return cls(data, runs, kept, held, biased, spacing, markov, pairs, held_out)
 
-    def account(self, settings: StageSettings) -> dict[str, Any]:
+    def account(self, settings: StageSettings) -> Training:
         """Return what the card says of it."""
         markov = self.markov
         return {
@@ -389,7 +390,7 @@ class Material:
         }
 
 
-def course(record: TrainingRecord, settings: TrainSettings, crew: Team) -> dict[str, Any]:
+def course(record: TrainingRecord, settings: TrainSettings, crew: Team) -> Training:
     """Return what a card says of how a training went."""
     return {
         "steps": record.steps,
@@ -464,7 +465,8 @@ def add_novelty(
     novelty, entry = novelty_of(molecule, kept, held, settings.training.seed)
     entry["data_sets"] = [{"file": Path(d).name, "sha256": file_sha256(d)} for d in datasets]
     entry["runs_left_out"] = sorted(settings.without)
-    card = model.card | {"novelty": entry}
+    card = model.card
+    card.novelty = entry
     say("writing", output.name)
     ScoreModel(
         model.propagator, model.molecules, card, start_frames=model.start_frames, novelty=novelty
@@ -474,7 +476,7 @@ def add_novelty(
 
 def novelty_of(
     molecule: Molecule, kept: Sequence[Run], held: Sequence[Run], seed: int
-) -> tuple[Novelty, dict[str, Any]]:
+) -> tuple[Novelty, NoveltyOrigin]:
     """Make the novelty score of training runs, and what the card says about it.
 
     Parameters
@@ -491,10 +493,8 @@ def novelty_of(
     -------
     novelty : Novelty
         The score.
-    entry : dict
-        ``threshold``, ``frames`` (number that the statistics are from), ``held_out_frames``,
-        ``held_out_fired`` (how many of these are beyond the threshold), ``held_out_highest``
-        (their highest score) and ``environment`` (what describes an atom's surroundings).
+    entry : NoveltyOrigin
+        What the card says of it.
     """
     rng = np.random.default_rng(seed)
     frames = _some(kept, rng)
@@ -728,8 +728,8 @@ def make_card(
     spacing: float,
     lags: tuple[float, float],
     settings: StageSettings,
-    training: dict[str, Any],
-) -> dict[str, Any]:
+    training: Training,
+) -> Card:
     """Return the card of a model trained on a data set, the measured fidelity excepted."""
     molecule = data.molecule
     frames = np.concatenate([run.positions for run in runs])
@@ -737,45 +737,46 @@ def make_card(
     biased = [run for run in data.runs if run.kind == BIASED]
     timescales = _data_timescales(molecule, runs, biased) if settings.time_reversal else {}
     recommended = settings.recommended_lag_ps or _recommended(timescales, lags)
-    card: dict[str, Any] = {
-        "name": settings.name or molecule.name,
-        "description": settings.description
-        or f"{molecule.name} ({molecule.formula}), trained with openmm-sd train.",
-        "kind": {
-            "internal": "dense network in internal coordinates: this one molecule only",
-            "dense": "dense network on a local frame: this one molecule only",
-            "graph": "equivariant graph network",
-            FAMILY: "network in internal coordinates, one set of weights for several molecules",
-        }[training["network"]],
-        "lag_range_ps": [round(lags[0], 6), round(lags[1], 6)],
-        "recommended_lag_ps": recommended,
-        "max_displacement_nm": round(_displacement_bound(runs, spacing, lags, settings), 4),
-        "bond_windows_nm": bond_windows(molecule, frames),
-        "angle_windows_nm": angle_windows(molecule, frames),
-        "torsion_windows_nm": torsion_windows(molecule, frames),
-        # Biased runs too: their weights are not those of equilibrium, their frames are real.
-        "contact_distances_nm": contact_distances(molecule, *(run.positions for run in data.runs)),
-        "constraint_lengths_nm": known.get("constraint_lengths_nm")
-        or constraint_lengths(molecule, frames),
-        "data": known,
-        "training": training,
-        "data_timescales_ps": timescales,
-        "versions": {
-            "openmm_sd": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "limits": [
-            "There is no Metropolis test: the sampled law is the model's. Validate before use.",
-            "One temperature and one friction: those of the training data.",
-        ],
+    card = Card()
+    card.name = settings.name or molecule.name
+    card.description = settings.description or (
+        f"{molecule.name} ({molecule.formula}), trained with openmm-sd train."
+    )
+    card.kind = {
+        "internal": "dense network in internal coordinates: this one molecule only",
+        "dense": "dense network on a local frame: this one molecule only",
+        "graph": "equivariant graph network",
+        FAMILY: "network in internal coordinates, one set of weights for several molecules",
+    }[training["network"]]
+    card.lag_range = [round(lags[0], 6), round(lags[1], 6)]
+    card.recommended_lag = recommended
+    card.recommended_burst = settings.recommended_burst_ps
+    card.max_displacement = round(_displacement_bound(runs, spacing, lags, settings), 4)
+    card.bond_windows = bond_windows(molecule, frames)
+    card.angle_windows = angle_windows(molecule, frames)
+    card.torsion_windows = torsion_windows(molecule, frames)
+    # Biased runs too: their weights are not those of equilibrium, their frames are real.
+    card.contact_distances = contact_distances(molecule, *(run.positions for run in data.runs))
+    card.constraint_lengths = known.get("constraint_lengths_nm") or constraint_lengths(
+        molecule, frames
+    )
+    card.temperature = known.get("temperature_K")
+    card.force_field = known.get("force_field")
+    card.constraints = known.get("constraints")
+    card.solvent = known.get("water")
+    card.data = known
+    card.data_timescales = timescales
+    card.training = training
+    card.versions = {
+        "openmm_sd": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }
-    if settings.recommended_burst_ps is not None:
-        card["recommended_burst_ps"] = settings.recommended_burst_ps
-    for key in ("temperature_K", "force_field", "constraints", "water"):
-        if known.get(key) is not None:
-            card["solvent" if key == "water" else key] = known[key]
+    card.limits = [
+        "There is no Metropolis test: the sampled law is the model's. Validate before use.",
+        "One temperature and one friction: those of the training data.",
+    ]
     return card
 
 

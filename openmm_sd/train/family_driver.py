@@ -14,6 +14,7 @@ import torch
 
 from ..data.dataset import Dataset, read_dataset
 from ..files.atomic import file_sha256
+from ..model.card import Card, Training
 from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
@@ -44,18 +45,13 @@ _LAG_NODES: Final = 12
 #: What must be the same of all data.
 _MADE_ALIKE: Final = ("temperature_K", "force_field", "water", "constraints", "friction_per_ps")
 #: Entries of a card that a molecule without data takes from its relatives as they are.
-_SHARED: Final = (
-    "description",
-    "kind",
-    "lag_range_ps",
-    "recommended_lag_ps",
-    "recommended_burst_ps",
-    "training",
-    "versions",
-    "temperature_K",
-    "force_field",
-    "constraints",
-    "solvent",
+_SHARED: Final = tuple(
+    entry.key
+    for entry in (
+        *(Card.description, Card.kind, Card.training, Card.versions),
+        *(Card.lag_range, Card.recommended_lag, Card.recommended_burst),
+        *(Card.temperature, Card.force_field, Card.constraints, Card.solvent),
+    )
 )
 
 
@@ -150,7 +146,7 @@ def train_family(
     if not crew.leads:
         return None
     say("writing", output.name)
-    training = {
+    training: Training = {
         "network": FAMILY,
         "molecules": [m.molecule.name for m in materials],
         "aside": [m.molecule.name for m in taught[len(materials) :]],
@@ -177,10 +173,10 @@ def train_family(
     for network, m in zip(networks, materials, strict=False):
         members.append(_member(network, m, (low, high), training, settings, say))
     # What is recommended goes for the slowest of them.
-    lag = max(member["card"]["recommended_lag_ps"] for member in members)
+    lag = max(member["card"].recommended_lag for member in members)
     models = []
     for member in members:
-        member["card"]["recommended_lag_ps"] = lag
+        member["card"].recommended_lag = lag
         models.append(ScoreModel(**member))
     kin = [(model.molecules[0], model.card) for model in models]
     for molecule, network in zip(settings.also, networks[len(taught) :], strict=True):
@@ -298,7 +294,7 @@ def _member(
     network: FamilyDiffusion,
     material: Material,
     lags: tuple[float, float],
-    training: dict[str, Any],
+    training: Training,
     settings: StageSettings,
     say: Report,
 ) -> dict[str, Any]:
@@ -307,12 +303,12 @@ def _member(
     card = make_card(m.data, m.runs, m.spacing_ps, lags, settings, training)
     # The same for atoms that are alike: the law of the jumps does not tell them apart.
     card |= windows_of_kin(m.molecule, [(m.molecule, card)])
-    card["name"] = m.molecule.name
+    card.name = m.molecule.name
     names = ", ".join(training["molecules"])
-    card["description"] = settings.description or f"One set of weights for {names}."
+    card.description = settings.description or f"One set of weights for {names}."
     frames = equilibrium_frames(m.runs, m.biased, m.molecule, settings)
     say("measuring what the training frames cover", f"{m.molecule.name}, {len(m.pairs)} frames")
-    novelty, card["novelty"] = novelty_of(m.molecule, m.kept, m.held, settings.training.seed)
+    novelty, card.novelty = novelty_of(m.molecule, m.kept, m.held, settings.training.seed)
     return {
         "propagator": network,
         "molecules": m.molecule,
@@ -325,32 +321,30 @@ def _member(
 def _relative(
     molecule: Molecule,
     network: FamilyDiffusion,
-    kin: Sequence[tuple[Molecule, dict[str, Any]]],
+    kin: Sequence[tuple[Molecule, Card]],
 ) -> ScoreModel:
     """Return the model of a molecule without data."""
     first = kin[0][1]
-    card: dict[str, Any] = {key: first[key] for key in _SHARED if key in first}
+    card = Card({key: first[key] for key in _SHARED if key in first})
     card |= windows_of_kin(molecule, kin)
-    card |= {
-        "name": molecule.name,
-        "constraint_lengths_nm": constraints_of_kin(molecule, kin),
-        "max_displacement_nm": round(_displacement(molecule, kin), 4),
-        "data": {"none": f"no frame of {molecule.name} was seen in training"},
-        "limits": [
-            *first["limits"],
-            f"No data of {molecule.name}: its weights, widths and windows are those of "
-            f"{', '.join(other.name for other, _ in kin)}. There is no novelty score.",
-        ],
-    }
+    card.name = molecule.name
+    card.constraint_lengths = constraints_of_kin(molecule, kin)
+    card.max_displacement = round(_displacement(molecule, kin), 4)
+    card.data = {"none": f"no frame of {molecule.name} was seen in training"}
+    card.limits = [
+        *first.limits,
+        f"No data of {molecule.name}: its weights, widths and windows are those of "
+        f"{', '.join(other.name for other, _ in kin)}. There is no novelty score.",
+    ]
     # A single structure, until somebody has more.
     start = np.asarray(molecule.positions)[None]
     return ScoreModel(network, molecule, card, start_frames=start)
 
 
-def _displacement(molecule: Molecule, kin: Sequence[tuple[Molecule, dict[str, Any]]]) -> float:
+def _displacement(molecule: Molecule, kin: Sequence[tuple[Molecule, Card]]) -> float:
     """Guess how far an atom may go in a jump, from relatives: it grows with the size."""
     sizes = np.log([other.n_atoms for other, _ in kin])
-    bounds = np.log([card["max_displacement_nm"] for _, card in kin])
+    bounds = np.log([card[Card.max_displacement.key] for _, card in kin])
     if len(kin) == 1 or np.ptp(sizes) == 0.0:
         return float(np.exp(bounds.max()))
     slope, level = np.polyfit(sizes, bounds, 1)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..analysis import dihedral
+from ..model.card import Card, Distance, Entry, Rows, Window
 from ..molecule.graph import atom_kinds, bond_graph, distant_pairs, heavy_bonds
 from ..molecule.molecule import Molecule
 
@@ -108,9 +109,7 @@ def contact_distances(molecule: Molecule, *frames: NDArray[np.floating[Any]]) ->
     ]
 
 
-def windows_of_kin(
-    molecule: Molecule, kin: Sequence[tuple[Molecule, Mapping[str, Any]]]
-) -> dict[str, list[list[float]]]:
+def windows_of_kin(molecule: Molecule, kin: Sequence[tuple[Molecule, Mapping[str, Any]]]) -> Card:
     """Return the windows of a molecule without data, from those of its relatives.
 
     Parameters
@@ -122,9 +121,8 @@ def windows_of_kin(
 
     Returns
     -------
-    dict
-        ``bond_windows_nm``, ``angle_windows_nm``, ``torsion_windows_nm`` and
-        ``contact_distances_nm``, as on a card.
+    Card
+        With windows of bonds, angles and torsions, and contact distances.
 
     Raises
     ------
@@ -132,39 +130,33 @@ def windows_of_kin(
         If no relative has a bond or an angle of a kind that the molecule has.
     """
     graph, z = bond_graph(molecule), molecule.atomic_numbers
-    found: dict[str, list[list[float]]] = {}
+    found = Card()
     relatives = [(_Kinds(other), card) for other, card in kin]
     own = _Kinds(molecule)
     bonds = [sorted((i, j)) for i, j in molecule.bonds if z[i] != 1 and z[j] != 1]
     ends = {(i, j) for k in graph for i in graph[k] for j in graph[k] if i < j}
     angles = [[i, j] for i, j in sorted(ends) if not graph.has_edge(i, j)]
-    for name, pairs in (("bond_windows_nm", bonds), ("angle_windows_nm", angles)):
-        known = _pooled(relatives, name)
-        found[name] = []
+    found.bond_windows = _alike(bonds, own, _pooled(relatives, Card.bond_windows))
+    found.angle_windows = _alike(angles, own, _pooled(relatives, Card.angle_windows))
+    for pairs, rows in ((bonds, found.bond_windows), (angles, found.angle_windows)):
+        seen = {row[:2] for row in rows}
         for i, j in pairs:
-            window = next((known[key] for key in own.keys(i, j) if key in known), None)
-            if window is None:
+            if (i, j) not in seen:
                 raise ValueError(
                     f"{molecule.name}: none of the molecules with data has a distance of the kind "
                     f"between its atoms {i} and {j}"
                 )
-            found[name].append([i, j, *window])
     # What is not known of a torsion that does not turn, or of a contact, is not asked about.
     apart = distant_pairs(molecule, hydrogens=True).tolist()
-    for name, fallback in (("torsion_windows_nm", False), ("contact_distances_nm", True)):
-        known = _pooled(relatives, name)
-        if name == "torsion_windows_nm":
-            # What turns in one molecule and not in another turns.
-            for kinds, card in relatives:
-                kept = {(int(i), int(j)) for i, j, *_ in card[name]}
-                for pair in kinds.torsion_ends() - kept:
-                    known.pop(kinds.keys(*pair)[0], None)
-        found[name] = []
-        for i, j in sorted((min(pair), max(pair)) for pair in apart):
-            keys = own.keys(i, j) if fallback else own.keys(i, j)[:1]
-            window = next((known[key] for key in keys if key in known), None)
-            if window is not None:
-                found[name].append([i, j, *window])
+    apart = sorted([min(pair), max(pair)] for pair in apart)
+    stiff = _pooled(relatives, Card.torsion_windows)
+    # What turns in one molecule and not in another turns.
+    for kinds, card in relatives:
+        kept = {(i, j) for i, j, *_ in Card.torsion_windows.of(card)}
+        for pair in kinds.torsion_ends() - kept:
+            stiff.pop(kinds.keys(*pair)[0], None)
+    found.torsion_windows = _alike(apart, own, stiff, names=1)
+    found.contact_distances = _alike(apart, own, _pooled(relatives, Card.contact_distances))
     return found
 
 
@@ -180,14 +172,14 @@ def constraints_of_kin(
     kin : sequence of (Molecule, mapping)
         Relatives and their cards.
     """
-    if not any(card["constraint_lengths_nm"] for _, card in kin):
+    held = [(_Kinds(other), Card.constraint_lengths.of(card)) for other, card in kin]
+    if not any(rows for _, rows in held):
         return []
     own = _Kinds(molecule)
     lengths: dict[tuple[Any, ...], list[float]] = {}
-    for other, card in kin:
-        kinds = _Kinds(other)
-        for i, j, length in card["constraint_lengths_nm"]:
-            for key in kinds.keys(int(i), int(j)):
+    for kinds, rows in held:
+        for i, j, length in rows:
+            for key in kinds.keys(i, j):
                 lengths.setdefault(key, []).append(length)
     found: list[list[float]] = []
     for bond in molecule.bonds:
@@ -228,14 +220,30 @@ class _Kinds:
         return [min(kinds, kinds[::-1]), min(elements, elements[::-1])]
 
 
+def _alike(
+    pairs: Sequence[Sequence[int]],
+    own: _Kinds,
+    known: Mapping[tuple[Any, ...], tuple[float, ...]],
+    names: int = 2,
+) -> list[list[float]]:
+    """Return the pairs whose kind is known, by so many of its names, each with its window."""
+    found: list[list[float]] = []
+    for i, j in pairs:
+        window = next((known[key] for key in own.keys(i, j)[:names] if key in known), None)
+        if window is not None:
+            found.append([i, j, *window])
+    return found
+
+
 def _pooled(
-    relatives: Sequence[tuple[_Kinds, Mapping[str, Any]]], name: str
+    relatives: Sequence[tuple[_Kinds, Mapping[str, Any]]],
+    entry: Entry[tuple[Window, ...], Rows] | Entry[tuple[Distance, ...], Rows],
 ) -> dict[tuple[Any, ...], tuple[float, ...]]:
     """Return the widest window of each kind of pair."""
     known: dict[tuple[Any, ...], tuple[float, ...]] = {}
     for kinds, card in relatives:
-        for i, j, *window in card[name]:
-            for key in kinds.keys(int(i), int(j)):
+        for i, j, *window in entry.of(card):
+            for key in kinds.keys(i, j):
                 if key in known:
                     low = min(known[key][0], window[0])
                     known[key] = (

@@ -134,7 +134,7 @@ def validate(
             f"No reference was named: this is {sample.total_ps / 1000.0:.3g} ns of the MD that the "
             "model's training held out. Longer MD of its own says more."
         )
-        init = (model.card.get("training") or {}).get("init")
+        init = model.card.training.get("init")
         if init:
             run.notes.append(
                 f"The training began with the weights of {init}, whose own training may have seen "
@@ -154,7 +154,7 @@ def validate(
         "version": 1,
         "model": name or solute.name,
         "molecule": solute.name,
-        "description": model.card.get("description", ""),
+        "description": model.card.description or "",
         "temperature_K": run.temperature,
         "settings": {**asdict(settings), "lags": lags},
         "reference": {"runs": _summed_up(reference), **run.reference_report()},
@@ -247,12 +247,11 @@ class _Validation:
         self._passages: dict[float, Any] = {}
 
     def _force_field(self) -> tuple[VacuumEnergy | None, NDArray[np.float64], str]:
-        files = self.model.card.get("force_field")
-        files = [files] if isinstance(files, str) else files
+        files = self.model.card.force_field
         nothing = np.zeros(0)
         if self.frames is None:
             return None, nothing, "there are no all-atom frames of MD to compare with"
-        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        if not files:
             return None, nothing, "the model card names no OpenMM force field files"
         try:
             energy = VacuumEnergy(self.molecule, files)
