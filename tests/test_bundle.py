@@ -8,6 +8,7 @@ import re
 import warnings
 import zipfile
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from openmm_sd.model import bundle
 from openmm_sd.model.bundle import BundleError, inspect_bundle, load_bundle, save_bundle
+from openmm_sd.model.card import Card, Entry
 from openmm_sd.model.model import ScoreModel
 from openmm_sd.molecule.molecule import Molecule
 from openmm_sd.propagator import registry
@@ -483,6 +485,34 @@ def test_card_accessors(model):
 def test_bad_card(card, message):
     with pytest.raises(ValueError, match=message):
         ScoreModel(Linear(3), WATER, card)
+
+
+def test_a_card_is_a_dict_with_typed_attributes():
+    card = Card({"temperature_K": 300, "more": [1], "force_field": "mine", "name": 3})
+    assert (card.temperature, card.force_field, card.name) == (300.0, ("mine",), None)
+    assert (card.lag_range, card.bond_windows, card.training) == (None, (), {})
+    card.lag_range = [1, 100]
+    card.bond_windows = [[0, 1, 0.09, 0.11]]
+    card.temperature = None
+    assert card == {
+        "more": [1],
+        "force_field": "mine",
+        "name": 3,
+        "lag_range_ps": [1, 100],
+        "bond_windows_nm": [[0, 1, 0.09, 0.11]],
+    }
+    with pytest.raises(ValueError, match="max_displacement_nm must be a positive number, got 0"):
+        card.max_displacement = 0
+    again = ScoreModel(Linear(3), WATER, card).card
+    assert isinstance(again, Card)
+    assert again == card
+
+
+def test_the_format_s_page_has_every_key_of_a_card():
+    page = (Path(__file__).parents[1] / "docs" / "bundle-format.md").read_text()
+    keys = [entry.key for entry in vars(Card).values() if isinstance(entry, Entry)]
+    assert keys
+    assert not [key for key in keys if f"`{key}`" not in page]
 
 
 def test_bad_propagator():

@@ -13,7 +13,6 @@ from test_internal import ala2, build, largest, lively, some_frames
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
-from openmm_sd.model.family_model import FamilyModel
 from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.system.fitting import fitting_models
@@ -147,7 +146,7 @@ def test_a_family_keeps_its_weights_in_common(tmp_path):
         card = {k: v for k, v in CARD.items() if k != "name"} | {"name": name}
         members.append(ScoreModel(network, molecule, card, start_frames=shaken(molecule, 20)))
     path = tmp_path / "chains.safetensors"
-    FamilyModel(members).save(path)
+    ScoreModel.family(members).save(path)
     result = distill_bundle(
         path,
         tmp_path / "few.safetensors",

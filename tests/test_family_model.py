@@ -17,7 +17,6 @@ from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.jump.gates import FiniteGate
 from openmm_sd.model.bundle import BundleError, load_bundle, save_bundle
-from openmm_sd.model.family_model import FamilyModel
 from openmm_sd.model.novelty import fit_novelty
 from openmm_sd.prepare import PreparedSystem
 from openmm_sd.propagator.graph import GraphDiffusion
@@ -58,7 +57,7 @@ def family():
     first = member(butane())
     weights = first.propagator.weights()
     named = [first, member(ethane(), weights), member(methanol(), weights)]
-    return FamilyModel(named)
+    return ScoreModel.family(named)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ NAMES = ("grown", "ethane", "methanol")
 
 def test_round_trip(family, path):
     again = ScoreModel.load(path)
-    assert isinstance(again, FamilyModel)
+    assert again.is_family
     assert tuple(m.name for m in again.molecules) == NAMES
     assert again.card == family.card
     assert again.card["description"] == "Three of a kind."
@@ -113,7 +112,7 @@ def test_what_depends_on_the_molecule_is_asked_of_a_member(family):
     with pytest.raises(ValueError, match="several molecules, name one: grown, ethane, methanol"):
         family.only()
     assert family.only("ethane") is family.members[1]
-    assert FamilyModel(family.members[:1]).only() is family.members[0]
+    assert ScoreModel.family(family.members[:1]).only() is family.members[0]
     assert "3 molecules" in family.summary()
     single = family.members[1]
     assert single.member("ethane") is single.only() is single.members[0] is single
@@ -124,23 +123,25 @@ def test_what_depends_on_the_molecule_is_asked_of_a_member(family):
 def test_members_that_do_not_go_together(family):
     first = family.members[0]
     with pytest.raises(ValueError, match="at least one member"):
-        FamilyModel([])
+        ScoreModel.family([])
     with pytest.raises(ValueError, match="grown is there twice"):
-        FamilyModel([first, member(isobutane(), first.propagator.weights())])
+        ScoreModel.family([first, member(isobutane(), first.propagator.weights())])
     other = member(ethane())
     with torch.no_grad():
         next(other.propagator.parameters()).add_(1.0)
     with pytest.raises(ValueError, match="grown and ethane have different weights"):
-        FamilyModel([first, other])
+        ScoreModel.family([first, other])
     with pytest.raises(ValueError, match="differ in temperature"):
-        FamilyModel([first, member(ethane(), first.propagator.weights(), temperature_K=310.0)])
+        ScoreModel.family(
+            [first, member(ethane(), first.propagator.weights(), temperature_K=310.0)]
+        )
     with pytest.raises(ValueError, match="cannot share its weights"):
-        FamilyModel([first, ScoreModel(Identity(8), ethane())])
+        ScoreModel.family([first, ScoreModel(Identity(8), ethane())])
     twin = replace(first.molecules[0], name="twin")
     with pytest.raises(ValueError, match="grown and twin are the same molecule"):
-        FamilyModel([first, member(twin, first.propagator.weights())])
+        ScoreModel.family([first, member(twin, first.propagator.weights())])
     with pytest.raises(ValueError, match="must be single models"):
-        FamilyModel([family])
+        ScoreModel.family([family])
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,9 @@ def test_limits_of_novelty_that_are_set_before_the_molecule_is_known(family):
                                                    if k != "novelty"})
         for one in family.members
     ]  # fmt: skip
-    integrator = ScoreDynamicsIntegrator(FamilyModel(plain), maxNovelty=2.0, bridge="pythonforce")
+    integrator = ScoreDynamicsIntegrator(
+        ScoreModel.family(plain), maxNovelty=2.0, bridge="pythonforce"
+    )
     with pytest.raises(ValueError, match="no novelty statistics"):
         integrator.attach(system, topology)
     assert integrator.solute is None

@@ -12,7 +12,6 @@ from small_molecules import alkane, constrained, methanol, rotated
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Run, write_dataset
-from openmm_sd.model.family_model import FamilyModel
 from openmm_sd.propagator.internal.family import FamilyDiffusion
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
@@ -60,7 +59,7 @@ def bundle(folder, tmp_path_factory):
 
 def test_one_bundle_of_all(bundle):
     family = ScoreModel.load(bundle)
-    assert isinstance(family, FamilyModel)
+    assert family.is_family
     assert [m.name for m in family.molecules] == ["ethane", "propane", "pentane", "butane"]
     assert family.temperature == 300.0
     assert family.recommended_burst == 1.0
@@ -136,7 +135,7 @@ def test_first_weights_of_a_family_make_a_family(bundle, folder, tmp_path):
     """Also where there are data of one molecule only, and nobody says so."""
     output = tmp_path / "one.safetensors"
     assert trained(folder, output, "--init", str(bundle), data=("propane",)) == 0
-    assert isinstance(ScoreModel.load(output), FamilyModel)
+    assert ScoreModel.load(output).is_family
 
 
 @pytest.mark.parametrize(

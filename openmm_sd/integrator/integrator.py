@@ -1089,7 +1089,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             return
         value = score.threshold if score is not None and novelty == "card" else novelty
         self._set("max_novelty", _positive("maxNovelty", value, unit.dimensionless))
-        if self.model in self.model.members:
+        if not self.model.is_family:
             _needs_novelty(self.model)
 
     def getCandidates(self) -> int:
@@ -1185,7 +1185,7 @@ class ScoreDynamicsIntegrator(openmm.CompoundIntegrator):
             raise ValueError(
                 f"integrator is not one that this version of openmm-sd wrote: it lacks {missing}"
             )
-        if system is None and model.members != (model,):
+        if system is None and model.is_family:
             raise ValueError(
                 "model must be that of the molecule which jumps, model.member(...), or system and "
                 "topology must be given"

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib.metadata
 import importlib.resources
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,23 +18,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
-from ..propagator.registry import architecture, architecture_name
-from ..propagator.script import script_frozen
-from .bundle import (
-    FORMAT_VERSION,
-    NOVELTY,
-    START_FRAMES,
-    START_FRAMES_UNIT_NM,
-    BundleError,
-    canonical_json,
-    load_bundle,
-    save_bundle,
-)
-from .card import Card, Distance, Window
+from .bundle import FORMAT_VERSION, BundleError, load_bundle, save_bundle
+from .card import Card, Distance, Window, common
+from .member import Member, restored
 from .novelty import Novelty
 
 _SUFFIX: Final = ".safetensors"
+
+_PREFIX: Final = "member{}."
+"""What the names of a member's own tensors begin with in the bundle of a family."""
 
 #: Group of entry points by which other packages register models: a name, and an object that is the
 #: path of a bundle, or a function that returns one.
@@ -83,6 +78,10 @@ def _registered_path(name: str) -> Path:
 class ScoreModel:
     """A propagator together with what one has to know to use it.
 
+    A model knows one molecule, as a rule. A family knows several that share the weights: it has a
+    member for each, which is a model like any other, and what depends on the molecule is asked of
+    the member.
+
     Parameters
     ----------
     propagator : torch.nn.Module
@@ -102,10 +101,6 @@ class ScoreModel:
 
     Attributes
     ----------
-    propagator : torch.nn.Module
-    molecules : tuple of Molecule
-    novelty : Novelty or None
-        None for a model without: then nothing is known about how novel a frame is.
     name : str or None
         The shipped name or the path it was loaded from; None for a model made in this process.
     sha256 : str or None
@@ -123,9 +118,6 @@ class ScoreModel:
     10.0
     """
 
-    propagator: torch.nn.Module
-    molecules: tuple[Molecule, ...]
-    novelty: Novelty | None
     name: str | None = None
     sha256: str | None = None
 
@@ -137,52 +129,97 @@ class ScoreModel:
         start_frames: ArrayLike | None = None,
         novelty: Novelty | None = None,
     ) -> None:
-        if not isinstance(propagator, torch.nn.Module):
+        self._own: Member | None = Member(propagator, molecules, card, start_frames, novelty)
+        self._card = self._own.card
+        self._parts: tuple[ScoreModel, ...] = ()
+
+    @classmethod
+    def family(cls, models: Sequence[ScoreModel]) -> ScoreModel:
+        """Make one model of several that share their weights.
+
+        An integrator takes the member whose molecule it finds in the Topology.
+
+        Parameters
+        ----------
+        models : sequence of ScoreModel
+            Of one molecule each, with different names. Their propagators are of one class with the
+            methods ``weights`` and ``load_weights``, and have equal weights.
+
+        Raises
+        ------
+        ValueError
+            If they do not go together.
+
+        Examples
+        --------
+        >>> family = ScoreModel.load("alkanes-water")            # doctest: +SKIP
+        >>> butane = family.member("butane")                     # doctest: +SKIP
+        """
+        found = tuple(models)
+        _check_family(found)
+        family = cls.__new__(cls)
+        family._own = None
+        family._card = common([model._card for model in found])
+        family._parts = found
+        return family
+
+    def _one(self, what: str) -> Member:
+        """Return what knows something about the molecule; of several molecules none is meant."""
+        if self._own is None:
             raise ValueError(
-                f"propagator must be a torch.nn.Module, got {type(propagator).__name__}"
+                f"{what} depends on the molecule: ask a member, such as "
+                f"model.member({self.molecules[0].name!r})"
             )
-        n_atoms = _whole_number(propagator, "n_atoms", 1)
-        _whole_number(propagator, "noise_size", 0)
-        known = (molecules,) if isinstance(molecules, Molecule) else tuple(molecules)
-        if not known:
-            raise ValueError("molecules is empty: a model knows at least one molecule")
-        for molecule in known:
-            if not isinstance(molecule, Molecule):
-                raise ValueError(
-                    f"molecules must hold Molecule objects, got {type(molecule).__name__}"
-                )
-            if molecule.n_atoms != n_atoms:
-                raise ValueError(
-                    f"molecules: {molecule.name} has {molecule.n_atoms} atoms, the propagator "
-                    f"works on n_atoms = {n_atoms}"
-                )
-        if card is not None and not isinstance(card, Mapping):
-            raise ValueError(f"card must be a mapping, got {type(card).__name__}")
-        # Through JSON and back: what is used before saving is then what is read afterwards.
-        self._card = Card(json.loads(canonical_json(dict(card or {}), "card")))
-        self._scripted: dict[torch.device, torch.jit.ScriptModule] = {}
-        self.propagator = propagator.eval().requires_grad_(False)
-        self.molecules = known
-        # As stored in the bundle, for the same reason as the card's way through JSON.
-        self._start_frames = None if start_frames is None else _packed(start_frames, n_atoms)
-        self.novelty = None if novelty is None else novelty.eval().requires_grad_(False)
-        self._check_novelty()
-        self._card.check(known)
+        return self._own
 
     def __repr__(self) -> str:
-        names = ", ".join(molecule.name for molecule in self.molecules)
-        kind = type(self.propagator).__name__
-        return f"ScoreModel({kind} of {names}; {self.n_atoms} atoms)"
+        kind = type(self.members[0].propagator).__name__
+        atoms = "" if self.is_family else f"; {self.n_atoms} atoms"
+        return f"ScoreModel({kind} of {self._names()}{atoms})"
+
+    @property
+    def is_family(self) -> bool:
+        """Whether this is a model of several molecules, made by `family`."""
+        return self._own is None
+
+    @property
+    def members(self) -> tuple[ScoreModel, ...]:
+        """Models of one molecule each: the parts of a family, or this one."""
+        return self._parts or (self,)
+
+    @property
+    def molecules(self) -> tuple[Molecule, ...]:
+        """What the model was trained on; of a family, one for each member."""
+        if self._own is not None:
+            return self._own.molecules
+        return tuple(model.molecules[0] for model in self._parts)
+
+    @property
+    def propagator(self) -> torch.nn.Module:
+        """The learned kernel."""
+        return self._one("propagator").propagator
+
+    @property
+    def novelty(self) -> Novelty | None:
+        """Score of a frame: how unlike the training frames it is.
+
+        None for a model without, and for a family: its members have their own.
+        """
+        return None if self._own is None else self._own.novelty
+
+    @novelty.setter
+    def novelty(self, score: Novelty | None) -> None:
+        self._one("novelty").novelty = score
 
     @property
     def n_atoms(self) -> int:
         """Number of atoms of the solute."""
-        return int(self.propagator.n_atoms)  # type: ignore[arg-type]
+        return self._one("n_atoms").n_atoms
 
     @property
     def noise_size(self) -> int:
         """Number of standard normal numbers that one jump consumes."""
-        return int(self.propagator.noise_size)  # type: ignore[arg-type]
+        return self._one("noise_size").noise_size
 
     @property
     def card(self) -> Card:
@@ -192,9 +229,7 @@ class ScoreModel:
     @property
     def start_frames(self) -> NDArray[np.float32] | None:
         """Equilibrium frames to start chains from, (M, N, 3) nm, a fresh copy; None without."""
-        if self._start_frames is None:
-            return None
-        return (self._start_frames * START_FRAMES_UNIT_NM).astype(np.float32)
+        return self._one("start_frames").start_frames
 
     @property
     def temperature(self) -> float | None:
@@ -225,27 +260,27 @@ class ScoreModel:
     @property
     def bond_windows(self) -> tuple[Window, ...]:
         """Pairs of bonded atoms with their shortest and longest distance, nm; may be empty."""
-        return self._card.bond_windows
+        return self._one("bond_windows").card.bond_windows
 
     @property
     def angle_windows(self) -> tuple[Window, ...]:
         """The same for the ends of angles; may be empty."""
-        return self._card.angle_windows
+        return self._one("angle_windows").card.angle_windows
 
     @property
     def torsion_windows(self) -> tuple[Window, ...]:
         """The same for the ends of torsions that do not turn; may be empty."""
-        return self._card.torsion_windows
+        return self._one("torsion_windows").card.torsion_windows
 
     @property
     def contact_distances(self) -> tuple[Distance, ...]:
         """Pairs of atoms with the shortest distance they may have, nm; may be empty."""
-        return self._card.contact_distances
+        return self._one("contact_distances").card.contact_distances
 
     @property
     def constraint_lengths(self) -> tuple[Distance, ...]:
         """Heavy atom, hydrogen and the distance held in the training MD, nm; may be empty."""
-        return self._card.constraint_lengths
+        return self._one("constraint_lengths").card.constraint_lengths
 
     @classmethod
     def shipped(cls) -> list[str]:
@@ -316,20 +351,8 @@ class ScoreModel:
     @classmethod
     def _from_bundle(cls, path: Path, name: str) -> ScoreModel:
         tensors, content = load_bundle(path)
-        model: ScoreModel
         try:
-            if "members" in content:
-                from .family_model import FamilyModel
-
-                model = FamilyModel.from_content(tensors, content)
-            else:
-                kind = content["architecture"]
-                model = read_single(
-                    built(kind["name"], kind["hyperparameters"]),
-                    tensors,
-                    [Molecule.from_dict(molecule) for molecule in content["molecules"]],
-                    content["card"],
-                )
+            model = cls._read(tensors, content)
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
             raise BundleError(f"{path}: {' '.join(str(error).split())}") from error
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -337,13 +360,30 @@ class ScoreModel:
             part.name, part.sha256 = name, digest
         return model
 
-    @property
-    def members(self) -> tuple[ScoreModel, ...]:
-        """Models of one molecule each: this one, or the parts of a `FamilyModel`."""
-        return (self,)
+    @classmethod
+    def _read(cls, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> ScoreModel:
+        """Make a model of what a bundle holds."""
+        name = content["architecture"]["name"]
+        molecules = [Molecule.from_dict(molecule) for molecule in content["molecules"]]
+        if "members" not in content:
+            given = content["architecture"]["hyperparameters"]
+            return cls(*restored(name, given, tensors, molecules, content["card"]))
+        left = dict(tensors)
+        own = []
+        for k in range(len(molecules)):
+            prefix = _PREFIX.format(k)
+            keys = [key for key in left if key.startswith(prefix)]
+            own.append({key.removeprefix(prefix): left.pop(key) for key in keys})
+        models = []
+        for entry, theirs, molecule in zip(content["members"], own, molecules, strict=True):
+            # What is left belongs to all.
+            card = {**content["card"], **entry["card"]}
+            parts = restored(name, entry["hyperparameters"], theirs | left, [molecule], card)
+            models.append(cls(*parts))
+        return cls.family(models)
 
     def member(self, molecule: Molecule | str) -> ScoreModel:
-        """Return the model of one molecule: of a model of several, see `FamilyModel`, a part.
+        """Return the model of one molecule.
 
         Parameters
         ----------
@@ -351,17 +391,24 @@ class ScoreModel:
             One of `molecules`, or its name.
         """
         wanted = molecule.name if isinstance(molecule, Molecule) else molecule
-        if all(known.name != wanted for known in self.molecules):
-            names = ", ".join(known.name for known in self.molecules)
-            raise ValueError(f"the model does not know {wanted!r}, but {names}")
-        return self
+        for model in self.members:
+            if any(known.name == wanted for known in model.molecules):
+                return model
+        raise ValueError(f"the model does not know {wanted!r}, but {self._names()}")
 
     def only(self, molecule: str | None = None) -> ScoreModel:
-        """Return this model, after a look at whether it knows the molecule that is named."""
-        return self if molecule is None else self.member(molecule)
+        """Return the member that is named, or the only one there is."""
+        if molecule is not None:
+            return self.member(molecule)
+        if len(self.members) == 1:
+            return self.members[0]
+        raise ValueError(f"the model knows several molecules, name one: {self._names()}")
+
+    def _names(self) -> str:
+        return ", ".join(molecule.name for molecule in self.molecules)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as a bundle.
+        """Write the model as one bundle, a family with all its members.
 
         Parameters
         ----------
@@ -374,14 +421,26 @@ class ScoreModel:
             If the model could not be loaded again: its class is not registered, it lacks
             `hyperparameters`, or these build a module with other weights.
         """
-        name = architecture_to_save(self, f"cannot save {path}")
-        plain, tensors, card = own_tensors(self, f"cannot save {path}")
-        content = {
+        refused = f"cannot save {path}"
+        content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
-            "architecture": {"name": name, "hyperparameters": plain},
             "molecules": [molecule.to_dict() for molecule in self.molecules],
-            "card": card,
+            "card": self.card,
         }
+        if self._own is not None:
+            name, plain, tensors, content["card"] = self._own.stored(refused)
+            content["architecture"] = {"name": name, "hyperparameters": plain}
+            save_bundle(path, tensors, content)
+            return
+        shared = self.members[0].propagator.weights()  # type: ignore[operator]
+        tensors, entries = dict(shared), []
+        for k, model in enumerate(self.members):
+            name, plain, own, card = model._one("save").stored(refused)
+            tensors |= {_PREFIX.format(k) + key: own[key] for key in own if key not in shared}
+            differing = {key: value for key, value in card.items() if key not in self._card}
+            entries.append({"hyperparameters": plain, "card": differing})
+        content["architecture"] = {"name": name, "hyperparameters": {}}
+        content["members"] = entries
         save_bundle(path, tensors, content)
 
     def scripted(self, device: torch.device | str | None = None) -> torch.jit.ScriptModule:
@@ -405,20 +464,15 @@ class ScoreModel:
         ValueError
             If the propagator cannot be scripted.
         """
-        place = self._device() if device is None else torch.device(device)
-        if place not in self._scripted:
-            module = copy.deepcopy(self.propagator).to(place).eval()
-            try:
-                self._scripted[place] = script_frozen(module)
-            except Exception as error:  # the compiler raises whatever it stumbles over
-                raise ValueError(
-                    f"{type(self.propagator).__name__} cannot be scripted for TorchForce: "
-                    f"{' '.join(str(error).split())}"
-                ) from error
-        return self._scripted[place]
+        return self._one("scripted").scripted(device)
 
     def summary(self) -> str:
         """Return a description for people, several lines."""
+        if self._own is None:
+            intro = (
+                f"A family of {len(self.members)} molecules with the same weights: {self._names()}."
+            )
+            return "\n\n".join([intro, *(model.summary() for model in self.members)])
         weights = sum(parameter.numel() for parameter in self.propagator.parameters())
         lines = []
         if self._card.description is not None:
@@ -427,7 +481,7 @@ class ScoreModel:
             lines.append(
                 f"molecule:      {molecule.name} ({molecule.formula}, {self.n_atoms} atoms)"
             )
-        kind = architecture_name(type(self.propagator)) or type(self.propagator).__name__
+        kind = self._own.architecture or type(self.propagator).__name__
         lines.append(f"architecture:  {kind}, {weights:,} weights, noise {self.noise_size}")
         temperature, lags = self.temperature, self.lag_range
         lines.append(
@@ -436,8 +490,8 @@ class ScoreModel:
         trained = "not said" if lags is None else f"{lags[0]:g} to {lags[1]:g} ps"
         lines.append(f"lag:           {trained}; recommended {self.recommended_lag:g} ps")
         lines.append(f"burst:         recommended {self.recommended_burst:g} ps")
-        if self._start_frames is not None:
-            lines.append(f"start frames:  {len(self._start_frames)}")
+        if self.start_frames is not None:
+            lines.append(f"start frames:  {len(self.start_frames)}")
         if self.constraint_lengths:
             lines.append(f"constraints:   {len(self.constraint_lengths)} bonds to hydrogen")
         if self.novelty is not None:
@@ -453,230 +507,50 @@ class ScoreModel:
             lines.append(f"{key + ':':<14} {text}")
         return "\n".join(lines)
 
-    def _device(self) -> torch.device:
-        for tensor in (*self.propagator.parameters(), *self.propagator.buffers()):
-            return tensor.device
-        return torch.device("cpu")
 
-    def _check_novelty(self) -> None:
-        """Make the card and the score say the same threshold."""
-        if self.novelty is None:
-            if self._card.get(Card.novelty.key) is not None:
-                raise ValueError("card: novelty is described, but the model has no novelty score")
-            return
-        for molecule in self.molecules:
-            if self.novelty.atomic_numbers != molecule.atomic_numbers:
-                raise ValueError(f"novelty: the score is of other atoms than {molecule.name} has")
-        said = self._card.novelty
-        if said is None:
-            self._card.novelty = {"threshold": self.novelty.threshold}
-        elif said["threshold"] != self.novelty.threshold:
+def _check_family(models: Sequence[ScoreModel]) -> None:
+    """Raise ValueError unless models of one molecule each are those of a family."""
+    if not models:
+        raise ValueError("members is empty: a family has at least one member")
+    for model in models:
+        if not isinstance(model, ScoreModel) or model.is_family:
+            raise ValueError(f"members must be single models, got {model!r}")
+        if len(model.molecules) != 1:
+            raise ValueError(f"members must know one molecule each, got {model!r}")
+        kind = type(model.propagator)
+        if not (hasattr(kind, "weights") and hasattr(kind, "load_weights")):
             raise ValueError(
-                f"card: novelty has the threshold {said['threshold']}, the score "
-                f"{self.novelty.threshold}"
+                f"members: {kind.__name__} cannot share its weights between molecules; it needs "
+                "the methods weights and load_weights"
             )
+    names = [model.molecules[0].name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"members: {', '.join(twice)} is there twice")
+    for model in models[1:]:
+        _check_alike(models[0], model)
+    for one, other in itertools.combinations([model.molecules[0] for model in models], 2):
+        if match_atoms(one, other.graph()) is not None:
+            raise ValueError(f"members: {one.name} and {other.name} are the same molecule")
 
 
-def architecture_to_save(model: ScoreModel, refused: str) -> str:
-    """Return the name under which the class of a model's propagator is found again.
-
-    Parameters
-    ----------
-    model : ScoreModel
-        Of one molecule.
-    refused : str
-        What an error's message begins with.
-    """
-    kind = type(model.propagator)
-    name = architecture_name(kind)
-    if name is None:
-        raise BundleError(
-            f"{refused}: {kind.__name__} is not a known architecture; call "
-            "register_architecture(name, cls) first"
-        )
-    return name
-
-
-def own_tensors(
-    model: ScoreModel, refused: str
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """Return what a bundle holds of a model of one molecule.
-
-    Parameters
-    ----------
-    model : ScoreModel
-        The model.
-    refused : str
-        What an error's message begins with.
-
-    Returns
-    -------
-    tuple
-        The propagator's hyperparameters, all tensors by name, and the card.
-
-    Raises
-    ------
-    BundleError
-        If the model could not be read again.
-    """
-    name = architecture_to_save(model, refused)
-    kind = type(model.propagator)
-    hyperparameters = getattr(model.propagator, "hyperparameters", None)
-    if not isinstance(hyperparameters, Mapping):
-        raise BundleError(
-            f"{refused}: {kind.__name__} needs the attribute hyperparameters, the "
-            f"dict of its constructor's arguments; got {type(hyperparameters).__name__}"
-        )
-    plain = json.loads(canonical_json(dict(hyperparameters), f"{refused}: hyperparameters"))
-    tensors = dict(model.propagator.state_dict())
-    try:
-        _compare(built(name, plain).state_dict(), tensors)
-    except ValueError as error:
-        raise BundleError(
-            f"{refused}: the hyperparameters do not rebuild the module: {error}"
-        ) from error
-    for kept, what in ((START_FRAMES, "the start frames"), (NOVELTY, "the novelty score")):
-        taken = next((key for key in tensors if key.startswith(kept)), None)
-        if taken is not None:
-            raise BundleError(f"{refused}: the weights hold {taken}, a name kept for {what}")
-    if model._start_frames is not None:
-        tensors[START_FRAMES] = torch.from_numpy(model._start_frames.copy())
-    card = model.card
-    if model.novelty is not None:
-        card.novelty = {**(card.novelty or {}), "threshold": model.novelty.threshold}
-        tensors |= {NOVELTY + k: tensor for k, tensor in model.novelty.state_dict().items()}
-    return plain, tensors, card
-
-
-def read_single(
-    propagator: torch.nn.Module,
-    tensors: Mapping[str, Tensor],
-    molecules: Sequence[Molecule],
-    card: Mapping[str, Any],
-) -> ScoreModel:
-    """Return the model of one propagator, from what `own_tensors` gave.
-
-    Parameters
-    ----------
-    propagator : torch.nn.Module
-        As its hyperparameters build it; takes its weights here.
-    tensors : mapping
-        By name.
-    molecules : sequence of Molecule
-        What the propagator knows.
-    card : mapping
-        The card.
-    """
-    left = dict(tensors)
-    start = left.pop(START_FRAMES, None)
-    statistics = {name: left.pop(name) for name in list(left) if name.startswith(NOVELTY)}
-    _compare(propagator.state_dict(), left)
-    propagator.load_state_dict(left)
-    return ScoreModel(
-        propagator,
-        molecules,
-        card,
-        None if start is None else _unpacked(start),
-        _read_novelty(statistics, molecules[0], Card(card)),
-    )
-
-
-def _read_novelty(tensors: Mapping[str, Tensor], molecule: Molecule, card: Card) -> Novelty | None:
-    """Return the score that a bundle's tensors and card describe; None if it has none."""
-    if not tensors:
-        return None
-    found = {name.removeprefix(NOVELTY): tensor for name, tensor in tensors.items()}
-    if found.keys() != set(Novelty.STATISTICS):
-        raise ValueError(
-            f"novelty: wanted are the tensors {', '.join(Novelty.STATISTICS)}, found "
-            f"{', '.join(sorted(found))}"
-        )
-    said = card.novelty
-    if said is None:
-        raise ValueError("card: novelty must hold a positive threshold, got None")
-    return Novelty(molecule.atomic_numbers, **found, threshold=float(said["threshold"]))
-
-
-def _packed(frames: ArrayLike, n_atoms: int) -> NDArray[np.int16]:
-    """Return start frames as a bundle stores them."""
-    try:
-        given = np.asarray(frames, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"start_frames must be numbers of shape (M, {n_atoms}, 3), in nm"
-        ) from None
-    if given.ndim != 3 or given.shape[0] < 1 or given.shape[1:] != (n_atoms, 3):
-        raise ValueError(f"start_frames must have shape (M, {n_atoms}, 3), got {given.shape}")
-    wrong = np.flatnonzero(~np.isfinite(given).all(axis=(1, 2)))
-    if len(wrong):
-        raise ValueError(f"start_frames: frame {wrong[0]} holds NaN or infinity")
-    units = np.round((given - given.mean(axis=1, keepdims=True)) / START_FRAMES_UNIT_NM)
-    limit = np.iinfo(np.int16).max
-    if np.abs(units).max() > limit:
-        frame = int(np.abs(units).max(axis=(1, 2)).argmax())
-        raise ValueError(
-            f"start_frames: an atom of frame {frame} is more than {limit * START_FRAMES_UNIT_NM:g} "
-            "nm away from the centroid; wanted are whole molecules, in nm (not angstrom)"
-        )
-    return units.astype(np.int16)
-
-
-def _unpacked(stored: Tensor) -> NDArray[np.float64]:
-    if stored.dtype != torch.int16 or stored.dim() != 3:
-        raise ValueError(
-            f"{START_FRAMES} must be int16 of shape (M, N, 3), got {tuple(stored.shape)} "
-            f"{stored.dtype}"
-        )
-    return stored.numpy().astype(np.float64) * START_FRAMES_UNIT_NM
-
-
-def _whole_number(module: torch.nn.Module, attribute: str, least: int) -> int:
-    value = getattr(module, attribute, None)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"propagator: {type(module).__name__}.{attribute} must be an integer of at least "
-            f"{least}, got {value!r}"
-        )
-    return value
-
-
-def built(name: str, hyperparameters: Mapping[str, Any]) -> torch.nn.Module:
-    """Build a propagator of a registered architecture, with weights that are yet to be read."""
-    cls = architecture(name)
-    # Building draws initial weights that are thrown away: the user's random numbers stay put.
-    with torch.random.fork_rng(devices=[]):
-        try:
-            return cls(**hyperparameters)
-        except Exception as error:  # somebody else's constructor may raise anything
-            reason = f"{error}" or type(error).__name__
-            raise ValueError(
-                f"architecture {name!r} refuses its hyperparameters: {reason}"
-            ) from error
-
-
-def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise ValueError, in one line, unless both sets of weights have one shape."""
-    missing = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
-    if missing:
-        raise ValueError(f"the weights lack {', '.join(missing)}")
-    if extra:
-        raise ValueError(f"the weights hold unknown {', '.join(extra)}")
-    for name in sorted(expected):
-        ours, theirs = expected[name], found[name]
-        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
-            raise ValueError(f"the state {name} is not a tensor")
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise ValueError(
-                f"the weights {name} are {tuple(theirs.shape)} {theirs.dtype}, "
-                f"the architecture has {tuple(ours.shape)} {ours.dtype}"
-            )
+def _check_alike(first: ScoreModel, other: ScoreModel) -> None:
+    """Raise ValueError unless two members have the same weights and the same range of use."""
+    names = f"{first.molecules[0].name} and {other.molecules[0].name}"
+    if type(first.propagator) is not type(other.propagator):
+        raise ValueError(f"members: {names} have propagators of different classes")
+    weights, theirs = (model.propagator.weights() for model in (first, other))  # type: ignore[operator]
+    if weights.keys() != theirs.keys() or any(
+        not torch.equal(weights[name], theirs[name]) for name in weights
+    ):
+        raise ValueError(f"members: {names} have different weights")
+    for what in ("temperature", "lag_range", "recommended_lag", "recommended_burst"):
+        if getattr(first, what) != getattr(other, what):
+            raise ValueError(f"members: {names} differ in {what}")
 
 
 def model_digest(model: ScoreModel) -> str:
     """Return a hash of all that decides what a model does, however it was loaded."""
-    import torch
-
     hasher = hashlib.sha256(type(model.propagator).__qualname__.encode())
     hyperparameters = getattr(model.propagator, "hyperparameters", None)
     hasher.update(repr(hyperparameters).encode())

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..model.card import Card, Training
-from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel, model_digest
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
@@ -123,9 +122,8 @@ def distill_bundle(
         return None
     say("writing", output.name)
     # A family has no name of its own; its members are called as their molecules are.
-    family = isinstance(teacher, FamilyModel)
     path = None if isinstance(model, ScoreModel) else Path(model)
-    label = path.stem if family and path is not None else teacher.card.name or "a family"
+    label = path.stem if teacher.is_family and path is not None else teacher.card.name or "a family"
     training: Training = {
         "distilled_from": label,
         "teacher_calls": tasks[0].teacher.n_calls,
@@ -134,10 +132,10 @@ def distill_bundle(
     }
     own = settings.name or f"{label}-{settings.calls}"
     models = [
-        _student(member, task.model, None if family else own, settings, training)
+        _student(member, task.model, None if teacher.is_family else own, settings, training)
         for member, task in zip(teacher.members, tasks, strict=True)
     ]
-    student = FamilyModel(models) if family else models[0]
+    student = ScoreModel.family(models) if teacher.is_family else models[0]
     return finish(student, output, training, began)
 
 

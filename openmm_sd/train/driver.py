@@ -18,7 +18,6 @@ from ..analysis import dihedral
 from ..data.dataset import BIASED, Dataset, Run, merge, read_dataset
 from ..files.atomic import file_sha256
 from ..model.card import Card, NoveltyOrigin, Training
-from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel
 from ..model.novelty import Novelty, fit_novelty, hold_out
 from ..molecule.frames import constraint_lengths
@@ -266,14 +265,12 @@ def checkpoint_of(output: Path) -> Path:
     return output.with_name(output.name + ".checkpoint")
 
 
-def finish(
-    model: ScoreModel | FamilyModel, output: Path, training: Training, began: float
-) -> dict[str, Any]:
+def finish(model: ScoreModel, output: Path, training: Training, began: float) -> dict[str, Any]:
     """Write the bundle of a training and do away with its checkpoint.
 
     Parameters
     ----------
-    model : ScoreModel or FamilyModel
+    model : ScoreModel
         What was trained.
     output : Path
         The bundle.

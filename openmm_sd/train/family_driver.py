@@ -15,7 +15,6 @@ import torch
 from ..data.dataset import Dataset, read_dataset
 from ..files.atomic import file_sha256
 from ..model.card import Card, Training
-from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
@@ -181,8 +180,7 @@ def train_family(
     kin = [(model.molecules[0], model.card) for model in models]
     for molecule, network in zip(settings.also, networks[len(taught) :], strict=True):
         models.append(_relative(molecule, network, kin))
-    family = FamilyModel(models)
-    return finish(family, output, training, began)
+    return finish(ScoreModel.family(models), output, training, began)
 
 
 def torsion_terms_of(
