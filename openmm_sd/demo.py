@@ -17,7 +17,6 @@ with. It writes, into one directory:
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from .bridges import platform_names
-from .files.atomic import write_atomically
+from .files.atomic import write_json
 from .integrator.integrator import ScoreDynamicsIntegrator
 from .integrator.notes import ensemble_notes
 from .model.model import ScoreModel
@@ -229,8 +228,7 @@ def run_demo(
             "system and machine, without the writing of files; effective time is no MD time.",
         ],
     }
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "summary.json", text.encode())
+    write_json(folder / "summary.json", summary)
     say("done", f"{time.perf_counter() - began:.0f} s, files are in {folder}")
     return summary
 

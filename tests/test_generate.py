@@ -269,7 +269,7 @@ def test_killed_and_gone_on(pdb, tmp_path, capfd, processes):
 
     # Other settings are refused, another amount of the same is not.
     assert main(["generate", *arguments, "--temperature", "310"]) == 2
-    assert "temperature_K was 300.0 and is 310.0" in capfd.readouterr().err
+    assert "temperature_K 300.0 there, 310.0 here" in capfd.readouterr().err
     arguments[arguments.index("3000")] = str(run.n_frames - 2)
     arguments[arguments.index("--plain") + 1] = "1"
     assert main(["generate", *arguments, "--json"]) == 0

@@ -417,7 +417,7 @@ def test_training_resumes(data, tmp_path, capfd):
     with pytest.raises(Stop):
         train_bundle([data], parts, settings(), report=interrupt)
     assert not parts.exists()
-    with pytest.raises(ValueError, match="other settings: batch_size"):
+    with pytest.raises(ValueError, match="other settings .batch_size"):
         train_bundle([data], parts, settings(batch_size=8))
     train_bundle([data], parts, settings())
     one, other = (ScoreModel.load(path).propagator.state_dict() for path in (whole, parts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
@@ -16,7 +15,7 @@ import torch
 
 from ..bridges import platform_names
 from ..checks import check_number, check_whole
-from ..files.atomic import write_atomically
+from ..files.atomic import write_json
 from ..model.model import ScoreModel
 from ..rollout.settings import checked_device
 from ..system.platforms import platform_and_bridge
@@ -162,9 +161,7 @@ def run_benchmark(
         "seconds": time.perf_counter() - began,
     }
     if output is not None:
-        write_atomically(
-            Path(output), (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
-        )
+        write_json(Path(output), result, indent=1)
     return result
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from .base import first_line
+from ..files.atomic import first_line
 from .probe import Probe, evaluate
 
 

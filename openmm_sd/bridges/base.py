@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import openmm
 
+from ..files.atomic import first_line
 from ..jump.jump import Jump
 
 #: Name of the force in the System, by which it is found again.
@@ -54,12 +55,6 @@ class NotScriptable(ValueError):
             f"bridge={bridge!r} needs a propagator that TorchScript can compile: "
             f"{first_line(error)}; bridge='pythonforce' runs it as it is"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Type of an exception and the first line of what it says."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
 
 
 class Bridge(ABC):

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import openmm
 
+from ..files.atomic import write_atomically
 from .base import platform_names
 
 #: Seconds after which a probe counts as failed. Importing torch and compiling kernels takes a few.
@@ -199,10 +199,7 @@ def _write_cache(results: dict[str, dict]) -> None:
     path = _cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(results, file)
-        os.replace(name, path)
+        write_atomically(path, json.dumps(results))
     except OSError:
         return  # a home that cannot be written costs a few seconds at the next start, no more
 

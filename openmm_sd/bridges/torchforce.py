@@ -11,9 +11,10 @@ import openmm
 import torch
 from torch import Tensor
 
+from ..files.atomic import first_line
 from ..jump.jump import Jump
 from ..propagator.script import script, script_frozen
-from .base import FORCE_NAME, PARAMETERS, Bridge, NotScriptable, first_line, platform_names
+from .base import FORCE_NAME, PARAMETERS, Bridge, NotScriptable, platform_names
 
 # Platforms on which openmm-torch moves the module to the GPU.
 _GPU_PLATFORMS = {"CUDA", "HIP"}

@@ -143,6 +143,7 @@ def _merged(merged: dict[str, Any], folder: str) -> str:
 
 def _report(arguments: argparse.Namespace, progress: Progress) -> str:
     """Write the report; return a line on it."""
+    from ..files.atomic import one_line
     from ..run.report.page import write_report
 
     try:
@@ -153,8 +154,8 @@ def _report(arguments: argparse.Namespace, progress: Progress) -> str:
             report=progress,
         )
     except Exception as error:  # the run is done and on the disk, whatever its report stumbles over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return f"no report: {reason} (openmm-sd report {arguments.output} --debug says where)\n"
+        hint = f"openmm-sd report {arguments.output} --debug says where"
+        return f"no report: {one_line(error)} ({hint})\n"
     return f"report: {found['headline']} ({found['report']})\n"
 
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..files.atomic import sync_folder
+from ..files.atomic import one_line, replacing
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 
@@ -187,14 +187,16 @@ def write_dataset(
     """
     target = Path(path)
     _writable(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     texts = {
         "provenance": _to_json("provenance", provenance),
         "molecule": _to_json("molecule", molecule.to_dict()),
     }
     try:
         # This version of the format keeps checksums of its own structure and long attributes.
-        with h5py.File(partial, "w", libver=("v108", "v108")) as file:
+        with (
+            replacing(target) as partial,
+            h5py.File(partial, "w", libver=("v108", "v108")) as file,
+        ):
             file.attrs["format"] = FORMAT
             file.attrs["version"] = VERSION
             for key, text in texts.items():
@@ -204,16 +206,9 @@ def write_dataset(
                 _write_run(group, run, molecule)
             if not len(group):
                 raise ValueError("a data set needs at least one run")
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, target)
-        sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
         # HDF5's own messages run over several lines and name its C functions.
         raise OSError(f"cannot write {target}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _writable(target: Path) -> None:
@@ -429,6 +424,5 @@ def _to_json(what: str, value: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    found = re.search(r"error message = '([^']*)'", text)
-    return found.group(1) if found else text or type(error).__name__
+    found = re.search(r"error message = '([^']*)'", text := one_line(error))
+    return found.group(1) if found else text

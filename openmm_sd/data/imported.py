@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.atomic import file_sha256
+from ..files.atomic import file_sha256, one_line
 from ..molecule.frames import FrameCheck, constraint_lengths, missing_hydrogens
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
@@ -601,7 +601,7 @@ def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, ImportError) and "PyTables" in text:
         return "reading HDF5 trajectories needs PyTables (pip install tables)"
-    return text[:300] or type(error).__name__
+    return text[:300]

@@ -1,10 +1,21 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, what JSON can hold, and an error in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import json
+import math
 import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Content = TypeVar("Content")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -19,40 +30,139 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a name to write to; at the end that file takes the place of another, or neither changes.
+
+    Parameters
+    ----------
+    target : Path
+        An existing file is replaced.
+
+    Yields
+    ------
+    Path
+        What to write, in the same folder. If an exception is raised it goes again.
+    """
+    # Not tempfile: its files are readable by their owner only, and the mode would stay.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    # The new name itself has to reach the disk, or a power cut brings the old file back.
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, down to the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomically(target: Path, data: bytes) -> None:
+def write_atomically(target: Path, data: bytes | str) -> None:
     """Write a file that is there whole, and on the disk, or not at all.
 
     Parameters
     ----------
     target : Path
         Where to; an existing file is replaced.
-    data : bytes
+    data : bytes or str
         What to write.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with replacing(target) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(target: Path, content: Any, indent: int = 2) -> None:
+    """Write JSON that any reader takes, whole or not at all; NaN and infinity are refused."""
+    write_atomically(target, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+def write_arrays(target: Path, compress: bool = False, /, **arrays: ArrayLike) -> None:
+    """Write a NumPy archive, whole or not at all."""
+    memory = io.BytesIO()
+    save: Callable[..., None] = np.savez_compressed if compress else np.savez
+    save(memory, **arrays)
+    write_atomically(target, memory.getvalue())
+
+
+def finite(value: Any) -> Any:
+    """Put None where a number is none, which JSON cannot hold, and plain numbers for NumPy's."""
+    if isinstance(value, dict):
+        return {str(name): finite(one) for name, one in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return finite(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_arrays(
+    file: Path, decode: Callable[[Mapping[str, NDArray[Any]]], Content], advice: str = ""
+) -> Content:
+    """Read a NumPy archive.
+
+    Parameters
+    ----------
+    file : Path
+        The archive.
+    decode : callable
+        What is made of its arrays.
+    advice : str
+        What to do if it is damaged.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or `decode` raises anything.
+    """
     try:
-        # Not tempfile: its files are readable by their owner only, and the mode would stay.
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        # The new name itself has to reach the disk, or a power cut brings the old file back.
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        # Through memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+            return decode(content)
+    except Exception as error:  # a damaged archive fails in many ways
+        raise ValueError(f"output: {file} is damaged: {one_line(error)}{advice}") from None
+
+
+def one_line(error: object) -> str:
+    """Return what an exception or a warning says in one line, or else what it is."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type of an exception and the first line of what it says."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
+
+
+def why(error: OSError) -> str:
+    """Return the system's own words for what went wrong with a file."""
+    return error.strerror or one_line(error)
+
+
+@contextlib.contextmanager
+def writing(file: Path, safe: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Say in one line which file could not be written, and what is safe.
+
+    Parameters
+    ----------
+    file : Path
+        What is written.
+    safe : str
+        What is not lost, and what to do.
+    kind : type
+        What is raised in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot write {file}: {why(error)}; {safe}") from error

@@ -1,4 +1,4 @@
-"""What runs that may be stopped, killed and taken up again have in common."""
+"""Output directories of runs that may be stopped, killed and taken up again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any, Final
+
+from .atomic import why
+
+# Longer settings (digests, molecules) are named, not shown; characters.
+_SHOWN: Final = 120
 
 
 @contextlib.contextmanager
@@ -35,16 +42,12 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise ValueError(f"output: cannot write to {folder}: {error.strerror or error}") from None
+        raise ValueError(f"output: cannot write to {folder}: {why(error)}") from None
     try:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"output: cannot write to {folder}: no permission")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output: another {what} is writing to {folder}") from None
-        except OSError:
-            pass  # some network file systems cannot lock a directory
+        if not held(handle):
+            raise ValueError(f"output: another {what} is writing to {folder}")
         yield
     except BaseException:
         if new:
@@ -53,6 +56,95 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         raise
     finally:
         os.close(handle)
+
+
+def held(handle: int, seconds: float = 0.0) -> bool:
+    """Lock an open file or directory against other processes; False if another one keeps it.
+
+    Parameters
+    ----------
+    handle : int
+        Its descriptor. The lock lasts until the last copy of it is closed, those that other
+        processes have inherited included.
+    seconds : float
+        How long to wait for it.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.2)
+        except OSError:
+            return True  # some network file systems cannot lock a directory
+        else:
+            return True
+
+
+def refuse_others(
+    folder: Path, what: str, known: Callable[[str], object] = lambda name: False
+) -> None:
+    """Refuse a directory with files that nothing of ours has made; hidden ones do not count.
+
+    Parameters
+    ----------
+    folder : Path
+        The directory.
+    what : str
+        What it does not hold, for the message.
+    known : callable
+        Whether a name may be there all the same.
+
+    Raises
+    ------
+    ValueError
+        That names the first of them.
+    """
+    others = sorted(
+        file.name
+        for file in folder.iterdir()
+        if not file.name.startswith(".") and not known(file.name)
+    )
+    if others:
+        raise ValueError(
+            f"output: {folder} holds files but no {what} ({', '.join(others[:4])}); give a new "
+            "directory"
+        )
+
+
+def require_same(what: str, there: Mapping[str, Any], here: Mapping[str, Any], advice: str) -> None:
+    """Refuse to go on with other settings than those that something was made with.
+
+    Parameters
+    ----------
+    what : str
+        What was made, for the message.
+    there, here : mapping
+        The settings it was made with, and those that are asked for now, by name.
+    advice : str
+        What to do about it.
+
+    Raises
+    ------
+    ValueError
+        That names the settings which differ.
+    """
+    if different := _differences(there, here):
+        raise ValueError(f"{what} made with other settings ({'; '.join(different)}); {advice}")
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    result = []
+    for name in sorted({*there, *here}):
+        one, two = there.get(name), here.get(name)
+        if isinstance(one, dict) and isinstance(two, dict):
+            result += _differences(one, two)
+        elif one != two:
+            long = len(f"{one!r}{two!r}") > _SHOWN
+            result.append(f"another {name}" if long else f"{name} {one!r} there, {two!r} here")
+    return result
 
 
 @contextlib.contextmanager

@@ -11,14 +11,15 @@ import contextlib
 import errno
 import importlib.metadata
 import json
-import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .atomic import one_line, replacing
 
 #: File formats of a trajectory, with the file each one gives.
 FORMATS: Final = {"xtc": "trajectory.xtc", "dcd": "trajectory.dcd", "h5": "trajectory.h5"}
@@ -251,22 +252,19 @@ class RawFrames:
         """Write the frames of an HDF5 file as they were before it was made."""
         import h5py
 
-        temporary = target.with_name(f".{target.name}.tmp")
         assert self.dtype.names is not None
-        try:
-            with h5py.File(file, "r") as content, open(temporary, "wb") as raw:
-                count = len(content["coordinates"])
-                for begin in range(0, count, self._per_block):
-                    end = min(begin + self._per_block, count)
-                    records = np.zeros(end - begin, dtype=self.dtype)
-                    for name in self.dtype.names:
-                        records[name] = content[name][begin:end]
-                    raw.write(records.tobytes())
-                raw.flush()
-                os.fsync(raw.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing(target) as temporary,
+            h5py.File(file, "r") as content,
+            open(temporary, "wb") as raw,
+        ):
+            count = len(content["coordinates"])
+            for begin in range(0, count, self._per_block):
+                end = min(begin + self._per_block, count)
+                records = np.zeros(end - begin, dtype=self.dtype)
+                for name in self.dtype.names:
+                    records[name] = content[name][begin:end]
+                raw.write(records.tobytes())
 
 
 def hdf5_frames(file: Path) -> int:
@@ -282,7 +280,7 @@ def hdf5_frames(file: Path) -> int:
 
 def write_hdf5(
     target: Path,
-    topology: Any,
+    topology: dict[str, Any],
     count: int,
     blocks: Iterable[dict[str, NDArray[np.float32]]],
     *,
@@ -295,8 +293,8 @@ def write_hdf5(
     ----------
     target : Path
         An existing file is replaced.
-    topology : openmm.app.Topology
-        Of the atoms in the frames.
+    topology : dict
+        Of the atoms in the frames, see `openmm_sd.molecule.topology.mdtraj_topology`.
     count : int
         Number of frames.
     blocks : iterable of dict
@@ -318,9 +316,8 @@ def write_hdf5(
         "cell_lengths": b"nanometers",
         "cell_angles": b"degrees",
     }
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
+        with replacing(target) as temporary, h5py.File(temporary, "w") as file:
             for name, text in (
                 ("conventions", "Pande"),
                 ("conventionVersion", "1.1"),
@@ -330,7 +327,7 @@ def write_hdf5(
                 ("title", title),
             ):
                 file.attrs[name] = np.bytes_(text)
-            text = json.dumps(mdtraj_topology(topology))
+            text = json.dumps(topology)
             file.create_dataset("topology", data=np.array([text.encode("ascii")]))
             begin = 0
             for block in blocks:
@@ -350,82 +347,12 @@ def write_hdf5(
                     file[name][begin : begin + len(values)] = values
                 begin += len(block["coordinates"])
             if not count:
-                shape = (topology.getNumAtoms(), 3)
+                atoms = [len(r["atoms"]) for chain in topology["chains"] for r in chain["residues"]]
+                shape = (sum(atoms), 3)
                 made = file.create_dataset(
                     "coordinates", (0, *shape), "<f4", maxshape=(None, *shape)
                 )
                 made.attrs["units"] = np.bytes_(units["coordinates"])
                 file.create_dataset("time", (0,), "<f4", maxshape=(None,))
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
     except RuntimeError as error:  # what h5py raises where closing a file fails
-        raise OSError(errno.EIO, " ".join(str(error).split()), str(target)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def mdtraj_topology(topology: Any) -> dict[str, Any]:
-    """Return an OpenMM Topology as mdtraj's HDF5 files describe one."""
-    chains = []
-    residues = 0
-    for chain in topology.chains():
-        listed = []
-        for residue in chain.residues():
-            residues += 1
-            digits = "".join(c for c in residue.id if c.isdigit())
-            listed.append(
-                {
-                    "index": residues - 1,
-                    "name": residue.name,
-                    "resSeq": int(digits) if digits else residues,
-                    "segmentID": "",
-                    "atoms": [
-                        {
-                            "index": atom.index,
-                            "name": atom.name,
-                            # mdtraj's symbol for a virtual site.
-                            "element": "VS" if atom.element is None else atom.element.symbol,
-                        }
-                        for atom in residue.atoms()
-                    ],
-                }
-            )
-        chains.append({"index": chain.index, "residues": listed})
-    return {
-        "chains": chains,
-        "bonds": [[one.index, two.index] for one, two in topology.bonds()],
-    }
-
-
-def subtopology(topology: Any, atoms: Sequence[int]) -> Any:
-    """Return an OpenMM Topology of some atoms of another, in the same order, with its box.
-
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        The whole.
-    atoms : sequence of int
-        Ascending.
-    """
-    from openmm import app
-
-    new = app.Topology()
-    new.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
-    wanted, made = set(atoms), {}
-    for chain in topology.chains():
-        chosen = [[a for a in r.atoms() if a.index in wanted] for r in chain.residues()]
-        if not any(chosen):
-            continue
-        new_chain = new.addChain(chain.id)
-        for residue, kept in zip(chain.residues(), chosen, strict=True):
-            if kept:
-                new_residue = new.addResidue(
-                    residue.name, new_chain, residue.id, residue.insertionCode
-                )
-                for atom in kept:
-                    made[atom.index] = new.addAtom(atom.name, atom.element, new_residue)
-    for one, two in topology.bonds():
-        if one.index in made and two.index in made:
-            new.addBond(made[one.index], made[two.index])
-    return new
+        raise OSError(errno.EIO, one_line(error), str(target)) from error

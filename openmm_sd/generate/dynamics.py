@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from openmm import unit
 
 from ..data.dataset import quantise
+from ..files.atomic import one_line
 from ..molecule.frames import FrameCheck
 from ..molecule.torsions import TorsionAtoms
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
@@ -226,7 +227,7 @@ class PieceByPiece:
                 if not self.complete and stopped():
                     return
         except openmm.OpenMMException as error:
-            raise BlownUp(" ".join(str(error).split())) from error
+            raise BlownUp(one_line(error)) from error
         finally:
             # Contexts of the Reference platform share their random numbers: only one at a time.
             del context

@@ -9,18 +9,17 @@ its end, from which the run goes on. Every file appears complete or not at all.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import io
 import json
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from ..files.atomic import read_arrays, write_arrays, write_atomically, write_json, writing
+from ..files.folder import held, require_same
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms
 from .settings import GenerateSettings
@@ -30,6 +29,8 @@ from .start import Start
 ATTEMPTS: Final = 2
 # Processes whose parent was killed notice that at their next frame.
 _LOCK_SECONDS: Final = 30.0
+_KEPT: Final = "what was made before is kept, the same command goes on with it"
+_DAMAGED: Final = "; remove it and run again"
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ class Parts:
 
     def settle(self, content: dict[str, Any]) -> None:
         """Write down what is being made."""
-        text = json.dumps(content, indent=1) + "\n"
-        self._write("settings.json", text.encode())
+        path = self.folder / "settings.json"
+        with writing(path, _KEPT):
+            write_json(path, content, indent=1)
 
     def check(self, content: dict[str, Any]) -> None:
         """Refuse to go on with other settings than those that the parts were made with.
@@ -121,13 +123,12 @@ class Parts:
         ValueError
             That names the settings which differ.
         """
-        found = self.describe()
-        differences = _differences(found, content)
-        if differences:
-            raise ValueError(
-                f"{self.folder} holds parts made with other settings: {'; '.join(differences)}; "
-                "go on with those, choose another output, or remove the folder"
-            )
+        require_same(
+            f"{self.folder} holds parts",
+            self.describe(),
+            content,
+            "go on with those, choose another output, or remove the folder",
+        )
 
     def lock(self) -> int:
         """Take hold of the folder, against a second program; return the lock's descriptor.
@@ -135,17 +136,10 @@ class Parts:
         It is inherited by worker processes, so that it lasts until the last of them has gone.
         """
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        until = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    os.close(descriptor)
-                    raise ValueError(f"another program is at work in {self.folder}") from None
-                time.sleep(0.2)
-            else:
-                return descriptor
+        if not held(descriptor, _LOCK_SECONDS):
+            os.close(descriptor)
+            raise ValueError(f"another program is at work in {self.folder}")
+        return descriptor
 
     # -- where runs start ------------------------------------------------------------------------
 
@@ -153,7 +147,7 @@ class Parts:
         """Keep what every run is made of."""
         import openmm
 
-        self._write("system.xml", openmm.XmlSerializer.serialize(start.system).encode())
+        self._write("system.xml", openmm.XmlSerializer.serialize(start.system))
         self._write_arrays(
             "start.npz",
             positions=start.positions,
@@ -172,16 +166,20 @@ class Parts:
         path = self.folder / "start.npz"
         if not path.is_file():
             return None
-        with _arrays(path) as data:
-            return Start(
+        system = openmm.XmlSerializer.deserialize((self.folder / "system.xml").read_text())
+        return read_arrays(
+            path,
+            lambda data: Start(
                 Molecule.from_dict(json.loads(str(data["molecule"]))),
-                openmm.XmlSerializer.deserialize((self.folder / "system.xml").read_text()),
+                system,
                 data["positions"],
-                data["box"] if "box" in data else None,
+                data.get("box"),
                 data["solutes"],
                 int(data["waters"]),
-                data["cell_nm"] if "cell_nm" in data else None,
-            )
+                data.get("cell_nm"),
+            ),
+            _DAMAGED,
+        )
 
     # -- runs ------------------------------------------------------------------------------------
 
@@ -192,7 +190,7 @@ class Parts:
     def fail(self, task: str, reason: str) -> None:
         """Note that a run has blown up; its pieces do not count any more."""
         attempt = self.attempt(task)
-        self._write(f"{task}.{attempt}.failed", reason.encode())
+        self._write(f"{task}.{attempt}.failed", reason)
         for path in self.folder.glob(f"{task}.{attempt}.*.npz"):
             path.unlink()
 
@@ -229,14 +227,17 @@ class Parts:
 
     def load_chunk(self, path: Path) -> Chunk:
         """Read a piece of a run."""
-        with _arrays(path) as data:
-            return Chunk(data["frames"], json.loads(str(data["meta"])))
+        return read_arrays(
+            path, lambda data: Chunk(data["frames"], json.loads(str(data["meta"]))), _DAMAGED
+        )
 
     def load_snapshot(self, path: Path) -> Snapshot:
         """Read where a run goes on after a piece."""
-        with _arrays(path.with_suffix(".state.npz")) as data:
-            box = data["box"] if "box" in data else None
-            return Snapshot(data["positions"], data["velocities"], box)
+        return read_arrays(
+            path.with_suffix(".state.npz"),
+            lambda data: Snapshot(data["positions"], data["velocities"], data.get("box")),
+            _DAMAGED,
+        )
 
     def frames(self, task: str) -> int:
         """Return how many frames of a run are kept."""
@@ -257,7 +258,7 @@ class Parts:
 
     def remove(self) -> None:
         """Remove the folder with everything that was written into it."""
-        for pattern in ("*.npz", "*.json", "*.xml", "*.failed", "*.partial", "lock"):
+        for pattern in ("*.npz", "*.json", "*.xml", "*.failed", ".*.tmp", "*.partial", "lock"):
             for path in self.folder.glob(pattern):
                 path.unlink()
         with contextlib.suppress(OSError):  # somebody has put something else there
@@ -266,50 +267,13 @@ class Parts:
     def _chunk_path(self, task: str, attempt: int, number: int) -> Path:
         return self.folder / f"{task}.{attempt}.{number:05d}.npz"
 
-    def _write_arrays(self, name: str, **arrays: Any) -> None:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        self._write(name, buffer.getvalue())
+    def _write_arrays(self, name: str, **arrays: ArrayLike) -> None:
+        with writing(self.folder / name, _KEPT):
+            write_arrays(self.folder / name, True, **arrays)
 
-    def _write(self, name: str, content: bytes) -> None:
-        target = self.folder / name
-        partial = self.folder / f"{name}.{os.getpid()}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise OSError(
-                f"cannot write {target}: {error.strerror}; what was made before is kept, the same "
-                "command goes on with it"
-            ) from error
-
-
-@contextlib.contextmanager
-def _arrays(path: Path) -> Any:
-    try:
-        with np.load(path) as data:
-            yield data
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise RuntimeError(f"{path} is damaged ({error}): remove it and run again") from error
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    result = []
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) == wanted.get(key):
-            continue
-        if isinstance(found.get(key), dict) and isinstance(wanted.get(key), dict):
-            result += _differences(found[key], wanted[key])
-        else:
-            one, two = (json.dumps(d.get(key)) for d in (found, wanted))
-            short = len(one) + len(two) < 120
-            result.append(f"{key} was {one} and is {two}" if short else f"another {key}")
-    return result
+    def _write(self, name: str, text: str) -> None:
+        with writing(self.folder / name, _KEPT):
+            write_atomically(self.folder / name, text)
 
 
 def describe(

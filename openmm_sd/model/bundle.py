@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..files.atomic import write_atomically
+from ..files.atomic import one_line, why, write_atomically
 from ..molecule.molecule import Molecule
 
 FORMAT_VERSION: Final = 1
@@ -131,7 +131,7 @@ def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     except IsADirectoryError:
         _refuse(file, "is a directory")
     except OSError as error:
-        _refuse(file, f"cannot be read: {error.strerror or error}")
+        _refuse(file, f"cannot be read: {why(error)}")
     return _verified(file, data)
 
 
@@ -175,7 +175,7 @@ def canonical_json(content: Any, what: str) -> str:
             content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
         )
     except (TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"{what} cannot be written as JSON: {_one_line(error)}") from None
+        raise BundleError(f"{what} cannot be written as JSON: {one_line(error)}") from None
 
 
 def _key_that_is_no_string(value: Any) -> Any:
@@ -199,16 +199,12 @@ def _refuse(file: Path, reason: str) -> NoReturn:
     raise BundleError(f"{file}: {reason}") from None
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _verified(file: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = _verified_content(file, data)
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:  # the library raises its own and several built-in kinds
-        _refuse(file, f"safetensors cannot read the weights: {_one_line(error)}")
+        _refuse(file, f"safetensors cannot read the weights: {one_line(error)}")
     _check_finite(file, tensors)
     return tensors, content
 
@@ -271,7 +267,7 @@ def _parsed(file: Path, text: bytes, what: str) -> Any:
     try:
         return json.loads(text.decode("utf-8"), parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
-        _refuse(file, f"{what} is not valid JSON: {_one_line(error)}")
+        _refuse(file, f"{what} is not valid JSON: {one_line(error)}")
 
 
 def _sorted_header(data: bytes) -> bytes:
@@ -342,7 +338,7 @@ def _check_content(file: Path, content: Any) -> None:
         try:
             Molecule.from_dict(molecule)
         except (TypeError, ValueError) as error:
-            _refuse(file, f"molecule {k}: {_one_line(error)}")
+            _refuse(file, f"molecule {k}: {one_line(error)}")
     if not several:
         return
     members = content["members"]

@@ -1,4 +1,4 @@
-"""Topologies of OpenMM and mdtraj, read into plain tables."""
+"""Topologies of OpenMM and mdtraj: read into plain tables, described in JSON, cut to a part."""
 
 from __future__ import annotations
 
@@ -159,3 +159,69 @@ def formula(counts: Mapping[int, int]) -> str:
     first = ["C", "H"] if "C" in symbols else []
     order = [s for s in first if s in symbols] + sorted(s for s in symbols if s not in first)
     return "".join(s if symbols[s] == 1 else f"{s}{symbols[s]}" for s in order)
+
+
+def mdtraj_topology(topology: Any) -> dict[str, Any]:
+    """Return an OpenMM Topology as mdtraj's HDF5 files describe one."""
+    chains = []
+    residues = 0
+    for chain in topology.chains():
+        listed = []
+        for residue in chain.residues():
+            residues += 1
+            digits = "".join(c for c in residue.id if c.isdigit())
+            listed.append(
+                {
+                    "index": residues - 1,
+                    "name": residue.name,
+                    "resSeq": int(digits) if digits else residues,
+                    "segmentID": "",
+                    "atoms": [
+                        {
+                            "index": atom.index,
+                            "name": atom.name,
+                            # mdtraj's symbol for a virtual site.
+                            "element": "VS" if atom.element is None else atom.element.symbol,
+                        }
+                        for atom in residue.atoms()
+                    ],
+                }
+            )
+        chains.append({"index": chain.index, "residues": listed})
+    return {
+        "chains": chains,
+        "bonds": [[one.index, two.index] for one, two in topology.bonds()],
+    }
+
+
+def subtopology(topology: Any, atoms: Sequence[int]) -> Any:
+    """Return an OpenMM Topology of some atoms of another, in the same order, with its box.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        The whole.
+    atoms : sequence of int
+        Ascending.
+    """
+    from openmm import app
+
+    new = app.Topology()
+    new.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
+    wanted, made = set(atoms), {}
+    for chain in topology.chains():
+        chosen = [[a for a in r.atoms() if a.index in wanted] for r in chain.residues()]
+        if not any(chosen):
+            continue
+        new_chain = new.addChain(chain.id)
+        for residue, kept in zip(chain.residues(), chosen, strict=True):
+            if kept:
+                new_residue = new.addResidue(
+                    residue.name, new_chain, residue.id, residue.insertionCode
+                )
+                for atom in kept:
+                    made[atom.index] = new.addAtom(atom.name, atom.element, new_residue)
+    for one, two in topology.bonds():
+        if one.index in made and two.index in made:
+            new.addBond(made[one.index], made[two.index])
+    return new

@@ -18,7 +18,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..files.atomic import write_atomically
+from ..files.atomic import why, write_atomically
 from ..files.folder import interrupts
 from ..system.box import count_ions, equilibrate, in_implicit_solvent, solvate
 from ..system.fitting import fitting_models
@@ -370,8 +370,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
             (folder / "try").touch()
             (folder / "try").unlink()
         except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"output: cannot write to {target.parent}: {reason}") from None
+            raise ValueError(f"output: cannot write to {target.parent}: {why(error)}") from None
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..files.atomic import first_line
+
 
 class Propagator(torch.nn.Module):
     """Base class of learned kernels; any ``torch.nn.Module`` with the same shape will do.
@@ -346,11 +348,10 @@ def _check_scripting(propagator, call, frames, lag, noise, expected) -> Check:
             again = torch.jit.load(buffer)
         deviation = float((call(again, frames, lag, noise) - expected).abs().max())
     except Exception as error:
-        reason = str(error).strip().splitlines()
         return Check(
             "scriptable",
             False,
-            f"{type(error).__name__}: {reason[0] if reason else ''}",
+            first_line(error),
             required=False,
         )
     return Check(

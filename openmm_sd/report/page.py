@@ -94,7 +94,7 @@ class Page:
             *(f"<script>{source}</script>" for source in self._scripts),
             "</body></html>\n",
         ]
-        write_atomically(path, "\n".join(line for line in lines if line).encode())
+        write_atomically(path, "\n".join(line for line in lines if line))
 
 
 def text(value: Any) -> str:

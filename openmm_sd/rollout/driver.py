@@ -42,6 +42,7 @@ from ..files.atomic import write_atomically
 from ..files.folder import interrupts, locked
 from ..files.trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
 from ..model.model import ScoreModel, model_digest
+from ..molecule.topology import mdtraj_topology
 from ..version import versions
 from .rollout import Rollout
 from .settings import FORMATS, Report, RolloutSettings, _whole
@@ -435,7 +436,7 @@ class _Run:
         settings, molecule = self._rollout.settings, self._rollout.molecule
         write_hdf5(
             self._folder / self._trajectory,
-            molecule.to_topology(),
+            mdtraj_topology(molecule.to_topology()),
             self._rollout.step_number // self._every * settings.chains,
             self._blocks(),
             application="openmm-sd rollout",

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.atomic import one_line
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
 from ..molecule.topology import read_topology
@@ -66,9 +67,8 @@ def read_start_frames(
     except _NotFound as error:
         raise ValueError(f"start: {file}: {error}") from None
     except Exception as error:  # readers of many formats raise whatever they stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
         hint = "" if topology is not None else "; a format without a topology needs one beside it"
-        raise ValueError(f"start: mdtraj cannot read {file}: {reason}{hint}") from error
+        raise ValueError(f"start: mdtraj cannot read {file}: {one_line(error)}{hint}") from error
     place = np.searchsorted(np.unique(copies), copies)
     frames = np.asarray(trajectory.xyz[:, place], dtype=np.float64)
     if trajectory.unitcell_vectors is not None:

@@ -23,12 +23,13 @@ from openmm import app, unit
 
 from ..bridges import platform_names
 from ..files.folder import interrupts, locked
-from ..files.trajectories import FORMATS, subtopology
+from ..files.trajectories import FORMATS
 from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..integrator.notes import dropped_jumps, ensemble_notes
 from ..integrator.reporter import ScoreDynamicsReporter
 from ..jump.jump import ERRORS, Jump, JumpError
 from ..model.model import ScoreModel, model_digest
+from ..molecule.topology import subtopology
 from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..propagator.noise import MAX_SEED
 from ..system.fitting import fitting_model

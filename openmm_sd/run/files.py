@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from openmm import app
 
 from ..files.atomic import write_atomically
 from ..files.trajectories import (
@@ -41,6 +42,7 @@ from ..files.trajectories import (
     xtc_bytes,
     xtc_frames,
 )
+from ..molecule.topology import mdtraj_topology
 
 CHECKPOINT: Final = "checkpoint.npz"
 LOG: Final = "log.csv"
@@ -274,7 +276,7 @@ class Output:
         frames, lines = self._last.pending
         self._append(self._split(frames), lines.splitlines(keepends=True))
 
-    def publish(self, topology: Any, complete: bool) -> None:
+    def publish(self, topology: app.Topology, complete: bool) -> None:
         """Make the HDF5 file of the frames on the disk, where that is the format.
 
         Parameters
@@ -292,7 +294,7 @@ class Output:
         with self.writing(target):
             write_hdf5(
                 target,
-                topology,
+                mdtraj_topology(topology),
                 self.frames,
                 self._raw.blocks(stream, self.frames),
                 application="openmm-sd run",

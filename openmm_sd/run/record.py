@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.reference import angles_of
+from ..files.atomic import one_line
 from ..files.trajectories import FORMATS, RAW_FILE, RawFrames
 from ..molecule.molecule import Molecule
 from ..molecule.topology import read_topology
@@ -226,8 +227,7 @@ def _pieces(
                 left -= len(piece)
                 yield piece if xtc else piece / 10.0
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{file} cannot be read: {reason}") from error
+            raise ValueError(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def _hdf5_pieces(
@@ -246,7 +246,7 @@ def _hdf5_pieces(
     try:
         content = h5py.File(file, "r")
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{file} cannot be read: {one_line(error)}") from None
     with content:
         frames = content["coordinates"]
         for begin in range(0, min(count, len(frames)), size):

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 import openmm
 from openmm import app, unit
 
+from ..files.atomic import one_line
 from .structure import is_water, residue_label
 
 #: What a System is made from where neither the user nor a model says otherwise.
@@ -69,7 +70,7 @@ def _load(files: tuple[str, ...]) -> app.ForceField:
     try:
         return app.ForceField(*files)
     except Exception as error:  # a file that is no force field fails in many ways
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "1-4 scales" in reason:
             reason = (
                 f"{' and '.join(files)} do not go together: they scale 1-4 interactions in "
@@ -103,7 +104,7 @@ def explained(files: ForceFieldLike, topology: Callable[[], app.Topology]) -> It
     try:
         yield
     except Exception as error:  # some of OpenMM's refusals are nothing more special
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if "matching templates found" in text:
             names = ", ".join(file_names(files)) or "an object"
             raise ValueError(f"the force field ({names}) is not unambiguous: {text}") from None

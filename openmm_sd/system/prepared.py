@@ -31,7 +31,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..files.atomic import write_atomically
+from ..files.atomic import write_atomically, write_json
 from .box import PreparedBox
 from .structure import count_waters
 
@@ -214,14 +214,12 @@ def write_prepared(
         "bonds": bonds,
         "provenance": dict(prepared.provenance),
     }
-    described = json.dumps(content, allow_nan=False, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prepared.json").unlink(missing_ok=True)
-    write_atomically(folder / "topology.cif", text.encode())
-    system = openmm.XmlSerializer.serialize(prepared.system)
-    write_atomically(folder / "system.xml", system.encode())
-    write_atomically(folder / "state.xml", _encoded_state(prepared).encode())
-    write_atomically(folder / "prepared.json", described.encode())
+    write_atomically(folder / "topology.cif", text)
+    write_atomically(folder / "system.xml", openmm.XmlSerializer.serialize(prepared.system))
+    write_atomically(folder / "state.xml", _encoded_state(prepared))
+    write_json(folder / "prepared.json", content, indent=1)
 
 
 def read_prepared(directory: str | os.PathLike[str]) -> PreparedSystem:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from openmm import app, unit
 from scipy.spatial import KDTree
 
+from ..files.atomic import why
+
 _CIF: Final = (".cif", ".mmcif", ".pdbx")
 # No two atoms of anything are this close, nm; the shortest bond (H2) is 0.074.
 _ON_TOP_NM: Final = 0.05
@@ -105,7 +107,7 @@ def load_structure(path: str | os.PathLike[str], frame: int | None = None) -> St
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"{file} cannot be read: {why(error)}") from None
     text = data.decode("utf-8", errors="replace")
     cif = _is_cif(text, file)
     if not _has_atoms(text, cif):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..files.folder import interrupts
+from ..files.atomic import replacing
+from ..files.folder import interrupts, require_same
 from ..molecule.molecule import Molecule
 from ..propagator.cartesian.base import CartesianDiffusion
 from ..propagator.internal.base import InternalPropagator
@@ -653,7 +653,6 @@ def _save(
     generator: torch.Generator,
     record: TrainingRecord,
 ) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
     content = {
         "settings": _kept(settings),
         "of_what": of_what,
@@ -663,11 +662,8 @@ def _save(
         "generator": generator.get_state().cpu(),
         "record": asdict(record),
     }
-    with open(partial, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _read(path: Path, of_what: list[str], settings: TrainSettings) -> dict | str | None:
@@ -675,9 +671,11 @@ def _read(path: Path, of_what: list[str], settings: TrainSettings) -> dict | str
     if not path.exists():
         return None
     content = torch.load(path, map_location="cpu", weights_only=True)
-    different = [k for k, v in _kept(settings).items() if content["settings"].get(k) != v]
-    if different:
-        return f"{path} was made with other settings: {', '.join(different)}"
+    advice = "give the same settings, or remove that file"
+    try:
+        require_same(f"{path} was", content["settings"], _kept(settings), advice)
+    except ValueError as error:
+        return str(error)  # for all processes of the training
     if content.get("of_what") != of_what:
         return f"{path} was made with other molecules, data or networks, or another order"
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -28,7 +27,7 @@ from ..data.reference import (
     read_reference,
     reference_from_trajectory,
 )
-from ..files.atomic import write_atomically
+from ..files.atomic import finite, write_json
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion
 from .energy import BOLTZMANN_KJ_PER_MOL_K, VacuumEnergy
@@ -164,7 +163,7 @@ def validate(
         "versions": _versions(),
         "seconds": time.perf_counter() - began,
     }
-    result = _clean(result)
+    result = finite(result)
     for entry in result["lags"].values():
         entry["verdicts"] = verdicts(entry, run.baseline.jsd_key)
     say("drawing", "")
@@ -172,8 +171,7 @@ def validate(
     from .plots import draw_all
 
     pictures = draw_all(result, folder, run.drawn)
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / FILES[0], text.encode())
+    write_json(folder / FILES[0], result)
     write_page(result, pictures, folder / FILES[1])
     say("done", f"{time.perf_counter() - began:.0f} s, the report is {folder / FILES[1]}")
     return result
@@ -572,21 +570,6 @@ def _summed_up(reference: Reference) -> list[dict[str, Any]]:
             "ns": sum(row["ns"] for row in rest),
         },
     ]
-
-
-def _clean(value: Any) -> Any:
-    """Turn what is not a number into null, and NumPy's numbers into plain ones."""
-    if isinstance(value, dict):
-        return {str(key): _clean(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(one) for one in value]
-    if isinstance(value, np.ndarray):
-        return _clean(value.tolist())
-    if isinstance(value, (np.integer, np.bool_)):
-        return value.item()
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from ..files.atomic import one_line
 from ..molecule.molecule import Molecule
 
 BOLTZMANN_KJ_PER_MOL_K = 0.00831446261815324
@@ -41,8 +42,8 @@ class VacuumEnergy:
                 molecule.to_topology(), nonbondedMethod=app.NoCutoff, constraints=None
             )
         except Exception as error:  # OpenMM raises plain Exceptions for files and for templates
-            text = " ".join(str(error).split())
-            raise ValueError(f"force field {', '.join(force_field)}: {text}") from error
+            files = ", ".join(force_field)
+            raise ValueError(f"force field {files}: {one_line(error)}") from error
         for k in reversed(range(system.getNumForces())):
             if type(system.getForce(k)).__name__ in _SOLVENT_FORCES:
                 system.removeForce(k)

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TextIO
 
+from ..files.atomic import one_line
+
 #: How often work is given to somebody else after the process that had it was lost.
 LOSSES: Final = 3
 
@@ -128,5 +130,5 @@ def serve(work: Work) -> None:
     try:
         work(sys.stdin, say, lambda: bool(stop) or os.getppid() != parent)
     except Exception as error:
-        say({"error": " ".join(str(error).split()), "kind": type(error).__name__})
+        say({"error": one_line(error), "kind": type(error).__name__})
         raise

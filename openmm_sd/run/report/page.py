@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.reference import chosen_torsions, read_reference
+from ...files.atomic import finite
 from ...model.model import ScoreModel
 from ...molecule.torsions import Torsion, torsions
 from ...report.page import (
@@ -110,7 +111,7 @@ def write_report(
     target = record.folder / REPORT
     page.write(target)
     say("done", f"{time.perf_counter() - began:.0f} s, the report is {target}")
-    return _finite(
+    return finite(
         {
             "report": str(target),
             "verdict": kind,
@@ -122,14 +123,6 @@ def write_report(
             "missing": found.reasons,
         }
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- what to compare with --------------------------------------------------------------------------
