@@ -15,10 +15,10 @@ from torch import Tensor
 from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
+from openmm_sd.files.folder import locked
 from openmm_sd.jump.jump import Jump, build_gates, read_status
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
 from openmm_sd.propagator.noise import standard_normal, standard_normal_rows
-from openmm_sd.rollout import driver as module
 from openmm_sd.rollout.driver import read_rollout, run_rollout
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
@@ -439,61 +439,7 @@ def test_hdf5_opens_with_mdtraj(jitter, tmp_path):
     )
 
 
-@pytest.mark.parametrize("format", ["xtc", "h5"])
-def test_a_run_that_died_goes_on_bit_for_bit(jitter, tmp_path, monkeypatch, format):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = run_rollout(jitter, whole, SETTINGS, format=format)
-    step = Rollout.step
-    monkeypatch.setattr(module, "_CHUNK_FRAMES", 1)  # every record reaches the file at once
-    for deaths in (0, 1, 4, 5, 8, 8):  # also before anything was recorded, and twice at one place
-
-        def dies(self, stopped, deaths=deaths):
-            if self.step_number == deaths:
-                raise OSError(28, "No space left on device")
-            return step(self, stopped)
-
-        monkeypatch.setattr(Rollout, "step", dies)
-        # A checkpoint at each second step only: what came after it is cut off.
-        _every_other_checkpoint(monkeypatch)
-        with pytest.raises(OSError, match="No space left"):
-            run_rollout(jitter, broken, SETTINGS, format=format, checkpoint_seconds=1e-9)
-        partial = read_rollout(broken)
-        assert len(partial) == deaths // 2 * 2
-        np.testing.assert_array_equal(partial, read_rollout(whole)[: len(partial)])
-    monkeypatch.undo()
-    found = run_rollout(jitter, broken, SETTINGS, format=format)
-    changing = {"seconds", "wall_seconds", "jumps_per_second", "effective_ns_per_day"}
-    assert {k: v for k, v in found.items() if k not in changing} == {
-        k: v for k, v in expected.items() if k not in changing
-    }
-    name = f"trajectory.{format}"
-    if format == "xtc":
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
-    np.testing.assert_array_equal(read_rollout(broken), read_rollout(whole))
-    assert {f.name for f in broken.iterdir()} == {f.name for f in whole.iterdir()}
-
-
-def _every_other_checkpoint(monkeypatch):
-    """Leave out checkpoints at odd steps, so that a dying run has frames beyond its checkpoint."""
-    checkpoint = _CHECKPOINT
-
-    def sometimes(self, stream):
-        if self._rollout.step_number % 2 == 0:
-            checkpoint(self, stream)
-
-    monkeypatch.setattr(module._Run, "_checkpoint", sometimes)
-
-
-_CHECKPOINT = module._Run._checkpoint
-
-
 LONG = RolloutSettings(chains=3, steps=1000)
-PROGRAM = """
-import sys
-from openmm_sd.rollout import RolloutSettings, run_rollout
-settings = RolloutSettings(chains=3, steps=1000)
-run_rollout(sys.argv[1], sys.argv[2], settings, checkpoint_seconds=0.01)
-"""
 
 
 @pytest.fixture
@@ -517,51 +463,30 @@ def long_run(ala2, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_process_goes_on_bit_for_bit(long_run, tmp_path, number):
+def test_a_stopped_command_goes_on_bit_for_bit(long_run, tmp_path):
     bundle, whole, trajectory = long_run
     folder = tmp_path / "out"
-    if number == signal.SIGKILL:
-        command = [sys.executable, "-c", PROGRAM, str(bundle), str(folder)]
-    else:
-        command = [sys.executable, "-m", "openmm_sd", "rollout", str(bundle), "-o", str(folder)]
-        command += ["--chains", "3", "--steps", "1000", "--device", "cpu", "--json"]
+    command = [sys.executable, "-m", "openmm_sd", "rollout", str(bundle), "-o", str(folder)]
+    command += ["--chains", "3", "--steps", "1000", "--device", "cpu", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
-    _wait(folder, process, checkpointed=number == signal.SIGKILL)
-    process.send_signal(number)
+    while not (folder / "trajectory.xtc").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     summary = json.loads((folder / "rollout.json").read_text())
-    if number == signal.SIGINT:
-        assert process.returncode == 130, err
-        assert out == b""
-        assert b"stopped" in err
-    else:
-        assert process.returncode == -number, err
+    assert process.returncode == 130, err
+    assert out == b""
+    assert b"stopped" in err
     assert 0 < summary["steps_done"] < 1000
     assert not summary["complete"]
     found = run_rollout(bundle, folder, LONG)
     assert found["complete"]
     assert found["redraws"] == whole["redraws"] > 0
     assert (folder / "trajectory.xtc").read_bytes() == trajectory
-
-
-def _wait(folder, process, checkpointed):
-    """Until the run is under way, and has made a checkpoint if one is wanted."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until and process.poll() is None:
-        time.sleep(0.01)
-        try:
-            done = json.loads((folder / "rollout.json").read_text())["steps_done"]
-        except FileNotFoundError:
-            continue
-        if (folder / "trajectory.xtc").exists() and (done or not checkpointed):
-            time.sleep(0.1)
-            return
 
 
 def test_stopping_after_some_minutes(jitter, tmp_path):
@@ -607,8 +532,7 @@ def test_an_output_that_is_something_else_is_left_alone(jitter, tmp_path):
         read_rollout(tmp_path / "full")
     assert [f.name for f in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
-    run = module._Run(Rollout(jitter, SETTINGS), folder, "xtc", 1, "model")
-    with run.locked(), pytest.raises(ValueError, match="another rollout is writing"):
+    with locked(folder, "rollout"), pytest.raises(ValueError, match="another rollout is writing"):
         run_rollout(jitter, folder, SETTINGS)
     (folder / "checkpoint.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="checkpoint.npz is damaged"):

@@ -101,6 +101,16 @@ def rows_of(folder):
     return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
 
 
+def visible(out, format):
+    """Bytes of the log and of the frames, without a DCD file's counts."""
+    found = {}
+    for name in ("log.csv", "trajectory.part" if format == "h5" else FORMATS[format]):
+        file = out / name
+        data = file.read_bytes() if file.exists() else b""
+        found[name] = data[:8] + data[12:20] + data[24:] if format == "dcd" else data
+    return found
+
+
 def stable(summary):
     return {k: v for k, v in summary.items() if k not in CHANGING}
 
@@ -208,81 +218,6 @@ def test_xtc_that_was_cut_is_noticed(vacuum, jitter, tmp_path):
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing that follows it is done."""
-
-
-@pytest.mark.parametrize("format", list(FORMATS))
-def test_a_run_that_died_goes_on_bit_for_bit(vacuum, jitter, tmp_path, monkeypatch, format):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    chosen = settings(format=format)
-    expected = run_mixed(jitter, vacuum, whole, chosen)
-    assert 0 < expected["jumps_accepted"]
-    advance, commit = driver._Run._advance, driver._Run._commit
-    often = settings(format=format, checkpoint_seconds=1e-9)
-    for deaths in (0, 17, 18, 63, 63, 118):
-
-        def dies(self, steps, deaths=deaths):
-            if self._steps >= deaths:
-                raise Killed
-            advance(self, steps)
-
-        def sometimes(self):
-            # So that there are frames beyond the checkpoint, which are made again.
-            if self._steps % 2 == 0:
-                commit(self)
-
-        monkeypatch.setattr(driver._Run, "_advance", dies)
-        monkeypatch.setattr(driver._Run, "_commit", sometimes)
-        with pytest.raises(Killed):
-            run_mixed(jitter, vacuum, broken, often)
-    monkeypatch.undo()
-    found = run_mixed(jitter, vacuum, broken, chosen)
-    assert found["parts"] > 3
-    assert stable(found) == stable(expected)
-    same(broken, whole)
-
-
-@pytest.mark.parametrize("format", list(FORMATS))
-def test_killed_in_the_middle_of_a_commit(vacuum, jitter, tmp_path, monkeypatch, format):
-    """Between any two writes, and in the middle of one."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_mixed(jitter, vacuum, whole, settings(format=format))
-    often = settings(format=format, checkpoint_seconds=1e-9)
-    write, atomically = files._write, files.write_atomically
-    seen, deaths = [], 0
-    for number in range(5, 40, 4):
-        count = 0
-
-        def cut(stream, place, data, number=number):
-            nonlocal count
-            count += 1
-            if count >= number:
-                write(stream, place, data[: len(data) // 2])
-                raise Killed
-            write(stream, place, data)
-
-        def before(target, data, number=number):
-            nonlocal count
-            count += 1
-            if count >= number:
-                raise Killed
-            atomically(target, data)
-
-        monkeypatch.setattr(files, "_write", cut)
-        monkeypatch.setattr(files, "write_atomically", before)
-        try:
-            run_mixed(jitter, vacuum, broken, often)
-        except Killed:
-            deaths += 1
-        else:
-            break
-        if (broken / "log.csv").exists():
-            seen.append((broken / "log.csv").read_bytes())
-    monkeypatch.undo()
-    run_mixed(jitter, vacuum, broken, settings(format=format))
-    same(broken, whole)
-    log = (whole / "log.csv").read_bytes()
-    assert deaths > 3
-    assert all(log.startswith(part) for part in seen)
 
 
 @pytest.mark.parametrize("format", list(FORMATS))
@@ -735,102 +670,6 @@ def test_ions_are_placed_by_the_seed(ala2):
     assert any(np.abs(places(seed) - first).max() > 0 for seed in (2, 3, 4))
 
 
-# -- kills -----------------------------------------------------------------------------------------
-
-PROGRAM = """
-import sys
-from openmm_sd.run import RunSettings, run_mixed
-settings = RunSettings(
-    jumps=int(sys.argv[4]), lag_ps=10.0, burst_ps=0.02, every_ps=0.014, platform="Reference",
-    bridge="pythonforce", seed=7, format=sys.argv[3], checkpoint_seconds=0.05,
-    settle_ps=0.01,
-)
-run_mixed(sys.argv[1] + "/model.safetensors", sys.argv[1] + "/prepared", sys.argv[2], settings)
-"""
-
-
-def started(folder, out, format, jumps, **kwargs):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), str(out), format, str(jumps)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **kwargs,
-    )
-
-
-def visible(out, format):
-    """Bytes of the log and of the frames, without a DCD file's counts."""
-    found = {}
-    for name in ("log.csv", "trajectory.part" if format == "h5" else FORMATS[format]):
-        file = out / name
-        data = file.read_bytes() if file.exists() else b""
-        found[name] = data[:8] + data[12:20] + data[24:] if format == "dcd" else data
-    return found
-
-
-def kill(folder, tmp_path, format, kills, jumps, seed):
-    """Kill a run at random moments; what was visible before each kill must stay as it is."""
-    out, rng = tmp_path / "out", random.Random(seed)
-    log = out / "log.csv"
-    seen, starting = [], 1.0
-    while len(seen) < kills:
-        before = log.read_bytes() if log.exists() else b""
-        process, began = started(folder, out, format, jumps), time.monotonic()
-        if seen and rng.random() < 0.25:
-            # While the run is being taken up.
-            time.sleep(rng.uniform(0.0, starting))
-        else:
-            until = began + 120
-            while (log.read_bytes() if log.exists() else b"") == before:
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            starting = time.monotonic() - began
-            time.sleep(rng.uniform(0.0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode == 0:
-            break
-        seen.append(visible(out, format))
-    return out, seen
-
-
-def check_kills(on_disk, tmp_path, format, kills, jumps, seed):
-    out, seen = kill(on_disk, tmp_path, format, kills, jumps, seed)
-    assert len(seen) == kills, "the run ended before the last kill"
-    whole = tmp_path / "whole"
-    for folder in (out, whole):
-        process = started(on_disk, folder, format, jumps)
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-        if format == "h5":
-            # The finished run has its frames in the HDF5 file only.
-            saved = json.loads((folder / "summary.json").read_text())
-            assert saved["complete"]
-    same(out, whole)
-    if format == "h5":
-        raw = files.RawFrames(22, False)
-        raw.from_hdf5(whole / "trajectory.h5", whole / "trajectory.part")
-    final = visible(whole, format)
-    for before in seen:
-        for name, data in before.items():
-            # The last frame may have been cut short by the kill; what there is of it is right.
-            assert final[name].startswith(data), name
-    assert any(before["log.csv"] for before in seen)
-
-
-def test_killed_at_random_moments(on_disk, tmp_path):
-    check_kills(on_disk, tmp_path, "xtc", 3, 2500, seed=random.randrange(2**31))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("format", list(FORMATS))
-def test_killed_fifty_times(on_disk, tmp_path, format):
-    check_kills(on_disk, tmp_path, format, 50, 20000, seed=random.randrange(2**31))
-
-
 # -- full disks ------------------------------------------------------------------------------------
 
 
@@ -852,8 +691,6 @@ def limited(size):
     ],
 )
 def test_a_file_that_cannot_grow(on_disk, tmp_path, format, seconds, size, named):
-    program = PROGRAM.replace("checkpoint_seconds=0.05", f"checkpoint_seconds={seconds}")
-    program = program.replace("import sys", "import sys; from openmm_sd.cli import main")
     out = tmp_path / "out"
     command = [
         *(sys.executable, "-m", "openmm_sd", "run", on_disk / "prepared", "-o", out),

@@ -19,30 +19,16 @@ Content = TypeVar("Content")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        Any file.
-    """
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give a name to write to; at the end that file takes the place of another, or neither changes.
+    """Give a name to write to; at the end that file takes the target's place, down to the disk.
 
-    Parameters
-    ----------
-    target : Path
-        An existing file is replaced.
-
-    Yields
-    ------
-    Path
-        What to write, in the same folder. If an exception is raised it goes again.
+    If an exception is raised it goes again, and what stood there before is untouched.
     """
     # Not tempfile: its files are readable by their owner only, and the mode would stay.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -59,25 +45,16 @@ def replacing(target: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, down to the disk."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(target: Path, data: bytes | str) -> None:
-    """Write a file that is there whole, and on the disk, or not at all.
-
-    Parameters
-    ----------
-    target : Path
-        Where to; an existing file is replaced.
-    data : bytes or str
-        What to write.
-    """
+    """Write a file that is there whole, and on the disk, or not at all."""
     with replacing(target) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -95,6 +72,18 @@ def write_arrays(target: Path, compress: bool = False, /, **arrays: ArrayLike) -
     write_atomically(target, memory.getvalue())
 
 
+def read_arrays(
+    file: Path, decode: Callable[[Mapping[str, NDArray[Any]]], Content], advice: str = ""
+) -> Content:
+    """Return what `decode` makes of a NumPy archive; ValueError in one line if it is damaged."""
+    try:
+        # Through memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+            return decode(content)
+    except Exception as error:  # a damaged archive fails in many ways
+        raise ValueError(f"output: {file} is damaged: {one_line(error)}{advice}") from None
+
+
 def finite(value: Any) -> Any:
     """Put None where a number is none, which JSON cannot hold, and plain numbers for NumPy's."""
     if isinstance(value, dict):
@@ -104,33 +93,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_arrays(
-    file: Path, decode: Callable[[Mapping[str, NDArray[Any]]], Content], advice: str = ""
-) -> Content:
-    """Read a NumPy archive.
-
-    Parameters
-    ----------
-    file : Path
-        The archive.
-    decode : callable
-        What is made of its arrays.
-    advice : str
-        What to do if it is damaged.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged, or `decode` raises anything.
-    """
-    try:
-        # Through memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
-            return decode(content)
-    except Exception as error:  # a damaged archive fails in many ways
-        raise ValueError(f"output: {file} is damaged: {one_line(error)}{advice}") from None
 
 
 def one_line(error: object) -> str:
@@ -151,17 +113,7 @@ def why(error: OSError) -> str:
 
 @contextlib.contextmanager
 def writing(file: Path, safe: str, kind: type[Exception] = OSError) -> Iterator[None]:
-    """Say in one line which file could not be written, and what is safe.
-
-    Parameters
-    ----------
-    file : Path
-        What is written.
-    safe : str
-        What is not lost, and what to do.
-    kind : type
-        What is raised in place of an OSError.
-    """
+    """Say in one line which file could not be written, and what is safe, in place of an OSError."""
     try:
         yield
     except OSError as error:

@@ -48,6 +48,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             raise ValueError(f"output: cannot write to {folder}: no permission")
         if not held(handle):
             raise ValueError(f"output: another {what} is writing to {folder}")
+        sweep(folder)
         yield
     except BaseException:
         if new:
@@ -61,46 +62,35 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 def held(handle: int, seconds: float = 0.0) -> bool:
     """Lock an open file or directory against other processes; False if another one keeps it.
 
-    Parameters
-    ----------
-    handle : int
-        Its descriptor. The lock lasts until the last copy of it is closed, those that other
-        processes have inherited included.
-    seconds : float
-        How long to wait for it.
+    It is waited for so many seconds. The lock lasts until the last copy of the descriptor is
+    closed, those that other processes have inherited included.
     """
     until = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             if time.monotonic() >= until:
                 return False
             time.sleep(0.2)
         except OSError:
             return True  # some network file systems cannot lock a directory
-        else:
-            return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill in the middle of writing has left in a folder that nobody else writes."""
+    for pattern in (".*.tmp", ".chunk.xtc"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def refuse_others(
     folder: Path, what: str, known: Callable[[str], object] = lambda name: False
 ) -> None:
-    """Refuse a directory with files that nothing of ours has made; hidden ones do not count.
+    """Refuse a directory without a run, say, that holds files of others.
 
-    Parameters
-    ----------
-    folder : Path
-        The directory.
-    what : str
-        What it does not hold, for the message.
-    known : callable
-        Whether a name may be there all the same.
-
-    Raises
-    ------
-    ValueError
-        That names the first of them.
+    Hidden ones do not count, nor do names that are `known`.
     """
     others = sorted(
         file.name
@@ -114,22 +104,15 @@ def refuse_others(
         )
 
 
-def require_same(what: str, there: Mapping[str, Any], here: Mapping[str, Any], advice: str) -> None:
+def require_same(
+    what: str,
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    advice: str = "give a new directory",
+) -> None:
     """Refuse to go on with other settings than those that something was made with.
 
-    Parameters
-    ----------
-    what : str
-        What was made, for the message.
-    there, here : mapping
-        The settings it was made with, and those that are asked for now, by name.
-    advice : str
-        What to do about it.
-
-    Raises
-    ------
-    ValueError
-        That names the settings which differ.
+    The message names what was made (`what`), the settings that differ, and what to do (`advice`).
     """
     if different := _differences(there, here):
         raise ValueError(f"{what} made with other settings ({'; '.join(different)}); {advice}")

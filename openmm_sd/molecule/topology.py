@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
 
 ELEMENT_SYMBOLS: Final[tuple[str, ...]] = tuple(
     """
@@ -225,3 +228,12 @@ def subtopology(topology: Any, atoms: Sequence[int]) -> Any:
         if one.index in made and two.index in made:
             new.addBond(made[one.index], made[two.index])
     return new
+
+
+def pdb_text(topology: Any, positions: NDArray[np.float64]) -> str:
+    """Return a PDB file of an OpenMM Topology at positions (nm), with its own residue ids."""
+    from openmm import app, unit
+
+    text = io.StringIO()
+    app.PDBFile.writeFile(topology, positions * unit.nanometer, text, keepIds=True)
+    return text.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -16,10 +15,11 @@ from typing import Any, Final
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import app, unit
+from openmm import unit
 
 from ..files.atomic import why, write_atomically
 from ..files.folder import interrupts
+from ..molecule.topology import pdb_text
 from ..system.box import count_ions, equilibrate, in_implicit_solvent, solvate
 from ..system.fitting import fitting_models
 from ..system.force_field import (
@@ -97,7 +97,7 @@ def prepare(
         say("writing", str(output))
         write_prepared(prepared, folder)
         if repaired.topology.getNumAtoms() <= _PDB_ATOMS:
-            write_atomically(folder / SOLUTE, _solute_pdb(repaired))
+            write_atomically(folder / SOLUTE, pdb_text(repaired.topology, repaired.positions))
         say("writing", str(output))
         _put_in_place(folder, target)
     return {**prepared.provenance, "directory": os.fspath(output)}
@@ -333,13 +333,6 @@ def _next_steps(
         "openmm-sd validate model.safetensors -o report",
         "openmm-sd run DIR -o OUT --effective-ns 100 --model model.safetensors",
     ]
-
-
-def _solute_pdb(repaired: Repaired) -> bytes:
-    stream = io.StringIO()
-    places = repaired.positions * unit.nanometer
-    app.PDBFile.writeFile(repaired.topology, places, stream, keepIds=True)
-    return stream.getvalue().encode()
 
 
 # -- the directory -------------------------------------------------------------------------------

@@ -24,13 +24,12 @@ Frames have their centroid at the origin and do not tumble: a learned jump carri
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,11 +37,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files.atomic import write_atomically
-from ..files.folder import interrupts, locked
+from ..files.atomic import write_atomically, write_json, writing
+from ..files.folder import interrupts, locked, refuse_others, require_same
+from ..files.journal import GrowingFile, read_checkpoint, write_checkpoint
 from ..files.trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
 from ..model.model import ScoreModel, model_digest
-from ..molecule.topology import mdtraj_topology
+from ..molecule.topology import mdtraj_topology, pdb_text
 from ..version import versions
 from .rollout import Rollout
 from .settings import FORMATS, Report, RolloutSettings, _whole
@@ -57,6 +57,8 @@ _SUMMARY: Final = "rollout.json"
 _TOPOLOGY: Final = "topology.pdb"
 _CHUNK_FRAMES: Final = 8192
 """Frames gathered before they are encoded and written."""
+
+_KEPT: Final = "what was made before is kept, the same command goes on from there"
 
 _REPORT_SECONDS: Final = 0.2
 """Steps of few chains are faster than anyone reads."""
@@ -152,16 +154,17 @@ def run_rollout(
     elif isinstance(start, (str, os.PathLike)) or hasattr(start, "xyz"):
         source = os.fspath(start) if isinstance(start, (str, os.PathLike)) else "trajectory"
         frames = read_start_frames(start, model.molecules[0], topology)
-    if dask is None:
-        run = _Run(Rollout(model, settings, frames), Path(output), format, every, source)
-        with run.locked():
-            return run(minutes, checkpoint_seconds, say)
-    from .shared import SharedRollout
+    with ExitStack() as held:
+        if dask is None:
+            rollout = Rollout(model, settings, frames)
+        else:
+            from .shared import SharedRollout
 
-    with closing(SharedRollout(model, settings, frames, dask, every, say)) as shared:
-        run = _Run(shared, Path(output), format, every, source)
-        with run.locked():
-            return run(minutes, checkpoint_seconds, say)
+            shared = SharedRollout(model, settings, frames, dask, every, say)
+            rollout = held.enter_context(closing(shared))
+        held.enter_context(locked(Path(output), "rollout"))
+        run = _Run(rollout, Path(output), format, every, source)
+        return run(minutes, checkpoint_seconds, say)
 
 
 def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
@@ -221,7 +224,7 @@ class _Run:
         self._every = every
         self._source = source
         self._trajectory = FORMATS[format]
-        self._stream = folder / (RAW_FILE if format == "h5" else FORMATS[format])
+        self._stream = GrowingFile(folder / (RAW_FILE if format == "h5" else FORMATS[format]))
         self._encode = _raw_bytes if format == "h5" else self._xtc_bytes
         settings = rollout.settings
         self._arguments = {
@@ -238,12 +241,7 @@ class _Run:
             "device": rollout.device_kind,
         }
         self._wall = 0.0
-        self._size = 0
         self._buffer: list[tuple[int, NDArray[np.float32]]] = []
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Make the directory and keep other processes out of it."""
-        return locked(self._folder, "rollout")
 
     def __call__(self, minutes: float | None, interval: float, say: Report) -> dict[str, Any]:
         rollout, settings = self._rollout, self._rollout.settings
@@ -255,9 +253,7 @@ class _Run:
             return summary
         began = last = said = time.monotonic()
         before = self._wall
-        with open(self._stream, "ab") as stream, interrupts() as interrupted:
-            stream.truncate(self._size)
-            stream.seek(0, os.SEEK_END)
+        with interrupts() as interrupted:
 
             def over() -> bool:
                 late = minutes is not None and time.monotonic() - began >= 60.0 * minutes
@@ -266,7 +262,7 @@ class _Run:
             while rollout.step_number < settings.steps:
                 if not rollout.step(over):
                     break
-                self._record(stream)
+                self._record()
                 now = time.monotonic()
                 self._wall = before + now - began
                 done = rollout.step_number
@@ -276,111 +272,86 @@ class _Run:
                 if over():
                     break
                 if now - last >= interval:
-                    self._checkpoint(stream)
+                    self._checkpoint()
                     last = time.monotonic()
-            self._checkpoint(stream)
+            self._checkpoint()
         self._publish()
         self._wall = before + time.monotonic() - began
         complete = rollout.step_number == settings.steps
         summary = self._summary(complete)
         if complete:
             self._save(complete=True)
-            if self._stream.name == RAW_FILE:
-                self._stream.unlink(missing_ok=True)
+            if self._stream.path.name == RAW_FILE:
+                self._stream.path.unlink(missing_ok=True)
         if interrupted():
             raise KeyboardInterrupt
         return summary
 
     def _resume(self) -> bool:
         """Take up an earlier run; return whether it was finished."""
-        checkpoint = self._folder / _CHECKPOINT
-        if not checkpoint.exists():
-            others = sorted(
-                file.name for file in self._folder.iterdir() if not file.name.startswith(".")
-            )
-            if others:
-                raise ValueError(
-                    f"output: {self._folder} holds files but no rollout ({', '.join(others[:4])}); "
-                    "give a new directory"
-                )
+        found = read_checkpoint(
+            self._folder / _CHECKPOINT, lambda state, data: (state, data["frames"])
+        )
+        if found is None:
+            refuse_others(self._folder, "rollout", {_TOPOLOGY}.__contains__)
             self._write_topology()
             self._save(complete=False)
             self._summary(complete=False)
+            self._stream.cut(0)
             return False
-        try:
-            with np.load(checkpoint, allow_pickle=False) as content:
-                state = json.loads(str(content["state"]))
-                frames = content["frames"]
-        except Exception as error:  # a damaged archive fails in many ways
-            reason = " ".join(str(error).split())
-            raise ValueError(f"output: {checkpoint} is damaged: {reason}") from None
-        there = state["arguments"]
-        different = [
-            f"{name} {there.get(name)!r} there, {value!r} here"
-            for name, value in self._arguments.items()
-            if there.get(name) != value
-            # Workers elsewhere choose their devices.
-            and not (name == "device" and "auto" in (there.get(name), value))
-        ]
-        if different:
-            raise ValueError(
-                f"output: {self._folder} holds a rollout with other settings "
-                f"({'; '.join(different)}); give a new directory"
-            )
+        state, frames = found
+        there, here = state["arguments"], self._arguments
+        if "auto" in (there.get("device"), here["device"]):
+            here = {**here, "device": there.get("device")}  # workers elsewhere choose their devices
+        require_same(f"output: {self._folder} holds a rollout", there, here)
         if state["complete"]:
             return True
         self._rollout.load_state_dict({**state["rollout"], "frames": frames})
-        self._wall, self._size = float(state["wall_seconds"]), int(state["size"])
-        found = self._stream.stat().st_size if self._stream.exists() else 0
-        if found < self._size:
-            raise ValueError(
-                f"output: {self._stream} has {found} bytes, its checkpoint {self._size}: it was "
-                "changed after the run was stopped"
-            )
+        self._wall = float(state["wall_seconds"])
+        self._stream.cut(int(state["size"]))
         return False
 
-    def _record(self, stream: io.BufferedWriter) -> None:
+    def _record(self) -> None:
         step = self._rollout.step_number
         if step % self._every:
             return
         self._buffer.append((step, self._rollout.frames))
         if len(self._buffer) * self._rollout.settings.chains >= _CHUNK_FRAMES:
-            self._flush(stream)
+            self._flush()
 
-    def _flush(self, stream: io.BufferedWriter) -> None:
+    def _flush(self) -> None:
         if self._buffer:
             steps = np.repeat([step for step, _ in self._buffer], self._rollout.settings.chains)
-            stream.write(self._encode(np.concatenate([f for _, f in self._buffer]), steps))
+            with writing(self._stream.path, _KEPT):
+                self._stream.write(
+                    self._encode(np.concatenate([f for _, f in self._buffer]), steps)
+                )
             self._buffer.clear()
 
     def _xtc_bytes(self, frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
         times = (steps * self._rollout.lag_ps).astype(np.float32)
         return xtc_bytes(frames, times, steps.astype(np.int32), None, self._folder)
 
-    def _checkpoint(self, stream: io.BufferedWriter) -> None:
-        self._flush(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-        self._size = stream.tell()
+    def _checkpoint(self) -> None:
+        self._flush()
+        with writing(self._stream.path, _KEPT):
+            self._stream.sync()
         self._save(complete=False)
         self._summary(complete=False)
 
     def _save(self, complete: bool) -> None:
         """Write the checkpoint; before this the frames it speaks of are on the disk."""
-        state = self._rollout.state_dict()
-        frames = state.pop("frames")
-        text = json.dumps(
-            {
-                "arguments": self._arguments,
-                "rollout": state,
-                "size": self._size,
-                "wall_seconds": self._wall,
-                "complete": complete,
-            }
-        )
-        memory = io.BytesIO()
-        np.savez(memory, frames=frames, state=np.array(text))
-        write_atomically(self._folder / _CHECKPOINT, memory.getvalue())
+        rollout = self._rollout.state_dict()
+        frames = rollout.pop("frames")
+        state = {
+            "arguments": self._arguments,
+            "rollout": rollout,
+            "size": self._stream.end,
+            "wall_seconds": self._wall,
+            "complete": complete,
+        }
+        with writing(self._folder / _CHECKPOINT, _KEPT):
+            write_checkpoint(self._folder / _CHECKPOINT, frames=frames, state=state)
 
     def _summary(self, complete: bool) -> dict[str, Any]:
         rollout, settings = self._rollout, self._rollout.settings
@@ -416,39 +387,36 @@ class _Run:
             "versions": versions(),
             "model": {"name": rollout.model.name, "sha256": rollout.model.sha256},
         }
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_atomically(self._folder / _SUMMARY, text.encode())
+        with writing(self._folder / _SUMMARY, _KEPT):
+            write_json(self._folder / _SUMMARY, summary)
         return summary
 
     def _write_topology(self) -> None:
-        from openmm import app, unit
-
         positions = self._rollout.frames[0].astype(np.float64)
-        text = io.StringIO()
-        topology = self._rollout.molecule.to_topology()
-        app.PDBFile.writeFile(topology, positions * unit.nanometer, text, keepIds=True)
-        write_atomically(self._folder / _TOPOLOGY, text.getvalue().encode())
+        text = pdb_text(self._rollout.molecule.to_topology(), positions)
+        write_atomically(self._folder / _TOPOLOGY, text)
 
     def _publish(self) -> None:
         """Make the HDF5 file of the raw frames."""
-        if self._stream.name != RAW_FILE or not self._stream.exists():
+        if self._stream.path.name != RAW_FILE:
             return
         settings, molecule = self._rollout.settings, self._rollout.molecule
-        write_hdf5(
-            self._folder / self._trajectory,
-            mdtraj_topology(molecule.to_topology()),
-            self._rollout.step_number // self._every * settings.chains,
-            self._blocks(),
-            application="openmm-sd rollout",
-            title=f"{settings.chains} chains of {molecule.name}, step by step",
-        )
+        with writing(self._folder / self._trajectory, _KEPT):
+            write_hdf5(
+                self._folder / self._trajectory,
+                mdtraj_topology(molecule.to_topology()),
+                self._rollout.step_number // self._every * settings.chains,
+                self._blocks(),
+                application="openmm-sd rollout",
+                title=f"{settings.chains} chains of {molecule.name}, step by step",
+            )
 
     def _blocks(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Read the raw frames, some records at a time."""
         rollout, chains = self._rollout, self._rollout.settings.chains
         n_atoms, records = rollout.molecule.n_atoms, rollout.step_number // self._every
         per_block = max(1, _CHUNK_FRAMES // chains)
-        with open(self._stream, "rb") as raw:
+        with open(self._stream.path, "rb") as raw:
             for begin in range(0, records, per_block):
                 numbers = np.arange(begin, min(begin + per_block, records)) + 1
                 steps = np.repeat(numbers * self._every, chains)
@@ -461,6 +429,3 @@ class _Run:
 
 def _raw_bytes(frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:
     return frames.astype("<f4").tobytes()
-
-
-# -- checks --------------------------------------------------------------------------------------

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import json
 import math
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import openmm
-import torch
 from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges import platform_names
-from ..files.folder import interrupts, locked
+from ..files.atomic import finite, one_line, writing
+from ..files.folder import interrupts, locked, refuse_others, require_same, sweep
 from ..files.trajectories import FORMATS
-from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..integrator.notes import dropped_jumps, ensemble_notes
 from ..integrator.reporter import ScoreDynamicsReporter
-from ..jump.jump import ERRORS, Jump, JumpError
-from ..model.model import ScoreModel, model_digest
-from ..molecule.topology import subtopology
+from ..jump.jump import ERRORS, JumpError
+from ..model.model import ScoreModel
+from ..molecule.topology import pdb_text, subtopology
 from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..propagator.noise import MAX_SEED
-from ..system.fitting import fitting_model
-from ..system.force_field import water_box
 from ..system.imaging import Imaging
 from ..system.plain_md import PlainMD, ns_per_day
 from ..system.platforms import platform_and_bridge
 from ..system.prepared import prepared_sha256
-from ..system.solute import find_solute
 from ..version import versions
 from .files import (
     CHECKPOINT,
@@ -51,11 +44,9 @@ from .files import (
     RunError,
     read_checkpoint,
 )
+from .plan import Plan, Report, Start, noting, plan_run
 from .settings import PRECISE_PLATFORMS, RunSettings
-from .start import Source, build, force_field, model_mismatch, open_start, other_force_field
-
-Report = Callable[[str, str], None]
-Start = Any  # what `run_mixed` says
+from .start import build
 
 # Signals and the clock are looked at after so many MD steps at the latest.
 _CHUNK_STEPS: Final = 50
@@ -70,9 +61,8 @@ _FIRST_SECONDS: Final = 5.0
 _PLAIN_SHARE: Final = 0.02
 _PLAIN_STEPS: Final = 20
 _WARM_STEPS: Final = 10
-# What the solute alone, in water already, and a prepared system have no use for.
-_FOR_WATER: Final = ("waters", "padding_nm", "water_model")
-_FOR_BUILDING: Final = ("force_field", "cutoff_nm", "equilibration_ps")
+# The Reference platform has one stream of random numbers for all Contexts of a process.
+_SHARED_STREAM: Final = "Reference"
 _BLOWN_UP: Final = (
     "going on would most likely repeat it: what may be needed is a smaller step, or a start that "
     "was minimised and equilibrated"
@@ -80,8 +70,6 @@ _BLOWN_UP: Final = (
 # Progress is told no more often than anyone reads, s.
 _REPORT_SECONDS: Final = 0.2
 _BAR: Final = 10
-# The Reference platform has one stream of random numbers for all Contexts of a process.
-_SHARED_STREAM: Final = "Reference"
 
 
 def run_mixed(
@@ -138,261 +126,20 @@ def run_mixed(
         say("note", note)
     folder = Path(output)
     with interrupts() as stopped, locked(folder, "run"):
-
-        def say_or_stop(what: str, how_far: str) -> None:
-            # Before the first checkpoint there is nothing to finish.
-            say(what, how_far)
-            if stopped():
-                raise KeyboardInterrupt
-
-        return _Run(plan, folder, say, say_or_stop, stopped)()
-
-
-def plan_run(
-    model: ScoreModel | str | os.PathLike[str] | None,
-    start: Start,
-    settings: RunSettings,
-    say: Report,
-) -> _Plan:
-    """Decide all that was left open, and refuse what cannot be run; see `run_mixed`."""
-    given = _model(model, say)
-    source = open_start(start, force_field(settings, given))
-    return _Plan(given or _fitting(source, say), source, settings)
-
-
-def _model(model: ScoreModel | str | os.PathLike[str] | None, say: Report) -> ScoreModel | None:
-    if model is None or isinstance(model, ScoreModel):
-        return model
-    say("loading the model", os.fspath(model))
-    return ScoreModel.load(model)
-
-
-def _fitting(source: Source, say: Report) -> ScoreModel:
-    say("loading the model", "")
-    try:
-        return fitting_model(source.topology, source.implicit)
-    except ValueError as error:
-        raise model_mismatch(source, error) from None
-
-
-@contextlib.contextmanager
-def _noting(notes: list[str]) -> Iterator[None]:
-    """Put warnings for users among the notes."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        text = " ".join(str(warning.message).split())
-        note = f"{text[:1].upper()}{text[1:]}."
-        if not issubclass(warning.category, UserWarning):
-            warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
-        elif note not in notes:
-            notes.append(note)
-
-
-class _Plan:
-    """Settings with all that was left open decided, as far as that needs no machine.
-
-    Attributes
-    ----------
-    notes : list of str
-        Where the simulation is not what the model was made for.
-    """
-
-    def __init__(self, model: ScoreModel, source: Source, settings: RunSettings) -> None:
-        self.model = model
-        self.source = source
-        self.settings = settings
-        self.notes: list[str] = []
-        prepared = source.prepared
-        self._refuse_idle_options()
-        try:
-            system = prepared.system if prepared is not None else None
-            self.solute = find_solute(model.molecules, source.topology, system, settings.solute)
-        except ValueError as error:
-            raise model_mismatch(source, error) from None
-        self.model = model = model.member(self.solute.molecule)
-        self.step_ps = source.step_ps()
-        if settings.step_fs is not None:
-            self.step_ps = settings.step_fs / 1000.0
-        temperature = settings.temperature_K
-        if temperature is None and prepared is not None:
-            temperature = prepared.temperature_K
-        self.temperature = float(temperature or model.temperature or 300.0)
-        self.force_field = force_field(settings, model)
-        files = self.force_field if prepared is None else prepared.force_field
-        if other := other_force_field(files, model, source.implicit):
-            self.notes.append(other)
-        # Refuses what an integrator refuses; another one is made for the run.
-        with _noting(self.notes):
-            integrator = self.integrator("auto", settings.seed)
-        self.max_novelty = integrator.getMaxNovelty()
-        self.lag_ps = integrator.getLag().value_in_unit(unit.picosecond)
-        self.burst_ps = integrator.getBurst().value_in_unit(unit.picosecond)
-        self.burst_steps = max(1, round(self.burst_ps / self.step_ps))
-        self.every_steps = self.burst_steps
-        if settings.every_ps is not None:
-            if settings.every_ps < self.step_ps * (1.0 - 1e-6):
-                raise ValueError(
-                    f"every_ps must be at least one MD step of {self.step_ps:g} ps, got "
-                    f"{settings.every_ps:g}"
-                )
-            self.every_steps = max(1, round(settings.every_ps / self.step_ps))
-        self._check_system()
-        self._check_hand()
-
-    def integrator(self, bridge: str, seed: int) -> ScoreDynamicsIntegrator:
-        """Make an integrator; the seed is that of this part of the run."""
-        return ScoreDynamicsIntegrator(
-            self.model,
-            self.temperature,
-            self.settings.friction_per_ps,
-            self.step_ps,
-            burst=self.settings.burst_ps,
-            lag=self.settings.lag_ps,
-            bridge=bridge,
-            seed=seed,
-            maxTries=self.settings.max_tries,
-            candidates=self.settings.candidates,
-            settleSteps=self.settings.settle_steps,
-            settleTime=self.settings.settle_ps,
-            maxEnergyRise=self.settings.max_energy_rise,
-            maxEnergySigma=self.settings.max_energy_sigma,
-            maxNovelty=self.settings.max_novelty,
-        )
-
-    def _refuse_idle_options(self) -> None:
-        """Refuse what would change nothing: whoever gives it expects something else."""
-        if self.source.prepared is not None:
-            names: tuple[str, ...] = (*_FOR_WATER, *_FOR_BUILDING)
-            reason = "a prepared system is taken as it is"
-        elif self.source.solvated:
-            names, reason = _FOR_WATER, f"{self.source.name} holds water already"
-        else:
-            return
-        for name in names:
-            if getattr(self.settings, name) != getattr(RunSettings, name):
-                raise ValueError(f"{name} has no effect here: {reason}")
-
-    def _check_hand(self) -> None:
-        """Refuse the mirror image of what the model knows before anything is built."""
-        prepared, topology = self.source.prepared, self.source.topology
-        box = np.zeros((3, 3))
-        if prepared is not None:
-            if (
-                prepared.box_vectors is not None
-                and prepared.system.usesPeriodicBoundaryConditions()
-            ):
-                box = prepared.box_vectors
-        elif self.source.solvated:
-            box = np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
-        jump = Jump(self.model.propagator, self.solute.molecule, ())
-        if not jump.n_centres:
-            return
-        x = torch.from_numpy(self.source.positions[list(self.solute.particles)].copy())
-        whole = jump.make_whole(x, torch.from_numpy(np.array(box, dtype=np.float64)))
-        if bool(jump.relabel(whole.unsqueeze(0))[1][0]):
-            raise ValueError(
-                f"{self.source.name}: {ERRORS[103]} ({self.solute.description}): a D amino acid "
-                "for an L one, say"
-            )
-
-    def _check_system(self) -> None:
-        prepared = self.source.prepared
-        if self.settings.pressure_bar is None or prepared is None:
-            return
-        if prepared.box_vectors is None or not prepared.system.usesPeriodicBoundaryConditions():
-            raise ValueError("pressure_bar: a system without periodic boundaries has no pressure")
-        kinds = [type(force).__name__ for force in prepared.system.getForces()]
-        if any("Barostat" in kind for kind in kinds):
-            raise ValueError("pressure_bar: the system has a barostat already")
-
-    def identity(self) -> dict[str, Any]:
-        """Return all that a run must keep when it goes on, as JSON gives it back."""
-        settings = self.settings
-        kept: dict[str, Any] = {
-            "model": model_digest(self.model),
-            "start": self.source.digest,
-            "lag_ps": self.lag_ps,
-            "burst_ps": self.burst_ps,
-            "step_ps": self.step_ps,
-            "temperature_K": self.temperature,
-            "friction_per_ps": settings.friction_per_ps,
-            "pressure_bar": settings.pressure_bar,
-            "solute": settings.solute,
-            "seed": settings.seed,
-            "format": settings.format,
-            "every_ps": self.every_steps * self.step_ps,
-            "solute_only": settings.solute_only,
-            "max_novelty": self.max_novelty,
-            "max_tries": settings.max_tries,
-            "candidates": settings.candidates,
-            "settle_steps": settings.settle_steps,
-            "settle_ps": settings.settle_ps,
-            "max_energy_rise": settings.max_energy_rise,
-            "max_energy_sigma": settings.max_energy_sigma,
-        }
-        if self.source.prepared is None:
-            kept |= {
-                "force_field": self.force_field,
-                "cutoff_nm": settings.cutoff_nm,
-                "equilibration_ps": settings.equilibration_ps,
-            }
-            if not self.source.solvated:
-                kept |= {
-                    "water_model": settings.water_model or water_box(self.force_field),
-                    "waters": settings.waters,
-                    "padding_nm": settings.padding_nm,
-                }
-        return json.loads(json.dumps(kept))
-
-    def share(self, numbers: dict[str, Any]) -> float:
-        """Return how much of the run is done; 1 when it is finished."""
-        settings = self.settings
-        if settings.jumps is not None:
-            return numbers["jumps_tried"] / settings.jumps
-        done, length = self._clock(numbers)
-        return done / length
-
-    def steps_left(self, numbers: dict[str, Any]) -> float:
-        """Return after how many MD steps the run is finished if no jump comes before."""
-        if self.settings.jumps is not None:
-            return math.inf
-        done, length = self._clock(numbers)
-        return max(1, math.ceil((length - done) / self.step_ps))
-
-    def _clock(self, numbers: dict[str, Any]) -> tuple[float, float]:
-        """Return the time that counts and the length of the run, ps."""
-        # Sums are rounded; a billionth is less than a step of any run.
-        almost = 1.0 - 1e-9
-        if self.settings.md_ps is not None:
-            return numbers["md_time_ps"], almost * self.settings.md_ps
-        assert self.settings.effective_ns is not None
-        return numbers["effective_time_ps"], almost * 1000.0 * self.settings.effective_ns
+        return _Run(plan, folder, say, stopped)()
 
 
 class _Run:
     """A run and the directory it is written to."""
 
-    def __init__(
-        self,
-        plan: _Plan,
-        folder: Path,
-        say: Report,
-        say_or_stop: Report,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._plan = plan
-        self._folder = folder
-        self._say = say
-        self._say_or_stop = say_or_stop
-        self._stopped = stopped
+    def __init__(self, plan: Plan, folder: Path, say: Report, stopped: Callable[[], bool]) -> None:
+        self._plan, self._folder = plan, folder
+        self._say, self._stopped = say, stopped
         self._steps = 0
         self._wall = 0.0
         self._sampling = 0.0
         self._seconds: dict[str, float] = {}
-        self._plain_ps = 0.0
-        self._plain_seconds = 0.0
+        self._plain = _PlainBeside(plan, stopped)
         self._parts = 0
         self._notes: list[str] = []
         self._precision: str | None = None
@@ -401,19 +148,17 @@ class _Run:
         plan, settings = self._plan, self._plan.settings
         self._began = self._session_began = time.monotonic()
         identity = plan.identity()
-        # What a kill in the middle of writing has left; nobody else is at work here.
-        for pattern in (".*.tmp", ".chunk.xtc", f"{START}/.*.tmp"):
-            for file in self._folder.glob(pattern):
-                file.unlink()
+        sweep(self._folder / START)
         checkpoint = read_checkpoint(self._folder)
         if checkpoint is not None:
-            self._compare(checkpoint, identity)
+            there = checkpoint.state["identity"]
+            require_same(f"output: {self._folder} holds a run", there, identity)
             self._compare_start(checkpoint)
             self._take_up(checkpoint)
             if plan.share(checkpoint.state["numbers"]) >= 1.0:
                 return self._finished(checkpoint)
         else:
-            self._refuse_others()
+            refuse_others(self._folder, "run", {START, TOPOLOGY}.__contains__)
         self._say_or_stop("trying the bridge", "")
         wanted = settings.platform
         if wanted is None and checkpoint is not None:
@@ -432,40 +177,20 @@ class _Run:
         self._set_up(checkpoint)
         self._sample()
         summary = self._summary(self._numbers())
-        self._output.write(SUMMARY, _json(summary))
+        self._output.write(SUMMARY, summary)
         if not summary["complete"]:
             self._say("stopped", "the same command goes on")
             raise KeyboardInterrupt
         self._say("done", f"files are in {self._folder}")
         return summary
 
+    def _say_or_stop(self, what: str, how_far: str) -> None:
+        """Before the first checkpoint there is nothing to finish."""
+        self._say(what, how_far)
+        if self._stopped():
+            raise KeyboardInterrupt
+
     # -- before ----------------------------------------------------------------------------------
-
-    def _refuse_others(self) -> None:
-        mine = {START, TOPOLOGY}
-        others = sorted(
-            file.name
-            for file in self._folder.iterdir()
-            if not file.name.startswith(".") and file.name not in mine
-        )
-        if others:
-            raise ValueError(
-                f"output: {self._folder} holds files but no run ({', '.join(others[:4])}); give a "
-                "new directory"
-            )
-
-    def _compare(self, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-        there = checkpoint.state["identity"]
-        different = [
-            f"{name} {there.get(name)!r} there, {identity.get(name)!r} here"
-            for name in sorted({*there, *identity})
-            if there.get(name) != identity.get(name)
-        ]
-        if different:
-            raise ValueError(
-                f"output: {self._folder} holds a run with other settings ({'; '.join(different)}); "
-                "give a new directory"
-            )
 
     def _compare_start(self, checkpoint: Checkpoint) -> None:
         folder = self._folder / START
@@ -484,7 +209,7 @@ class _Run:
         self._steps = int(state["steps"])
         self._wall, self._sampling = float(state["wall_s"]), float(state["sampling_s"])
         self._seconds = dict(state["numbers"]["seconds"])
-        self._plain_ps, self._plain_seconds = map(float, state["plain"])
+        self._plain.ps, self._plain.seconds = map(float, state["plain"])
         self._parts, self._notes = int(state["parts"]), list(state["notes"])
 
     def _finished(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -498,7 +223,7 @@ class _Run:
         self._atoms = list(state["atoms"]) if state["atoms"] is not None else None
         self._output.publish(self._saved_topology(), complete=True)
         summary = self._summary(state["numbers"])
-        self._output.write(SUMMARY, _json(summary))
+        self._output.write(SUMMARY, summary)
         self._say("done before", f"{self._folder} holds this run already")
         return summary
 
@@ -518,17 +243,9 @@ class _Run:
             self._platform,
             self._say_or_stop,
         )
-        kept = PreparedSystem(
-            **{
-                **{name: getattr(prepared, name) for name in prepared.__dataclass_fields__},
-                "provenance": {**prepared.provenance, "run": identity},
-            }
-        )
-        try:
+        kept = replace(prepared, provenance={**prepared.provenance, "run": identity})
+        with writing(folder, "nothing has been run yet", RunError):
             write_prepared(kept, folder)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunError(f"cannot write {folder}: {reason}; nothing has been run yet") from error
         return kept
 
     def _set_up(self, checkpoint: Checkpoint | None) -> None:
@@ -549,11 +266,10 @@ class _Run:
             barostat.setRandomNumberSeed(seed)
             system.addForce(barostat)
         self._say_or_stop("measuring plain MD", "")
-        self._plain: PlainMD | None = None
-        self._measure(openmm.XmlSerializer.clone(system), properties)
+        self._plain.begin(openmm.XmlSerializer.clone(system), prepared, self._platform, properties)
 
         met: list[str] = []
-        with _noting(met):
+        with noting(met):
             integrator = plan.integrator(self._bridge, seed)
             solute = integrator.attach(
                 system,
@@ -618,7 +334,7 @@ class _Run:
             try:
                 self._context.loadCheckpoint(checkpoint.openmm)
             except openmm.OpenMMException as error:
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
         if reason:
             # Another machine, platform or version of OpenMM.
             try:
@@ -627,7 +343,7 @@ class _Run:
                 raise RunError(
                     f"{self._folder / CHECKPOINT} cannot be taken up here: neither OpenMM's "
                     f"checkpoint ({reason}) nor the portable state "
-                    f"({' '.join(str(error).split())}); {self._output.standing}: give the same "
+                    f"({one_line(error)}); {self._output.standing}: give the same "
                     "command on the machine, platform and version of OpenMM that wrote it, or a "
                     "new directory"
                 ) from error
@@ -665,8 +381,8 @@ class _Run:
             waiting = self._output.waiting_bytes
             if now - last >= plan.settings.checkpoint_seconds or waiting > _MEMORY_BYTES:
                 self._commit()
-                self._output.write(SUMMARY, _json(self._summary(numbers)))
-                self._measure_again()
+                self._output.write(SUMMARY, self._summary(numbers))
+                self._plain.go_on(self._sampling)
                 last = time.monotonic()
             elif waiting and not self._output.frames and now - last >= _FIRST_SECONDS:
                 self._commit()
@@ -687,7 +403,7 @@ class _Run:
         try:
             self._integrator.step(steps)
         except (openmm.OpenMMException, JumpError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             hint = "the same command goes on from there"
             # The start was no mirror image: MD has turned it inside out.
             if any(sign in reason for sign in ("NaN", ERRORS[103], ERRORS[104])):
@@ -757,7 +473,7 @@ class _Run:
                 "atoms": self._atoms,
                 "wall_s": self._wall,
                 "sampling_s": self._sampling,
-                "plain": [self._plain_ps, self._plain_seconds],
+                "plain": [self._plain.ps, self._plain.seconds],
                 "parts": self._parts,
                 "notes": self._notes,
             },
@@ -772,55 +488,7 @@ class _Run:
             name: seconds + self._seconds.get(name, 0.0)
             for name, seconds in numbers["seconds"].items()
         }
-        return _finite(numbers)
-
-    # -- plain MD beside it ----------------------------------------------------------------------
-
-    def _measure(self, system: openmm.System, properties: dict[str, str]) -> None:
-        """Make the Context for plain MD, and the first stretch."""
-        plan, prepared = self._plan, self._prepared
-        try:
-            self._plain = PlainMD(
-                system,
-                prepared.positions,
-                prepared.box_vectors,
-                temperature=plan.temperature,
-                friction=plan.settings.friction_per_ps,
-                step_ps=plan.step_ps,
-                seed=plan.settings.seed,
-                platform=self._platform,
-                properties=properties,
-            )
-            blows_up = self._plain.blows_up(_WARM_STEPS)
-        except openmm.OpenMMException:
-            self._plain = None  # no memory for two; the run itself will say what is wrong, if it is
-            return
-        if blows_up:
-            raise RunError(
-                f"{plan.source.name}: plain MD blows up within {_WARM_STEPS} steps of "
-                f"{1000.0 * plan.step_ps:g} fs from where the run starts: are there atoms that "
-                "clash, or is the step too long?"
-            )
-        self._stretch()
-        if self._platform == _SHARED_STREAM:
-            self._plain = None
-
-    def _measure_again(self) -> None:
-        if self._plain is not None and self._plain_seconds < _PLAIN_SHARE * self._sampling:
-            self._stretch()
-
-    def _stretch(self) -> None:
-        assert self._plain is not None
-        budget = _PLAIN_SHARE * self._plan.settings.checkpoint_seconds
-        until = time.monotonic() + budget
-        try:
-            while True:
-                self._plain_seconds += self._plain.steps(_PLAIN_STEPS)
-                self._plain_ps += _PLAIN_STEPS * self._plan.step_ps
-                if time.monotonic() >= until or self._stopped():
-                    return
-        except openmm.OpenMMException:
-            self._plain = None
+        return finite(numbers)
 
     # -- what is told ----------------------------------------------------------------------------
 
@@ -837,18 +505,17 @@ class _Run:
         return text + f", {numbers['jumps_accepted']}/{numbers['jumps_tried']} jumps"
 
     def _summary(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        plan, settings = self._plan, self._plan.settings
+        plan, settings, plain = self._plan, self._plan.settings, self._plain
         now = time.monotonic()
         notes = ensemble_notes(
             plan.model, numbers, plan.lag_ps, plan.burst_ps, implicit=plan.source.implicit
         )
         complaint = dropped_jumps(numbers)
         mixed = ns_per_day(numbers["effective_time_ps"], self._sampling) if self._sampling else None
-        plain = ns_per_day(self._plain_ps, self._plain_seconds) if self._plain_seconds else None
         return {
             **numbers,
             "effective_ns_per_day": mixed,
-            "md_ns_per_day": plain,
+            "md_ns_per_day": ns_per_day(plain.ps, plain.seconds) if plain.seconds else None,
             "complete": plan.share(numbers) >= 1.0,
             "frames": self._output.frames,
             "trajectory": FORMATS[settings.format],
@@ -895,20 +562,71 @@ class _Run:
             x = self._imaging(x, self._prepared.box_vectors)
         if self._atoms is not None:
             x = x[self._atoms]
-        text = io.StringIO()
-        app.PDBFile.writeFile(self._saved_topology(), x * unit.nanometer, text, keepIds=True)
-        self._output.write(TOPOLOGY, text.getvalue())
+        self._output.write(TOPOLOGY, pdb_text(self._saved_topology(), x))
+
+
+class _PlainBeside:
+    """Plain MD of the same system and machine in short stretches: how far it got, and how long."""
+
+    def __init__(self, plan: Plan, stopped: Callable[[], bool]) -> None:
+        self._plan, self._stopped = plan, stopped
+        self._md: PlainMD | None = None
+        self.ps = self.seconds = 0.0
+
+    def begin(
+        self,
+        system: openmm.System,
+        prepared: PreparedSystem,
+        platform: str,
+        properties: dict[str, str],
+    ) -> None:
+        """Make the Context and the first stretch; RunError if that blows up."""
+        plan = self._plan
+        try:
+            self._md = PlainMD(
+                system,
+                prepared.positions,
+                prepared.box_vectors,
+                temperature=plan.temperature,
+                friction=plan.settings.friction_per_ps,
+                step_ps=plan.step_ps,
+                seed=plan.settings.seed,
+                platform=platform,
+                properties=properties,
+            )
+            blows_up = self._md.blows_up(_WARM_STEPS)
+        except openmm.OpenMMException:
+            self._md = None  # no memory for two; the run itself will say what is wrong, if it is
+            return
+        if blows_up:
+            raise RunError(
+                f"{plan.source.name}: plain MD blows up within {_WARM_STEPS} steps of "
+                f"{1000.0 * plan.step_ps:g} fs from where the run starts: are there atoms that "
+                "clash, or is the step too long?"
+            )
+        self._stretch(self._md)
+        if platform == _SHARED_STREAM:
+            self._md = None
+
+    def go_on(self, sampling: float) -> None:
+        """Make another stretch, if its share of so many seconds is not used up."""
+        if self._md is not None and self.seconds < _PLAIN_SHARE * sampling:
+            self._stretch(self._md)
+
+    def _stretch(self, md: PlainMD) -> None:
+        until = time.monotonic() + _PLAIN_SHARE * self._plan.settings.checkpoint_seconds
+        try:
+            while True:
+                self.seconds += md.steps(_PLAIN_STEPS)
+                self.ps += _PLAIN_STEPS * self._plan.step_ps
+                if time.monotonic() >= until or self._stopped():
+                    return
+        except openmm.OpenMMException:
+            self._md = None
 
 
 def _positions(state: openmm.State) -> NDArray[np.float64]:
     return np.array(state.getPositions(asNumpy=True)._value, dtype=np.float64)
-
-
-def _finite(value: Any) -> Any:
-    """Put None where a number is none, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _part_seed(seed: int, steps: int) -> int:
@@ -927,7 +645,3 @@ def _duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _json(summary: dict[str, Any]) -> str:
-    return json.dumps(summary, indent=2, allow_nan=False) + "\n"

@@ -1,10 +1,8 @@
 """The files of a run: what has been visible once is never lost or altered.
 
-Frames and log lines are gathered in memory. A checkpoint is one file, written whole or not at all,
-that holds the state of the simulation *and* the bytes that the trajectory and the log get with it,
-with their places. Only when it is on the disk are those bytes appended. So whenever the process is
-killed, a checkpoint on the disk knows every frame that anybody can have seen, and a run that is
-taken up first appends what is missing.
+Frames and log lines are gathered in memory and go into the checkpoint, then into the trajectory and
+the log: `openmm_sd.files.journal` in its order *ahead*. So whenever the process is killed, a
+checkpoint on the disk knows every frame that anybody can have seen.
 
 ``checkpoint.npz`` is a NumPy archive: ``state`` (JSON text), ``openmm`` (OpenMM's binary
 checkpoint), ``portable`` (OpenMM's State as XML, compressed with zlib) and ``pending_0``,
@@ -13,14 +11,9 @@ checkpoint), ``portable`` (OpenMM's State as XML, compressed with zlib) and ``pe
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
 import zlib
-from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app
 
-from ..files.atomic import write_atomically
+from ..files import journal
+from ..files.atomic import write_atomically, write_json, writing
+from ..files.journal import GrowingFile
 from ..files.trajectories import (
     FORMATS,
     RAW_FILE,
@@ -121,22 +116,16 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         If it is damaged or of another version.
     """
     file = folder / CHECKPOINT
-    if not file.exists():
-        return None
-    try:
-        # Through memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
-            state = json.loads(str(content["state"]))
-            version = state["format_version"]
-            checkpoint = Checkpoint(
-                state,
-                content["openmm"].tobytes(),
-                zlib.decompress(content["portable"].tobytes()).decode(),
-                (content["pending_0"].tobytes(), content["pending_1"].tobytes()),
-            )
-    except Exception as error:  # a damaged archive fails in many ways
-        reason = " ".join(str(error).split())
-        raise ValueError(f"output: {file} is damaged: {reason}") from None
+    checkpoint = journal.read_checkpoint(
+        file,
+        lambda state, data: Checkpoint(
+            state,
+            data["openmm"].tobytes(),
+            zlib.decompress(data["portable"].tobytes()).decode(),
+            (data["pending_0"].tobytes(), data["pending_1"].tobytes()),
+        ),
+    )
+    version = FORMAT_VERSION if checkpoint is None else checkpoint.state.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"output: {file} has format version {version!r}, this version of openmm-sd reads "
@@ -167,7 +156,7 @@ class Output:
         self.folder = folder
         self.layout = layout
         self.frames = 0
-        self._ends = [0, 0]
+        self._files = GrowingFile(folder / layout.stream), GrowingFile(folder / LOG)
         self._held: float | None = None
         self._gathered: list[tuple[NDArray[np.float32], float, NDArray[np.float64] | None]] = []
         self._lines: list[str] = []
@@ -178,11 +167,6 @@ class Output:
             self._held = float(checkpoint.state["numbers"]["effective_time_ps"])
 
     @property
-    def files(self) -> tuple[Path, Path]:
-        """The two files that grow."""
-        return self.folder / self.layout.stream, self.folder / LOG
-
-    @property
     def waiting_bytes(self) -> int:
         """Size of the frames in memory."""
         return len(self._gathered) * self.layout.n_atoms * 12
@@ -190,7 +174,7 @@ class Output:
     @property
     def has_lines(self) -> bool:
         """Whether the log has any line yet."""
-        return bool(self._ends[1] or self._lines)
+        return bool(self._files[1].end or self._lines)
 
     @property
     def standing(self) -> str:
@@ -218,36 +202,31 @@ class Output:
         portable : str
             OpenMM's State as XML.
         """
-        stream, _ = self.files
-        with self.writing(stream):
-            frames = self._encoded()
-        lines = [line.encode() for line in self._lines]
+        with self.writing(self._files[0].path):
+            pending = self._encoded(), "".join(self._lines).encode()
         total = self.frames + len(self._gathered)
-        pending = (b"".join(frames), b"".join(lines))
         state = {
             **state,
             "format_version": FORMAT_VERSION,
             "frames": total,
-            "ends": self._ends,
+            "ends": [file.end for file in self._files],
             "layout": vars(self.layout),
         }
-        memory = io.BytesIO()
-        np.savez(
-            memory,
-            state=np.array(json.dumps(state, allow_nan=False)),
-            openmm=np.frombuffer(openmm, dtype=np.uint8),
-            portable=np.frombuffer(zlib.compress(portable.encode(), 1), dtype=np.uint8),
-            pending_0=np.frombuffer(pending[0], dtype=np.uint8),
-            pending_1=np.frombuffer(pending[1], dtype=np.uint8),
-        )
         with self.writing(self.folder / CHECKPOINT):
-            write_atomically(self.folder / CHECKPOINT, memory.getvalue())
+            journal.write_checkpoint(
+                self.folder / CHECKPOINT,
+                state=state,
+                openmm=openmm,
+                portable=zlib.compress(portable.encode(), 1),
+                pending_0=pending[0],
+                pending_1=pending[1],
+            )
         self._last = Checkpoint(state, openmm, portable, pending)
         self._held = float(state["numbers"]["effective_time_ps"])
         self.frames = total
         self._gathered.clear()
         self._lines.clear()
-        self._append(frames, lines)
+        self._append(*pending)
 
     def recover(self, going_on: bool) -> None:
         """Append what the last checkpoint holds and the files do not.
@@ -263,18 +242,18 @@ class Output:
             If a file is not what the checkpoint was written for.
         """
         assert self._last is not None
-        self._ends = [int(end) for end in self._last.state["ends"]]
-        stream, _ = self.files
+        for file, end in zip(self._files, self._last.state["ends"], strict=True):
+            file.end = int(end)
+        stream = self._files[0].path
         if self.layout.format == "h5" and not stream.exists() and self._published():
             # A finished run has its frames in the HDF5 file only.
             if going_on:
                 with self.writing(stream):
                     self._raw.from_hdf5(self.folder / FORMATS["h5"], stream)
             else:
-                self._append(None, self._last.pending[1].splitlines(keepends=True))
+                self._append(None, self._last.pending[1])
                 return
-        frames, lines = self._last.pending
-        self._append(self._split(frames), lines.splitlines(keepends=True))
+        self._append(*self._last.pending)
 
     def publish(self, topology: app.Topology, complete: bool) -> None:
         """Make the HDF5 file of the frames on the disk, where that is the format.
@@ -288,7 +267,7 @@ class Output:
         """
         if self.layout.format != "h5":
             return
-        stream, target = self.files[0], self.folder / FORMATS["h5"]
+        stream, target = self._files[0].path, self.folder / FORMATS["h5"]
         if not stream.exists():
             return
         with self.writing(target):
@@ -303,131 +282,59 @@ class Output:
         if complete:
             stream.unlink()
 
-    def write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all."""
+    def write(self, name: str, content: str | dict[str, Any]) -> None:
+        """Write a text, or JSON, whole or not at all."""
         with self.writing(self.folder / name):
-            write_atomically(self.folder / name, text.encode())
+            if isinstance(content, str):
+                write_atomically(self.folder / name, content)
+            else:
+                write_json(self.folder / name, content)
 
-    @contextlib.contextmanager
-    def writing(self, file: Path) -> Iterator[None]:
+    def writing(self, file: Path) -> AbstractContextManager[None]:
         """Say in one line which file could not be written, and what is safe."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
-            further = "" if self._held is None else "; the same command goes on from there"
-            raise RunError(f"cannot write {file}: {reason}; {self.standing}{further}") from error
+        further = "" if self._held is None else "; the same command goes on from there"
+        return writing(file, f"{self.standing}{further}", RunError)
 
     def _published(self) -> bool:
         return self.frames > 0 and hdf5_frames(self.folder / FORMATS["h5"]) == self.frames
 
-    def _encoded(self) -> list[bytes]:
-        """Return the gathered frames as the pieces that the file gets."""
-        layout = self.layout
-        pieces: list[bytes] = []
-        if layout.format == "dcd" and not self.frames and not self._ends[0]:
-            count = len(self._gathered)
-            pieces.append(dcd_header(layout.n_atoms, count, layout.periodic, layout.spacing_ps))
-        if not self._gathered:
-            return pieces
+    def _encoded(self) -> bytes:
+        """Return the gathered frames as the trajectory gets them."""
+        layout, count = self.layout, len(self._gathered)
+        header = b""
+        if layout.format == "dcd" and not self.frames and not self._files[0].end:
+            header = dcd_header(layout.n_atoms, count, layout.periodic, layout.spacing_ps)
+        if not count:
+            return header
         frames = np.stack([frame for frame, _, _ in self._gathered])
         times = np.array([time for _, time, _ in self._gathered], dtype=np.float32)
         boxes = None
         if layout.periodic:
             boxes = np.array([box for _, _, box in self._gathered], dtype=np.float32)
         if layout.format == "xtc":
-            steps = np.arange(self.frames, self.frames + len(frames), dtype=np.int32)
-            return xtc_frames(xtc_bytes(frames, times, steps, boxes, self.folder))
-        for k in range(len(frames)):
-            box = None if boxes is None else boxes[k : k + 1]
-            if layout.format == "dcd":
-                pieces.append(dcd_bytes(frames[k : k + 1], box))
-            else:
-                pieces.append(self._raw.encode(frames[k : k + 1], times[k : k + 1], box))
-        return pieces
+            steps = np.arange(self.frames, self.frames + count, dtype=np.int32)
+            return xtc_bytes(frames, times, steps, boxes, self.folder)
+        if layout.format == "dcd":
+            return header + dcd_bytes(frames, boxes)
+        return self._raw.encode(frames, times, boxes)
 
     def _split(self, data: bytes) -> list[bytes]:
-        """Return the pieces that were put together into a checkpoint's bytes."""
+        """Return the header and the frames that make up some bytes of the trajectory."""
         layout = self.layout
         if layout.format == "xtc":
             return xtc_frames(data)
         if layout.format == "h5":
             size = self._raw.dtype.itemsize
             return [data[k : k + size] for k in range(0, len(data), size)]
-        header = not self._ends[0] and bool(data)
+        header = not self._files[0].end and bool(data)
         return dcd_frames(data, layout.n_atoms, layout.periodic, header)
 
-    def _append(self, frames: Sequence[bytes] | None, lines: Sequence[bytes]) -> None:
-        """Append pieces behind the known ends; None leaves a file alone."""
-        counts = dcd_counts(self.frames) if self.layout.format == "dcd" else []
-        for k, (file, pieces, patches) in enumerate(
-            zip(self.files, (frames, lines), (counts, []), strict=True)
-        ):
-            if pieces is not None:
-                with self.writing(file):
-                    append(file, self._ends[k], pieces, patches)
-                self._ends[k] += sum(map(len, pieces))
-
-
-def append(
-    file: Path, end: int, pieces: Sequence[bytes], patches: Sequence[tuple[int, bytes]] = ()
-) -> None:
-    """Append to a file what it does not hold yet, down to the disk.
-
-    Parameters
-    ----------
-    file : Path
-        Made where it does not exist.
-    end : int
-        Where the pieces begin. The file may hold a part of them already.
-    pieces : sequence of bytes
-        Frames or lines.
-    patches : sequence of (int, bytes)
-        What to write into the file's header afterwards, and where.
-
-    Raises
-    ------
-    ValueError
-        If the file holds something else there.
-    OSError
-        If it cannot be written; then the file ends behind the last piece that found its place.
-    """
-    data = b"".join(pieces)
-    new = not file.exists()
-    size = 0 if new else file.stat().st_size
-    if not end <= size <= end + len(data):
-        raise ValueError(
-            f"output: {file} {'is missing' if new else f'has {size} bytes'}, its checkpoint asks "
-            f"for {end + len(data)}: it was changed after the run was stopped"
-        )
-    # Unbuffered, so that what fails has failed here.
-    with open(file, "w+b" if new else "r+b", buffering=0) as stream:
-        stream.seek(end)
-        if stream.read() != data[: size - end]:
-            raise ValueError(f"output: {file} was changed after the run was stopped")
-        try:
-            _write(stream, size, data[size - end :])
-            os.fsync(stream.fileno())
-        except OSError:
-            # A frame that is cut short is a nuisance to readers; whole ones stay.
-            written = stream.seek(0, os.SEEK_END) - end
-            whole = max(k for k in accumulate(map(len, pieces), initial=0) if k <= written)
-            with contextlib.suppress(OSError):
-                stream.truncate(end + max(whole, 0))
-            raise
-        for place, values in patches:
-            _write(stream, place, values)
-        os.fsync(stream.fileno())
-    if new:
-        handle = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _write(stream: io.FileIO, place: int, data: bytes) -> None:
-    stream.seek(place)
-    view = memoryview(data)
-    while view:
-        view = view[stream.write(view) :]
+    def _append(self, frames: bytes | None, lines: bytes) -> None:
+        """Append behind the known ends; None leaves the trajectory alone."""
+        stream, log = self._files
+        if frames is not None:
+            counts = dcd_counts(self.frames) if self.layout.format == "dcd" else []
+            with self.writing(stream.path):
+                stream.complete(self._split(frames), counts)
+        with self.writing(log.path):
+            log.complete(lines.splitlines(keepends=True))
