@@ -39,10 +39,10 @@ def plan_run(
     say: Report,
 ) -> Plan:
     """Decide all that was left open, and refuse what cannot be run; see `run_mixed`."""
-    given = model if isinstance(model, ScoreModel) else None
-    if given is None and model is not None:
-        say("loading the model", os.fspath(model))
-        given = ScoreModel.load(model)
+    given = model
+    if not isinstance(given, ScoreModel) and given is not None:
+        say("loading the model", os.fspath(given))
+        given = ScoreModel.load(given)
     source = open_start(start, force_field(settings, given))
     if given is None:
         say("loading the model", "")
