@@ -563,7 +563,7 @@ def test_a_mirror_image_is_refused_before_anything_is_built(vacuum, watery, jitt
         with open(tmp_path / name, "w") as file:
             positions = (x * [hand, 1, 1]) * unit.nanometer
             app.PDBFile.writeFile(watery.topology, positions, file)
-    driver._Plan(jitter, open_start(tmp_path / "l.pdb"), settings())
+    driver.Plan(jitter, open_start(tmp_path / "l.pdb"), settings())
     with pytest.raises(ValueError, match="d.pdb: .*a mirror image of the model's molecule"):
         run_mixed(jitter, tmp_path / "d.pdb", tmp_path / "out", settings())
     assert not (tmp_path / "out").exists()
@@ -617,7 +617,7 @@ def test_precision_that_the_chosen_platform_does_not_know(vacuum, jitter, tmp_pa
 
 def test_settings_of_the_jumps_reach_the_integrator(vacuum, jitter):
     def integrator(**changes):
-        plan = driver._Plan(jitter, open_start(vacuum), settings(**changes))
+        plan = driver.Plan(jitter, open_start(vacuum), settings(**changes))
         return plan.integrator("pythonforce", 1)
 
     plain = ScoreDynamicsIntegrator(jitter, bridge="pythonforce")
@@ -632,9 +632,9 @@ def test_settings_of_the_jumps_reach_the_integrator(vacuum, jitter):
     assert (changed.getMaxTries(), changed.getCandidates(), changed.getSettleSteps()) == (2, 3, 0)
     assert changed.getMaxEnergyRise() is None
     assert changed.getMaxEnergySigma() == 2.5
-    known = driver._Plan(ScoreModel.load("ala2-water"), open_start(vacuum), settings())
+    known = driver.Plan(ScoreModel.load("ala2-water"), open_start(vacuum), settings())
     assert known.identity()["max_novelty"] == known.model.novelty.threshold
-    limit = driver._Plan(known.model, known.source, settings(max_novelty=None))
+    limit = driver.Plan(known.model, known.source, settings(max_novelty=None))
     assert limit.integrator("pythonforce", 1).getMaxNovelty() is None
     assert limit.identity()["max_novelty"] is None
 
