@@ -281,8 +281,7 @@ class _Run:
         summary = self._summary(complete)
         if complete:
             self._save(complete=True)
-            if self._stream.path.name == RAW_FILE:
-                self._stream.path.unlink(missing_ok=True)
+            self._drop_raw()
         if interrupted():
             raise KeyboardInterrupt
         return summary
@@ -305,6 +304,7 @@ class _Run:
             here = {**here, "device": there.get("device")}  # workers elsewhere choose their devices
         require_same(f"output: {self._folder} holds a rollout", there, here)
         if state["complete"]:
+            self._drop_raw()
             return True
         self._rollout.load_state_dict({**state["rollout"], "frames": frames})
         self._wall = float(state["wall_seconds"])
@@ -410,6 +410,11 @@ class _Run:
                 application="openmm-sd rollout",
                 title=f"{settings.chains} chains of {molecule.name}, step by step",
             )
+
+    def _drop_raw(self) -> None:
+        """Remove the raw frames of a finished rollout: they are in its HDF5 file."""
+        if self._stream.path.name == RAW_FILE:
+            self._stream.path.unlink(missing_ok=True)
 
     def _blocks(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Read the raw frames, some records at a time."""
