@@ -41,7 +41,7 @@ class Training(TypedDict, total=False):
     runs_left_out: list[str]
     lags: str
     time_reversal: bool
-    held_out_loss_by_lag_ps: dict[str, Any]
+    held_out_loss_by_lag_ps: Mapping[str, float | Mapping[str, float]]
 
     # Of the data of one molecule.
     frames: int
@@ -74,8 +74,8 @@ class Training(TypedDict, total=False):
     device: str
     processes: int
     threads: int
-    settings: dict[str, Any]
-    history: list[dict[str, Any]]
+    settings: Mapping[str, object]
+    history: Sequence[Mapping[str, object]]
 
 
 class NoveltyOrigin(TypedDict, total=False):
@@ -226,7 +226,7 @@ def _texts(key: str, value: object) -> tuple[str, ...]:
     return ()
 
 
-def _mapping(key: str, value: object) -> Mapping[str, Any]:
+def _mapping(key: str, value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
@@ -263,7 +263,7 @@ class Card(dict[str, Any]):
     """Atoms three or more bonds apart with the shortest distance they may have, nm."""
     constraint_lengths = Entry[tuple[Distance, ...], Rows]("constraint_lengths_nm", _constraints)
     """Heavy atom, hydrogen and the distance that the training MD held, nm."""
-    novelty = Entry[NoveltyOrigin | None, Mapping[str, Any]]("novelty", _novelty)
+    novelty = Entry[NoveltyOrigin | None, Mapping[str, object]]("novelty", _novelty)
     """There if and only if the model has a novelty score."""
 
     # Where it is from.
@@ -279,17 +279,19 @@ class Card(dict[str, Any]):
     """Of the training data: OpenMM's files, or what another program calls it."""
     constraints = Entry[str | None, str]("constraints", _text)
     """Of the training MD: ``HBonds`` if it held the bonds to hydrogen."""
-    data = Entry[Mapping[str, Any], Mapping[str, Any]]("data", _mapping)
+    data = Entry[Mapping[str, object], Mapping[str, object]]("data", _mapping)
     """Provenance of the training data, see the data set's format."""
-    data_timescales = Entry[Mapping[str, Any], Mapping[str, Any]]("data_timescales_ps", _mapping)
+    data_timescales = Entry[Mapping[str, object], Mapping[str, object]](
+        "data_timescales_ps", _mapping
+    )
     """Slowest implied timescales of the training data, ps, by lag in ps."""
-    training = Entry[Training, Mapping[str, Any]]("training", _training)
+    training = Entry[Training, Mapping[str, object]]("training", _training)
     """How it was trained."""
-    versions = Entry[Mapping[str, Any], Mapping[str, Any]]("versions", _mapping)
+    versions = Entry[Mapping[str, object], Mapping[str, object]]("versions", _mapping)
     """Versions of the programs that made it."""
     limits = Entry[tuple[str, ...], Sequence[str]]("limits", _texts)
     """What it is not good for, sentences."""
-    fidelity = Entry[Mapping[str, Any], Mapping[str, Any]]("fidelity", _mapping)
+    fidelity = Entry[Mapping[str, object], Mapping[str, object]]("fidelity", _mapping)
     """Measured errors."""
 
     @property
