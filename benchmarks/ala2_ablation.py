@@ -7,10 +7,9 @@
 ``calls`` runs the shipped model with 1 to 32 network calls a jump. ``training`` trains small
 budgets of every variant (networks, what training does, size of the training set) from one data set,
 for the same time each, with one thread. Every variant is validated at lags of 50 and 500 ps against
-the reference (the graph network, which is slow, with a tenth of the jumps): the published
-(phi, psi) series for what it knows, a data set for energies and bonds. Finished variants are
-skipped, so a killed run goes on. ``table`` prints the rows as Markdown and writes
-``ablation.json``.
+the reference: the published (phi, psi) series for what it knows, a data set for energies and bonds.
+Finished variants are skipped, so a killed run goes on. ``table`` prints the rows as Markdown and
+writes ``ablation.json``.
 
 Times are wall times on whatever machine this is, so compare them within one run only.
 """
@@ -81,7 +80,6 @@ def training(options: argparse.Namespace) -> None:
     variants: dict[str, tuple[float, dict[str, Any], dict[str, Any]]] = {
         "internal": (1.0, internal, {}),
         "dense": (1.0, {"network": "dense"}, {}),
-        "graph": (1.0, {"network": "graph"}, {"batch_size": 32, "learning_rate": 4e-3}),
         "no-condition-noise": (1.0, internal, {"condition_noise_nm": 0.0}),
         "half-of-the-data": (0.5, internal, {}),
         "eighth-of-the-data": (0.125, internal, {}),
@@ -112,7 +110,7 @@ def training(options: argparse.Namespace) -> None:
             "pairs": card["steps"] * card["settings"]["batch_size"],
             "calls": model.propagator.n_calls,
         }
-        measure(options, name, model, facts, 0.1 if name == "graph" else 1.0)
+        measure(options, name, model, facts)
 
 
 def minutes_of(bundle: Path) -> float:
@@ -138,23 +136,17 @@ def reduced(data: Dataset, share: float, seed: int) -> Dataset:
 
 
 def measure(
-    options: argparse.Namespace,
-    name: str,
-    model: ScoreModel,
-    facts: dict[str, Any],
-    share: float = 1.0,
+    options: argparse.Namespace, name: str, model: ScoreModel, facts: dict[str, Any]
 ) -> None:
     """Validate a variant and keep its row."""
     row = options.out / f"{name}.row.json"
-    total_us = share * options.total_us
-    same = {"total_us": total_us, "seed": options.seed, "measured_lags_ps": list(LAGS)}
+    same = {"total_us": options.total_us, "seed": options.seed, "measured_lags_ps": list(LAGS)}
     if row.exists():
         known = json.loads(row.read_text())
         if all(known.get(key) == value for key, value in same.items()):
             return
     print(f"measuring {name}", flush=True)
-    few = {"chains": 128, "one_step_starts": 1024} if share < 1.0 else {}
-    settings = ValidateSettings(lags=LAGS, total_us=total_us, seed=options.seed, **few)
+    settings = ValidateSettings(lags=LAGS, total_us=options.total_us, seed=options.seed)
     report = options.out / f"report-{name}"
     result = validate(model, options.reference, report, settings, force=True)
     keys = (

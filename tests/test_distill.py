@@ -14,7 +14,7 @@ from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
 from openmm_sd.molecule.torsions import backbone_torsions
-from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.system.fitting import fitting_models
 from openmm_sd.train import TrainSettings, train_together
 from openmm_sd.train.distill import DistillSettings, Imitation, distill_bundle, known, student_of
@@ -170,9 +170,7 @@ def test_a_family_keeps_its_weights_in_common(tmp_path):
         (lambda: ScoreModel(build(), ala2(), CARD), 2, "has no start frames"),
         (
             lambda: ScoreModel(
-                GraphDiffusion.for_molecule(
-                    methanol(), width=8, vectors=4, edge_width=4, lag_min_ps=1.0, lag_max_ps=9.0
-                ),
+                DenseDiffusion.for_molecule(methanol(), width=8, lag_min_ps=1.0, lag_max_ps=9.0),
                 methanol(),
                 CARD,
             ),

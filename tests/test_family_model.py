@@ -1,5 +1,6 @@
 """A family: several molecules of one bundle, and how everything else finds the right one."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import Engine, positions_of
 from openmm import app, unit
-from small_molecules import butane, ethane, isobutane, methanol, shaken
+from small_molecules import butane, ethane, isobutane, methanol, rotated, shaken
 
 from openmm_sd import ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.cli import main
@@ -19,21 +20,31 @@ from openmm_sd.jump.gates import FiniteGate
 from openmm_sd.model.bundle import BundleError, load_bundle, save_bundle
 from openmm_sd.model.novelty import fit_novelty
 from openmm_sd.prepare import PreparedSystem
-from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.propagator.internal.family import FamilyDiffusion
+from openmm_sd.propagator.internal.statistics import CoordinateStatistics
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.run import RunSettings, run_mixed
 
-SMALL = {"width": 16, "vectors": 4, "edge_width": 4, "depth": 1, "n_calls": 2}
-LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
+SMALL = {"width": 16, "depth": 1, "n_calls": 2}
 COMMON = {"temperature_K": 300.0, "lag_range_ps": [1.0, 100.0], "description": "Three of a kind."}
+
+
+@functools.cache
+def statistics():
+    found = CoordinateStatistics([1.0, 100.0])
+    for molecule in (butane(), isobutane(), ethane(), methanol()):
+        frames = rotated(molecule)
+        x = torch.tensor(frames)
+        found.add(molecule, frames, [(x[:-lag], x[lag:]) for lag in (1, 100)])
+    return found
 
 
 def member(molecule, weights=None, **card):
     """A model of a molecule with start frames, windows and a score of its own."""
     torch.manual_seed(4)
-    network = GraphDiffusion.for_molecule(molecule, **SMALL, **LAGS)
+    network = FamilyDiffusion.for_molecule(molecule, statistics=statistics(), **SMALL)
     with torch.no_grad():
         network.scale.fill_(0.001 * molecule.n_atoms)
         for parameter in network.parameters():

@@ -32,7 +32,6 @@ from openmm_sd.analysis import dihedral
 from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.propagator.alignment import align_frames, choose_frame_atoms
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
-from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.propagator.internal.single import InternalDiffusion
 from openmm_sd.propagator.internal.tree import (
     InternalTree,
@@ -299,7 +298,7 @@ def test_the_network_is_chosen_by_the_molecule(tmp_path):
     ring = cyclopropane()
     assert isinstance(build_network(ring, shaken(ring), LAGS, settings()), DenseDiffusion)
     # Weights that are taken over decide for their network, a name for its own.
-    classes = {"internal": InternalDiffusion, "dense": DenseDiffusion, "graph": GraphDiffusion}
+    classes = {"internal": InternalDiffusion, "dense": DenseDiffusion}
     for name, cls in classes.items():
         network = build_network(ala2(), lively(), LAGS, settings(name))
         assert type(network) is cls

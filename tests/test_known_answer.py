@@ -18,7 +18,6 @@ from four_beads import (
 )
 
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
-from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.propagator.internal.single import InternalDiffusion
 from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, train
 
@@ -145,12 +144,6 @@ def test_training_recovers_population_and_rate(md):
     [
         (InternalDiffusion, 8000, {"width": 96, "depth": 2, **LAGS}, {"batch_size": 256}),
         (DenseDiffusion, 8000, {"width": 96, "depth": 2, **LAGS}, {"batch_size": 256}),
-        (
-            GraphDiffusion,
-            6000,
-            {"width": 32, "vectors": 8, "edge_width": 8, "depth": 2, **LAGS},
-            {"batch_size": 128, "learning_rate": 4e-3},
-        ),
     ],
 )
 def test_longer_training_recovers_them_more_closely(network, steps, size, settings):

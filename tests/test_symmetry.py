@@ -14,7 +14,6 @@ from openmm_sd.jump.gates import FiniteGate
 from openmm_sd.jump.jump import STATUS_ACCEPTED, Jump
 from openmm_sd.propagator.alignment import alignment_atoms, choose_frame_atoms
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
-from openmm_sd.propagator.graph import GraphDiffusion
 from openmm_sd.propagator.internal.single import InternalDiffusion
 from openmm_sd.propagator.internal.tree import build_tree
 
@@ -23,7 +22,7 @@ LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
 ROUNDING = 2e-5
 #: What counts as another answer, nm: far above rounding, far below a typical displacement.
 DIFFERENT = 2e-3
-KERNELS = ["internal", "dense", "graph", "ala2-implicit"]
+KERNELS = ["internal", "dense", "ala2-implicit"]
 
 
 def frames_of(molecule, count=8, seed=0):
@@ -78,23 +77,18 @@ def kernel(name):
         torch.nn.init.normal_(model.head.weight, std=0.06)
         model.fit_statistics(frames, torch.full((12, len(turning)), 0.3))
         return model.eval().requires_grad_(False)
-    if name == "dense":
-        model = DenseDiffusion(
-            n_atoms=molecule().n_atoms,
-            frame_atoms=choose_frame_atoms(molecule(), frames.numpy()),
-            heavy_atoms=alignment_atoms(molecule()),
-            width=48,
-            depth=2,
-            **LAGS,
-        )
-    else:
-        model = GraphDiffusion.for_molecule(
-            molecule(), frames.numpy(), width=32, vectors=8, edge_width=8, depth=2, **LAGS
-        )
+    model = DenseDiffusion(
+        n_atoms=molecule().n_atoms,
+        frame_atoms=choose_frame_atoms(molecule(), frames.numpy()),
+        heavy_atoms=alignment_atoms(molecule()),
+        width=48,
+        depth=2,
+        **LAGS,
+    )
     with torch.no_grad():
         # Their last layers begin at zero, which has every symmetry.
         for head in (model.vector_head, model.pair_head):
-            head.weight.normal_(std=0.02 if name == "dense" else 0.06)
+            head.weight.normal_(std=0.02)
     model.fit_statistics(frames, torch.full((12, molecule().n_atoms), 0.03))
     return model.eval().requires_grad_(False)
 
@@ -148,19 +142,6 @@ def test_the_mirror_image_of_the_molecule_is_not_the_molecule(name):
     assert float(mirrored_answer_differs(kernel(name)).min()) > DIFFERENT
 
 
-def test_the_mirror_test_notices_a_network_blind_to_handedness():
-    # Cross products are all that tells left from right in the graph network: without their parts it
-    # commutes with reflections, and the measure above says so.
-    blind = GraphDiffusion(**kernel("graph").hyperparameters).eval().requires_grad_(False)
-    blind.load_state_dict(kernel("graph").state_dict())
-    vectors, width = blind.vectors, blind.width
-    for exchange in [*blind.encoder, *blind.exchanges]:
-        exchange.project.weight[:, width + vectors : width + 2 * vectors] = 0.0
-        exchange.hidden.weight[:, -vectors:] = 0.0
-        exchange.combine.weight[:, vectors : 2 * vectors] = 0.0
-    assert float(mirrored_answer_differs(blind).max()) < 5 * ROUNDING
-
-
 def test_the_internal_network_learns_handedness_and_is_told_it():
     def variant(told, learned):
         model = InternalDiffusion(**kernel("internal").hyperparameters).eval().requires_grad_(False)
@@ -193,18 +174,6 @@ def hydrogen_swaps():
     return swaps
 
 
-def test_methyl_hydrogens_are_exchangeable_in_the_graph_network():
-    model = kernel("graph")
-    x, lag, noise = inputs(model)
-    answer = model(x, lag, noise)
-    for order in hydrogen_swaps():
-        swapped = model(x[:, order], lag, noise.view(x.shape)[:, order].flatten(1))
-        assert largest(swapped - answer[:, order]) < ROUNDING
-        # It is not that hydrogens are ignored: the answer differs if only the noise is exchanged.
-        other = model(x, lag, noise.view(x.shape)[:, order].flatten(1))
-        assert largest(other - answer) > DIFFERENT
-
-
 def jump_of(model, x, attempt=0):
     jump = Jump(model, molecule(), [FiniteGate()])
     displacement, status = jump(x.double(), torch.zeros(3, 3), 0, attempt, 1, 1, 10.0, 0.0)
@@ -214,17 +183,16 @@ def jump_of(model, x, attempt=0):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_methyl_hydrogens_are_exchangeable_in_a_jump(name):
-    # All networks but one know one numbering of each methyl group; Jump gives them that one.
+    # A network knows one numbering of each methyl group; Jump gives them that one.
     model = kernel(name)
     x, lag, noise = inputs(model, 1)
     start = jump_of(model, x[0])
     assert largest(start) > DIFFERENT
     for order in hydrogen_swaps():
         assert largest(jump_of(model, x[0, order]) - start[order]) < 10 * ROUNDING
-    if name != "graph":
-        order = hydrogen_swaps()[0]
-        # The noise of internal coordinates is not the atoms' and stays as it is.
-        own = name == "internal"
-        theirs = noise if own else noise.view(x.shape)[:, order].flatten(1)
-        swapped = model(x[:, order], lag, theirs)
-        assert largest(swapped - model(x, lag, noise)[:, order]) > DIFFERENT
+    order = hydrogen_swaps()[0]
+    # The noise of internal coordinates is not the atoms' and stays as it is.
+    own = name == "internal"
+    theirs = noise if own else noise.view(x.shape)[:, order].flatten(1)
+    swapped = model(x[:, order], lag, theirs)
+    assert largest(swapped - model(x, lag, noise)[:, order]) > DIFFERENT

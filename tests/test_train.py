@@ -14,7 +14,7 @@ from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Dataset, Run, write_dataset
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
-from openmm_sd.propagator.graph import GraphDiffusion
+from openmm_sd.propagator.internal.family import FamilyDiffusion
 from openmm_sd.propagator.internal.single import InternalDiffusion
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
@@ -23,6 +23,7 @@ from openmm_sd.train import (
     TrainSettings,
     TransitionPairs,
     denoising_loss,
+    family_statistics,
     fit_statistics,
     held_out_loss,
     methyl_rotors,
@@ -346,7 +347,7 @@ SMALL += [
 ]
 
 
-@pytest.mark.parametrize("network", ["auto", "dense", "graph"])
+@pytest.mark.parametrize("network", ["auto", "dense"])
 def test_train_command(data, tmp_path, capfd, network):
     output = tmp_path / "small.safetensors"
     arguments = [*SMALL, "--held-out", "0.4"]
@@ -444,8 +445,8 @@ def test_init_takes_weights(data, tmp_path):
     assert one.hyperparameters == two.hyperparameters
     with pytest.raises(ValueError, match="another size"):
         run("wider", init=str(first), network_settings={"width": 32, "depth": 1})
-    with pytest.raises(ValueError, match="wanted is graph"):
-        run("graph", init=str(first), network="graph")
+    with pytest.raises(ValueError, match="wanted is dense"):
+        run("dense", init=str(first), network="dense")
     # Weights belong to their coordinates: of another molecule they would be noise.
     beads = tmp_path / "beads.safetensors"
     positions = four_beads.start_positions()[None].astype(np.float32)
@@ -459,7 +460,7 @@ def test_init_takes_weights(data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--network", "sparse"], "network must be one of auto, internal, dense, graph, family"),
+        (["--network", "sparse"], "network must be one of auto, internal, dense, family"),
         (["--lag-min", "50", "--lag-max", "20"], "shortest lag must be positive"),
         (["--device", "tpu9"], "unknown device"),
         (["-o", "model.bin"], "must end in .safetensors"),
@@ -835,22 +836,21 @@ def test_loss_weighs_turns(ala2):
 
 
 def trembling(molecule, seed):
-    """Atoms that each wander about their place and forget in a few frames where they were."""
+    """Atoms that each wander about their place and forget slowly where they were."""
     rng = np.random.default_rng(seed)
     away = np.zeros((400, molecule.n_atoms, 3))
     for k in range(1, len(away)):
-        away[k] = 0.8 * away[k - 1] + 0.004 * rng.normal(size=away[k].shape)
+        away[k] = 0.98 * away[k - 1] + 0.0015 * rng.normal(size=away[k].shape)
     return (molecule.positions + away).astype(np.float32)
 
 
 def two_parts():
     parts = []
-    for molecule, share in ((ethane(), 1.0), (methanol(), 3.0)):
+    members = [(m, TransitionPairs([trembling(m, 1)], 1.0)) for m in (ethane(), methanol())]
+    statistics = family_statistics(members, 1.0, 20.0)
+    for (molecule, pairs), share in zip(members, (1.0, 3.0), strict=True):
         torch.manual_seed(1)
-        network = GraphDiffusion.for_molecule(
-            molecule, width=16, vectors=4, edge_width=4, depth=1, lag_min_ps=1.0, lag_max_ps=20.0
-        )
-        pairs = TransitionPairs([trembling(molecule, 1)], 1.0)
+        network = FamilyDiffusion.for_molecule(molecule, statistics=statistics, width=16, depth=1)
         fit_statistics(network, pairs)
         parts.append(Part(network, pairs, TransitionPairs([trembling(molecule, 2)], 1.0), share))
     parts[1].model.share_weights(parts[0].model)
@@ -873,9 +873,9 @@ def test_molecules_that_are_trained_together_share_their_weights(tmp_path):
     one, other = (part.model for part in parts)
     named = dict(other.named_parameters())
     assert all(parameter is named[name] for name, parameter in one.named_parameters())
-    assert one.scale.shape[1] != other.scale.shape[1]
+    assert one.stiff_mean.shape != other.stiff_mean.shape
     before = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
-    scales = [part.model.scale.clone() for part in parts]
+    means = [part.model.stiff_mean.clone() for part in parts]
     quiet = replace(TOGETHER, report_seconds=1e9)
     record = train_together(parts, quiet, lags_ps=[2.0], report=lambda record: None)
     after = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
@@ -884,8 +884,8 @@ def test_molecules_that_are_trained_together_share_their_weights(tmp_path):
     assert set(record.history[-1]["held_out"]) == {"0: 2", "1: 2"}
     named = dict(other.named_parameters())
     assert all(torch.equal(p, named[name]) for name, p in one.named_parameters())
-    for part, scale in zip(parts, scales, strict=True):
-        assert torch.equal(part.model.scale, scale)
+    for part, mean in zip(parts, means, strict=True):
+        assert torch.equal(part.model.stiff_mean, mean)
 
 
 def test_a_training_of_several_goes_on(tmp_path):

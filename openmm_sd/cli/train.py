@@ -37,7 +37,7 @@ _OPTIONS = (
     ("condition-noise", "condition_noise_nm", float, "NM", HIDDEN),
     ("ema-decay", "ema_decay", float, "D", HIDDEN),
     ("turn-weight", "turn_weight", float, "W", HIDDEN),
-    ("network", "network", str, "NET", "internal, dense, graph, family or auto (auto)"),
+    ("network", "network", str, "NET", "internal, dense, family or auto (auto)"),
     ("width", "width", int, "N", "width of the network"),
     ("depth", "depth", int, "N", "number of its blocks"),
     ("calls", "n_calls", int, "N", "network calls a jump (8 or 10)"),

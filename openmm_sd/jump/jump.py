@@ -38,8 +38,6 @@ from .gates import (
     signed_volumes,
 )
 
-#: No jump under way.
-STATUS_NONE = 0
 #: What `Jump.judge` says of a proposal that passed every gate.
 STATUS_ACCEPTED = 1
 #: Status of a jump from a frame unlike those that the model was trained on: nothing was drawn.

@@ -139,33 +139,6 @@ def graph_classes(atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]])
     return np.array([rank[colour] for colour in colours], dtype=np.int64)
 
 
-def stereo_labels(molecule: Molecule) -> list[list[int]]:
-    """Return the hand of every stereocentre whose four neighbours the bond graph tells apart.
-
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule; its reference frame is measured.
-
-    Returns
-    -------
-    list of [int, int]
-        Atom, and +1 or -1. The sign refers to the neighbours in the order of `graph_classes`, so
-        it does not depend on how the atoms are numbered. Other stereocentres (on a symmetric ring,
-        say) have no such order; there the network has the geometry only.
-    """
-    classes = graph_classes(molecule.atomic_numbers, molecule.bonds)
-    hand = molecule.handedness
-    graph = molecule.graph()
-    labels = []
-    for centre in sorted(int(row[0]) for row in hand.centres[hand.stereo]):
-        around = sorted(graph[centre], key=lambda atom: int(classes[atom]))
-        if len({int(classes[atom]) for atom in around}) == 4:
-            arms = molecule.positions[around[:3]] - molecule.positions[centre]
-            labels.append([centre, 1 if np.linalg.det(arms) > 0 else -1])
-    return labels
-
-
 def bond_paths(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> np.ndarray:
     """Number of bonds on the shortest path, (N, N)."""
     path = np.full((n_atoms, n_atoms), n_atoms, dtype=np.int64)

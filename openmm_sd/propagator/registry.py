@@ -21,7 +21,6 @@ ENTRY_POINT_GROUP: Final = "openmm_sd.architectures"
 
 _BUILT_IN: Final[dict[str, str]] = {
     "dense-diffusion": "openmm_sd.propagator.cartesian.dense:DenseDiffusion",
-    "graph-diffusion": "openmm_sd.propagator.graph:GraphDiffusion",
     "internal-diffusion": "openmm_sd.propagator.internal.single:InternalDiffusion",
     "family": "openmm_sd.propagator.internal.family:FamilyDiffusion",
     "identity": "openmm_sd.propagator.kernels:Identity",

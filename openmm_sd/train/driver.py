@@ -27,7 +27,6 @@ from ..molecule.torsions import slow_torsions
 from ..propagator.alignment import align_frames
 from ..propagator.cartesian.base import CartesianDiffusion
 from ..propagator.cartesian.dense import DenseDiffusion
-from ..propagator.graph import GraphDiffusion
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.internal.single import InternalDiffusion
 from ..propagator.internal.tree import InternalTree, NotInternal, constant_lengths, turning_torsions
@@ -41,7 +40,6 @@ from .windows import angle_windows, bond_windows, contact_distances, torsion_win
 NETWORKS: Final = {
     "internal": InternalDiffusion,
     "dense": DenseDiffusion,
-    "graph": GraphDiffusion,
 }
 """Networks by the name that ``--network`` takes."""
 
@@ -87,9 +85,9 @@ class StageSettings:
     ----------
     network : str
         ``internal`` (one molecule, internal coordinates), ``dense`` (one molecule, Cartesian) or
-        ``graph`` (Cartesian, weights that know no atom numbers), ``family`` (several molecules,
-        internal coordinates). ``auto`` takes ``family`` for several molecules; for one ``internal``
-        where it suits the molecule, which is without rings and straight chains, and else ``dense``.
+        ``family`` (several molecules, internal coordinates). ``auto`` takes ``family`` for several
+        molecules; for one ``internal`` where it suits the molecule, which is without rings and
+        straight chains, and else ``dense``.
     network_settings : dict
         Arguments of the network's class, e.g. ``{"width": 256}``.
     lag_min_ps, lag_max_ps : float
@@ -742,7 +740,6 @@ def make_card(
     card.kind = {
         "internal": "dense network in internal coordinates: this one molecule only",
         "dense": "dense network on a local frame: this one molecule only",
-        "graph": "equivariant graph network",
         FAMILY: "network in internal coordinates, one set of weights for several molecules",
     }[training["network"]]
     card.lag_range = [round(lags[0], 6), round(lags[1], 6)]
@@ -875,25 +872,21 @@ def _like_bundle(
     if not name or settings.network not in (AUTO, name):
         wanted = "" if settings.network == AUTO else f", wanted is {settings.network}"
         raise ValueError(f"{path} holds a {type(other).__name__}{wanted}")
-    network: CartesianDiffusion | InternalDiffusion
-    if name == "graph":
-        network = GraphDiffusion.for_molecule(molecule, frames, **arguments)
-    else:
-        # Weights mean something for the coordinates they were trained in only.
-        different = difference(bundle.molecules[0], molecule)
-        if different:
-            raise ValueError(f"{path} is of another molecule than the data: {different}")
-        known: dict[str, Any] = other.hyperparameters  # type: ignore[assignment]
-        taken: dict[str, Any] = {key: known[key] for key in _COORDINATES if key in known}
-        if isinstance(other, InternalDiffusion):
-            tree = InternalTree(molecule.n_atoms, tuple(taken["root"]), taken["tree"])
-            if not set(turning_torsions(tree, frames)) <= set(taken["turning"]):
-                raise ValueError(f"in the data torsions turn that keep one value in {path}")
-            if set(constant_lengths(tree, frames)) != set(taken["constant"]):
-                raise ValueError(f"the data has other bonds constrained than {path}")
-        elif isinstance(other, DenseDiffusion):
-            taken["centred"] = True
-        network = NETWORKS[name](**{**taken, **arguments})
+    # Weights mean something for the coordinates they were trained in only.
+    different = difference(bundle.molecules[0], molecule)
+    if different:
+        raise ValueError(f"{path} is of another molecule than the data: {different}")
+    known: dict[str, Any] = other.hyperparameters  # type: ignore[assignment]
+    taken: dict[str, Any] = {key: known[key] for key in _COORDINATES if key in known}
+    if isinstance(other, InternalDiffusion):
+        tree = InternalTree(molecule.n_atoms, tuple(taken["root"]), taken["tree"])
+        if not set(turning_torsions(tree, frames)) <= set(taken["turning"]):
+            raise ValueError(f"in the data torsions turn that keep one value in {path}")
+        if set(constant_lengths(tree, frames)) != set(taken["constant"]):
+            raise ValueError(f"the data has other bonds constrained than {path}")
+    elif isinstance(other, DenseDiffusion):
+        taken["centred"] = True
+    network: CartesianDiffusion | InternalDiffusion = NETWORKS[name](**{**taken, **arguments})
     mine, theirs = dict(network.named_parameters()), dict(other.named_parameters())
     changed = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape]
     if changed:
