@@ -1,5 +1,6 @@
 """Analysis of trajectories: torsions, populations, kinetics. Knows numpy and nothing of torch."""
 
+from ..molecule.handedness import signed_volume
 from ..molecule.torsions import dihedral
 from .torsions import (
     BASINS,
@@ -9,7 +10,6 @@ from .torsions import (
     implied_timescales,
     jsd_phi_psi,
     mean_cos_change,
-    signed_volume,
     transition_matrix,
 )
 

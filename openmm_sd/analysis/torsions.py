@@ -14,26 +14,6 @@ BASINS = ("beta_C5", "PII", "alphaR", "alphaL", "C7ax_other")
 """Names of the basins of alanine dipeptide, in the order of the numbers `basins` returns."""
 
 
-def signed_volume(positions: ArrayLike, centre: Sequence[int]) -> NDArray[np.float64]:
-    """Return (a - c) x (b - c) . (d - c) of atoms (c, a, b, d): its sign is the handedness at c.
-
-    Parameters
-    ----------
-    positions : array_like
-        (..., N, 3).
-    centre : sequence of int
-        The centre c and three of its neighbours.
-
-    Returns
-    -------
-    ndarray
-        (...,), length cubed.
-    """
-    x = np.asarray(positions, dtype=np.float64)
-    c, a, b, d = (x[..., i, :] for i in centre)
-    return (np.cross(a - c, b - c) * (d - c)).sum(-1)
-
-
 def jsd_phi_psi(first: ArrayLike, second: ArrayLike, bins: int = 50) -> float:
     """Return the Jensen-Shannon divergence of two samples of (phi, psi).
 

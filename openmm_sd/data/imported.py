@@ -321,7 +321,7 @@ def _selected(
 
 def _describe(table: TopologyTable, atoms: Sequence[int]) -> str:
     counts = Counter(table.atomic_numbers[i] for i in atoms)
-    where = f"{table.residue_names[atoms[0]]} {table.residue_ids[atoms[0]]}"
+    where = table.residue(atoms[0])
     return f"{formula(counts)} ({where})"
 
 

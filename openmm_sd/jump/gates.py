@@ -7,6 +7,8 @@ which the integrator counts it. To add one: write the class, give it the next fr
 `GATES` and build it in `openmm_sd.jump.jump.build_gates`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -89,7 +91,7 @@ class BondGate(Gate):
     def forward(self, frame: Tensor, proposal: Tensor) -> Tensor:
         bond = proposal[:, self.first] - proposal[:, self.second]
         length = torch.linalg.vector_norm(bond, dim=-1)
-        return ((length >= self.low) & (length <= self.high)).all(dim=1)
+        return ((length >= self.low) & (length <= self.high)).all(dim=1)  # a NaN compares false
 
 
 class AngleGate(BondGate):
@@ -135,7 +137,7 @@ class ChiralityGate(Gate):
         return (signed_volumes(proposal, self.centres) * self.signs > 0).all(dim=1)
 
 
-class ContactGate(Gate):
+class ContactGate(BondGate):
     """Atoms that are not bonded neighbours keep their distance.
 
     Parameters
@@ -146,20 +148,9 @@ class ContactGate(Gate):
 
     code = 6
     name = "contacts"
-    first: Tensor
-    second: Tensor
-    shortest: Tensor
 
     def __init__(self, contacts: list[tuple[int, int, float]]) -> None:
-        super().__init__()
-        self.register_buffer("first", torch.tensor([int(c[0]) for c in contacts]))
-        self.register_buffer("second", torch.tensor([int(c[1]) for c in contacts]))
-        self.register_buffer("shortest", torch.tensor([float(c[2]) for c in contacts]))
-
-    def forward(self, frame: Tensor, proposal: Tensor) -> Tensor:
-        apart = proposal[:, self.first] - proposal[:, self.second]
-        length = torch.linalg.vector_norm(apart, dim=-1)
-        return (length >= self.shortest).all(dim=1)  # a NaN compares false
+        super().__init__([(*contact, math.inf) for contact in contacts])
 
 
 def signed_volumes(frames: Tensor, centres: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..model.model import ScoreModel
+from ..molecule.graph import spanning_edges
 from ..molecule.molecule import Molecule
 from ..propagator.noise import standard_normal
 from .gates import (
@@ -188,10 +189,16 @@ class Jump(torch.nn.Module):
         self.n_atoms = molecule.n_atoms
         self.noise_size = int(propagator.noise_size)  # type: ignore[arg-type]
 
-        parents, children, path = _spanning_tree(molecule)
-        self.register_buffer("bond_from", torch.tensor(parents, dtype=torch.int64))
-        self.register_buffer("bond_to", torch.tensor(children, dtype=torch.int64))
-        self.register_buffer("bond_sums", torch.tensor(path, dtype=torch.float64))
+        edges = np.array(spanning_edges(molecule.n_atoms, molecule.bonds), dtype=np.int64)
+        parents, children = edges.reshape(-1, 2).T
+        # Sums bond vectors along the way from the first atom to each atom.
+        sums = np.zeros((molecule.n_atoms, len(edges)))
+        for k, (parent, child) in enumerate(edges):
+            sums[child] = sums[parent]
+            sums[child, k] = 1.0
+        self.register_buffer("bond_from", torch.tensor(parents))
+        self.register_buffer("bond_to", torch.tensor(children))
+        self.register_buffer("bond_sums", torch.from_numpy(sums))
 
         hand = molecule.handedness
         self.n_centres = len(hand.signs)
@@ -423,26 +430,3 @@ class NothingNew(torch.nn.Module):
 
 def _status(code: int, like: Tensor) -> Tensor:
     return torch.full([], float(code), dtype=torch.float64, device=like.device)
-
-
-def _spanning_tree(molecule: Molecule) -> tuple[list[int], list[int], np.ndarray]:
-    """Tree edges from atom 0, and the matrix that sums bond vectors along the path to each atom."""
-    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    parents: list[int] = []
-    children: list[int] = []
-    path = np.zeros((molecule.n_atoms, max(molecule.n_atoms - 1, 0)))
-    seen, queue = {0}, [0]
-    while queue:
-        atom = queue.pop(0)
-        for other in neighbours[atom]:
-            if other not in seen:
-                seen.add(other)
-                path[other] = path[atom]
-                path[other, len(children)] = 1.0
-                parents.append(atom)
-                children.append(other)
-                queue.append(other)
-    return parents, children, path

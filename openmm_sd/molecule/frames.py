@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from .graph import neighbours_of, spanning_edges
+from .handedness import signed_volume
 from .molecule import Molecule
+from .whole import join_bonded
 
 # Shortest and longest bond that a simulation shows, nm: O-H and H-I, C-C and I-I with room to move.
 _HYDROGEN_BOND_NM: Final = (0.06, 0.20)
@@ -31,9 +33,7 @@ class FrameCheck:
 
     def __init__(self, molecule: Molecule) -> None:
         self.molecule = molecule
-        graph = nx.Graph(molecule.bonds)
-        graph.add_nodes_from(range(molecule.n_atoms))
-        self._tree = list(nx.bfs_edges(graph, 0))
+        self._edges = spanning_edges(molecule.n_atoms, molecule.bonds)
         self._bonds = np.array(molecule.bonds, dtype=np.int64).reshape(-1, 2)
         hydrogen = np.array([z == 1 for z in molecule.atomic_numbers])
         self._to_hydrogen = np.asarray(hydrogen[self._bonds].any(axis=1))
@@ -59,15 +59,7 @@ class FrameCheck:
         x = np.array(frames, dtype=np.float64)
         if box is None:
             return x
-        vectors = np.asarray(box, dtype=np.float64)
-        for parent, child in self._tree:
-            bond = x[:, child] - x[:, parent]
-            # Any vector much shorter than the box is found by going through the axes from the last.
-            for axis in (2, 1, 0):
-                turns = np.rint(bond[:, axis] / vectors[:, axis, axis])
-                bond -= turns[:, None] * vectors[:, axis]
-            x[:, child] = x[:, parent] + bond
-        return x
+        return join_bonded(x, np.asarray(box, dtype=np.float64), self._edges)
 
     def __call__(
         self, frames: NDArray[np.float64], first: int = 0
@@ -113,9 +105,9 @@ class FrameCheck:
         if not len(wrong):
             return
         frame, bond = map(int, wrong[0])
-        i, j = map(int, self._bonds[bond])
+        one, two = (self.molecule.label(int(k)) for k in self._bonds[bond])
         raise ValueError(
-            f"frame {first + frame}: the bond between {self._label(i)} and {self._label(j)} is "
+            f"frame {first + frame}: the bond between {one} and {two} is "
             f"{lengths[frame, bond]:.3f} nm long, which is impossible: is the molecule broken "
             "across a box that the file does not tell, are the atoms those of the topology, and "
             "are the lengths in nm?"
@@ -128,37 +120,27 @@ class FrameCheck:
         changed = np.zeros(len(frames), dtype=np.bool_)
         # The order of the rows matters: see Handedness.
         for row in map(int, np.flatnonzero(~handedness.stereo)):
-            other = self._volumes(frames, row) * handedness.signs[row] < 0
+            other = signed_volume(frames, handedness.centres[row]) * handedness.signs[row] < 0
             if other.any():
                 frames = frames.copy() if not changed.any() else frames
                 frames[other] = frames[other][:, handedness.swaps[row]]
                 changed |= other
         for row in range(len(handedness.signs)):
-            wrong = self._volumes(frames, row) * handedness.signs[row] <= 0
+            wrong = signed_volume(frames, handedness.centres[row]) * handedness.signs[row] <= 0
             if wrong.any():
-                centre = int(handedness.centres[row, 0])
+                centre = self.molecule.label(int(handedness.centres[row, 0]))
                 how = "in every frame" if wrong.all() else "but not in every frame"
                 raise ValueError(
-                    f"frame {first + int(np.argmax(wrong))}: {self._label(centre)} has the other "
+                    f"frame {first + int(np.argmax(wrong))}: {centre} has the other "
                     f"handedness than the molecule ({how}): this is another stereoisomer, or the "
                     "atoms are in another order"
                 )
         return frames, int(changed.sum())
 
-    def _volumes(self, frames: NDArray[np.float64], row: int) -> NDArray[np.float64]:
-        centre, a, b, c = self.molecule.handedness.centres[row]
-        x = frames - frames[:, centre : centre + 1]
-        return np.asarray((x[:, a] * np.cross(x[:, b], x[:, c])).sum(axis=-1))
-
     def lengths(self, frames: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the length of every bond of the molecule, shape (T, bonds), nm."""
         bonds = frames[:, self._bonds[:, 1]] - frames[:, self._bonds[:, 0]]
         return np.asarray(np.linalg.norm(bonds, axis=-1))
-
-    def _label(self, atom: int) -> str:
-        molecule = self.molecule
-        residue = f"{molecule.residue_names[atom]} {molecule.residue_ids[atom]}"
-        return f"atom {atom} ({molecule.atom_names[atom]} of {residue})"
 
 
 def constraint_lengths(molecule: Molecule, frames: NDArray[np.float64]) -> list[list[float]]:
@@ -210,11 +192,7 @@ def missing_hydrogens(molecule: Molecule, frames: NDArray[np.float64]) -> str:
     Carbon with three neighbours is flat and with two it is straight; where it is not, hydrogens
     were left out. Force fields with united atoms leave out just those of carbon.
     """
-    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    for atom, around in neighbours.items():
+    for atom, around in enumerate(neighbours_of(molecule.n_atoms, molecule.bonds)):
         if molecule.atomic_numbers[atom] != 6:
             continue
         arms = frames[:, around] - frames[:, atom : atom + 1]
@@ -230,10 +208,8 @@ def missing_hydrogens(molecule: Molecule, frames: NDArray[np.float64]) -> str:
         else:
             complete = len(around) > 3
         if not complete:
-            where = f"{molecule.residue_names[atom]} {molecule.residue_ids[atom]}"
             return (
-                f"hydrogens are missing: atom {atom} ({molecule.atom_names[atom]} of {where}) is "
-                f"carbon with {len(around)} neighbours and no geometry that goes with it; models "
-                "need all atoms"
+                f"hydrogens are missing: {molecule.label(atom)} is carbon with {len(around)} "
+                "neighbours and no geometry that goes with it; models need all atoms"
             )
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import networkx as nx
@@ -38,6 +38,50 @@ class Bonded(Protocol):
     @property
     def residue_ids(self) -> tuple[str, ...]:
         """Residue of every atom."""
+
+
+def neighbours_of(n_atoms: int, bonds: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Return the atoms that each atom is bonded to, in the order of the bonds."""
+    neighbours: list[list[int]] = [[] for _ in range(n_atoms)]
+    for i, j in bonds:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    return neighbours
+
+
+def branch(neighbours: Mapping[int, Any] | Sequence[Any], atom: int, away: int) -> set[int]:
+    """Return the atoms that are reached from one without passing another."""
+    seen, todo = {atom, away}, [atom]
+    while todo:
+        new = [k for k in neighbours[todo.pop()] if k not in seen]
+        seen.update(new)
+        todo += new
+    return seen - {away}
+
+
+def spanning_edges(n_atoms: int, bonds: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return bonds by which every atom is reached once, outwards from the first of each piece.
+
+    Returns
+    -------
+    list of (int, int)
+        Where one comes from, and the atom that is reached; nearer atoms before further ones.
+    """
+    neighbours = neighbours_of(n_atoms, bonds)
+    edges: list[tuple[int, int]] = []
+    seen = [False] * n_atoms
+    for first in range(n_atoms):
+        if seen[first]:
+            continue
+        seen[first] = True
+        reached = [first]
+        for here in reached:
+            for there in neighbours[here]:
+                if not seen[there]:
+                    seen[there] = True
+                    reached.append(there)
+                    edges.append((here, there))
+    return edges
 
 
 def bond_graph(molecule: Bonded) -> nx.Graph:
@@ -103,14 +147,37 @@ def atom_kinds(atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]]) ->
 
 
 def hydrogens_of(molecule: Molecule, atom: int) -> list[int]:
+    """Return the hydrogens on an atom, ascending."""
     return sorted(k for k in molecule.graph()[atom] if molecule.atomic_numbers[k] == 1)
 
 
-def graph_classes(atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]]) -> np.ndarray:
+def refined(
+    graphs: Sequence[Mapping[Any, Iterable[Any]]], colours: Sequence[Mapping[Any, int]]
+) -> list[dict[Any, int]]:
+    """One round of colour refinement (Weisfeiler-Leman) with a palette common to all graphs.
+
+    Parameters
+    ----------
+    graphs : sequence of mapping
+        The neighbours of each node.
+    colours : sequence of mapping
+        The colour of each node. The new ones are 0, 1, ... and do not depend on the order of nodes.
+    """
+    signs = [
+        {node: (own[node], tuple(sorted(own[k] for k in graph[node]))) for node in graph}
+        for graph, own in zip(graphs, colours, strict=True)
+    ]
+    palette = sorted({sign for some in signs for sign in some.values()})
+    rank = {sign: k for k, sign in enumerate(palette)}
+    return [{node: rank[sign] for node, sign in some.items()} for some in signs]
+
+
+def graph_classes(
+    atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]]
+) -> NDArray[np.int64]:
     """Number the kinds of atoms that a bond graph tells apart.
 
-    Colour refinement: atoms start with their element and take up their neighbours' colours until
-    nothing new appears. The numbers do not depend on the order in which atoms are listed.
+    Atoms start with their element and are refined until nothing new appears.
 
     Parameters
     ----------
@@ -124,19 +191,13 @@ def graph_classes(atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]])
     ndarray of int, shape (N,)
         0, 1, ...; equal for equivalent atoms.
     """
-    neighbours: list[list[int]] = [[] for _ in atomic_numbers]
-    for i, j in bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    colours: list[Any] = [(int(z),) for z in atomic_numbers]
+    neighbours = dict(enumerate(neighbours_of(len(atomic_numbers), bonds)))
+    colours = {atom: int(z) for atom, z in enumerate(atomic_numbers)}
     kinds = 0
-    while len(set(colours)) > kinds:
-        kinds = len(set(colours))
-        rank = {colour: k for k, colour in enumerate(sorted(set(colours)))}
-        own = [rank[colour] for colour in colours]
-        colours = [(own[i], *sorted(own[j] for j in around)) for i, around in enumerate(neighbours)]
-    rank = {colour: k for k, colour in enumerate(sorted(set(colours)))}
-    return np.array([rank[colour] for colour in colours], dtype=np.int64)
+    while len(set(colours.values())) > kinds:
+        kinds = len(set(colours.values()))
+        (colours,) = refined([neighbours], [colours])
+    return np.array(list(colours.values()), dtype=np.int64)
 
 
 def bond_paths(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -151,27 +212,8 @@ def bond_paths(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def element_counts(graph: nx.Graph) -> Counter[int]:
+    """Count the nodes of a bond graph by atomic number."""
     return Counter(z for _, z in graph.nodes(data="z"))
-
-
-def _refine_once(
-    first: nx.Graph, second: nx.Graph, one: Mapping[Any, Any], two: Mapping[Any, Any]
-) -> tuple[dict[Any, int], dict[Any, int]]:
-    """One round of colour refinement (Weisfeiler-Leman) with a palette common to both graphs."""
-    palette: dict[Any, int] = {}
-    before: dict[Any, int] = {}
-
-    def number(colour: Any) -> int:
-        return before.setdefault(colour, len(before))
-
-    def refined(graph: nx.Graph, colours: Mapping[Any, Any]) -> dict[Any, int]:
-        result = {}
-        for node in graph:
-            around = tuple(sorted(number(colours[k]) for k in graph[node]))
-            result[node] = palette.setdefault((number(colours[node]), around), len(palette))
-        return result
-
-    return refined(first, one), refined(second, two)
 
 
 def isomorphisms(
@@ -182,18 +224,24 @@ def isomorphisms(
     The colours are refined first: that settles almost every molecule by itself, and it keeps the
     search that follows from backtracking through equivalent hydrogens.
     """
-    classes = -1
+    palette: dict[Any, int] = {}
+    colours = [
+        {node: palette.setdefault(colour, len(palette)) for node, colour in own.items()}
+        for own in (one, two)
+    ]
+    classes = 0
     while True:
-        if Counter(one.values()) != Counter(two.values()):
+        ours, theirs = (Counter(own.values()) for own in colours)
+        if ours != theirs:
             return
-        if len(set(one.values())) == classes:
+        if len(ours) == classes:
             break
-        classes = len(set(one.values()))
-        one, two = _refine_once(first, second, one, two)
+        classes = len(ours)
+        colours = refined((first, second), colours)
     coloured = []
-    for graph, colours in ((first, one), (second, two)):
+    for graph, own in zip((first, second), colours, strict=True):
         copy = nx.Graph()
-        copy.add_nodes_from((node, {"colour": colours[node]}) for node in graph)
+        copy.add_nodes_from((node, {"colour": own[node]}) for node in graph)
         copy.add_edges_from(graph.edges)
         coloured.append(copy)
     matcher = nx.algorithms.isomorphism.GraphMatcher(

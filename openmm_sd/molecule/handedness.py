@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any, Final
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .graph import RING_SWAPS, isomorphisms
 
@@ -95,6 +96,26 @@ def arm_volumes(
     lengths = np.linalg.norm(arms, axis=-1, keepdims=True)
     arms = np.divide(arms, lengths, out=np.zeros_like(arms), where=lengths > 0)
     return np.asarray(np.linalg.det(arms), dtype=np.float64)
+
+
+def signed_volume(positions: ArrayLike, centre: Sequence[int]) -> NDArray[np.float64]:
+    """Return (a - c) x (b - c) . (d - c) of atoms (c, a, b, d): its sign is the handedness at c.
+
+    Parameters
+    ----------
+    positions : array_like
+        (..., N, 3).
+    centre : sequence of int
+        The centre c and three of its neighbours.
+
+    Returns
+    -------
+    ndarray
+        (...,), length cubed.
+    """
+    x = np.asarray(positions, dtype=np.float64)
+    c, a, b, d = (x[..., i, :] for i in centre)
+    return (np.cross(a - c, b - c) * (d - c)).sum(-1)
 
 
 def handedness_of(graph: nx.Graph, positions: NDArray[np.float64]) -> Handedness:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from .graph import RING_SWAPS, _refine_once, element_counts, isomorphisms
+from .graph import RING_SWAPS, element_counts, isomorphisms, refined
 from .molecule import Molecule
-from .topology import ELEMENT_SYMBOLS
+from .topology import ELEMENT_SYMBOLS, TopologyTable
 
 
 def difference(one: Molecule, two: Molecule) -> str:
@@ -80,6 +81,47 @@ def match_atoms(molecule: Molecule, candidate: nx.Graph) -> list[int] | None:
     return None
 
 
+@dataclass(frozen=True)
+class Copy:
+    """One place in a Topology where a molecule is.
+
+    Attributes
+    ----------
+    molecule : Molecule
+        The molecule.
+    atoms : tuple of int
+        Its atoms there, ascending.
+    mapping : tuple of int
+        The same in the order of the molecule.
+    """
+
+    molecule: Molecule
+    atoms: tuple[int, ...]
+    mapping: tuple[int, ...]
+
+
+def find_copies(known: Sequence[Molecule], table: TopologyTable) -> list[Copy]:
+    """Find all places where one of some molecules is, in the order of the Topology."""
+    # Size and elements come first: they dismiss a hundred thousand waters before any graph is made.
+    sizes = {molecule.n_atoms for molecule in known}
+    counts = [(molecule, Counter(molecule.atomic_numbers)) for molecule in known]
+    copies = []
+    for atoms in table.components():
+        if len(atoms) not in sizes:
+            continue
+        elements = table.elements(atoms)
+        graph = None
+        for molecule, wanted in counts:
+            if elements != wanted:
+                continue
+            graph = table.graph(atoms) if graph is None else graph
+            mapping = match_atoms(molecule, graph)
+            if mapping is not None:
+                copies.append(Copy(molecule, tuple(atoms), tuple(mapping)))
+                break
+    return copies
+
+
 def closest_mismatch(molecule: Molecule, candidate: nx.Graph) -> str:
     """Say in one phrase why a bond graph is not the molecule, for error messages.
 
@@ -143,10 +185,9 @@ def _protonation(graph: nx.Graph, candidate: nx.Graph) -> str:
 
 def _bonding(graph: nx.Graph, candidate: nx.Graph) -> str:
     """Name an atom of the candidate whose surroundings do not occur in the molecule."""
-    ours: dict[Any, Any] = dict(graph.nodes(data="z"))
-    theirs: dict[Any, Any] = dict(candidate.nodes(data="z"))
+    colours: list[dict[Any, int]] = [dict(one.nodes(data="z")) for one in (graph, candidate)]
     for reach in range(1, len(graph) + 1):
-        ours, theirs = _refine_once(graph, candidate, ours, theirs)
+        ours, theirs = colours = refined((graph, candidate), colours)
         surplus = Counter(theirs.values()) - Counter(ours.values())
         if surplus:
             node = next(n for n in candidate if theirs[n] in surplus)

@@ -136,12 +136,19 @@ class Molecule:
         """Chemical formula in Hill order, e.g. ``C6H12N2O2``."""
         return formula(Counter(self.atomic_numbers))
 
+    def residue(self, atom: int) -> str:
+        """Return how messages name an atom's residue, e.g. ``ALA 2``."""
+        return f"{self.residue_names[atom]} {self.residue_ids[atom]}"
+
+    def label(self, atom: int) -> str:
+        """Return how messages name an atom, e.g. ``atom 14 (HB1 of ALA 2)``."""
+        return f"atom {atom} ({self.atom_names[atom]} of {self.residue(atom)})"
+
     def graph(self) -> nx.Graph:
         """Return the bond graph; nodes are atom indices with ``z``, ``name`` and ``residue``."""
         graph = nx.Graph()
         for i, z in enumerate(self.atomic_numbers):
-            residue = f"{self.residue_names[i]} {self.residue_ids[i]}"
-            graph.add_node(i, z=z, name=self.atom_names[i], residue=residue)
+            graph.add_node(i, z=z, name=self.atom_names[i], residue=self.residue(i))
         graph.add_edges_from(self.bonds)
         return graph
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -53,10 +54,13 @@ class TopologyTable:
         """Number of atoms, particles without an element included."""
         return len(self.atomic_numbers)
 
+    def residue(self, atom: int) -> str:
+        """Return how messages name an atom's residue, e.g. ``ALA 2``."""
+        return f"{self.residue_names[atom]} {self.residue_ids[atom]}"
+
     def label(self, atom: int) -> str:
         """Return how messages name an atom, e.g. ``atom 14 (HB1 of ALA 2)``."""
-        residue = f"{self.residue_names[atom]} {self.residue_ids[atom]}"
-        return f"atom {atom} ({self.names[atom]} of {residue})"
+        return f"atom {atom} ({self.names[atom]} of {self.residue(atom)})"
 
     def components(self) -> list[list[int]]:
         """Return the connected components, each a sorted list of atoms, in order of first atom."""
@@ -80,12 +84,15 @@ class TopologyTable:
             members.setdefault(root(atom), []).append(atom)
         return list(members.values())
 
+    def elements(self, atoms: Iterable[int]) -> Counter[int]:
+        """Count some atoms by atomic number."""
+        return Counter(self.atomic_numbers[i] for i in atoms)
+
     def graph(self, atoms: Sequence[int]) -> nx.Graph:
         """Return the bond graph of some atoms, with the node attributes of `Molecule.graph`."""
         graph = nx.Graph()
         for i in atoms:
-            residue = f"{self.residue_names[i]} {self.residue_ids[i]}"
-            graph.add_node(i, z=self.atomic_numbers[i], name=self.names[i], residue=residue)
+            graph.add_node(i, z=self.atomic_numbers[i], name=self.names[i], residue=self.residue(i))
         for i in atoms:
             graph.add_edges_from((i, j) for j in self._neighbours.get(i, ()) if j in graph)
         return graph

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .graph import Bonded, bond_graph
+from .graph import Bonded, bond_graph, branch, graph_classes
 from .molecule import Molecule
 
 TorsionAtoms = tuple[int, int, int, int]
@@ -74,11 +74,10 @@ def torsions(molecule: Bonded) -> list[Torsion]:
     graph, z = bond_graph(molecule), molecule.atomic_numbers
     result = [torsion for pair in backbone_torsions(molecule) for torsion in pair]
     taken = {frozenset(torsion.atoms[1:3]) for torsion in result}
-    bridges = {frozenset(edge) for edge in nx.bridges(graph)}
     for hydrogens in (False, True):
-        for i, j in sorted(molecule.bonds):
+        for i, j in _turnable(molecule, graph):
             bond = frozenset((i, j))
-            if z[i] == 1 or z[j] == 1 or bond in taken or bond not in bridges:
+            if bond in taken:
                 continue
             ends = []
             for atom, other in ((i, j), (j, i)):
@@ -94,6 +93,17 @@ def torsions(molecule: Bonded) -> list[Torsion]:
     return [
         Torsion(f"{t.name} ({t.atoms[1]}, {t.atoms[2]})", t.atoms) if names.count(t.name) > 1 else t
         for t in result
+    ]
+
+
+def _turnable(molecule: Bonded, graph: nx.Graph) -> list[tuple[int, int]]:
+    """Return the bonds between heavy atoms that are in no ring, in order."""
+    z = molecule.atomic_numbers
+    bridges = {frozenset(edge) for edge in nx.bridges(graph)}
+    return [
+        (i, j)
+        for i, j in sorted(molecule.bonds)
+        if z[i] != 1 and z[j] != 1 and frozenset((i, j)) in bridges
     ]
 
 
@@ -156,14 +166,10 @@ def slow_torsions(molecule: Molecule) -> list[TorsionAtoms]:
     which look the same after a third of a turn, are left out too.
     """
     graph = molecule.graph()
-    ring = set(graph.edges) - set(nx.bridges(graph))
-    ring |= {(j, i) for i, j in ring}
-    classes = equivalent_atoms(graph)
+    classes = graph_classes(molecule.atomic_numbers, molecule.bonds).tolist()
     found = []
-    for i, j in molecule.bonds:
-        if (i, j) in ring or 4 not in (len(graph[i]), len(graph[j])):
-            continue
-        if 1 in (graph.nodes[i]["z"], graph.nodes[j]["z"]):
+    for i, j in _turnable(molecule, graph):
+        if 4 not in (len(graph[i]), len(graph[j])):
             continue
         ends = [_end(graph, classes, a, b) for a, b in ((i, j), (j, i))]
         if ends[0] is not None and ends[1] is not None:
@@ -171,7 +177,7 @@ def slow_torsions(molecule: Molecule) -> list[TorsionAtoms]:
     return found
 
 
-def _end(graph: nx.Graph, classes: dict[int, int], atom: int, other: int) -> int | None:
+def _end(graph: nx.Graph, classes: Sequence[int], atom: int, other: int) -> int | None:
     """Return the neighbour that defines the torsion on the side of `atom`; None if none does."""
     around = [k for k in sorted(graph[atom]) if k != other]
     heavy = [k for k in around if graph.nodes[k]["z"] != 1]
@@ -181,24 +187,11 @@ def _end(graph: nx.Graph, classes: dict[int, int], atom: int, other: int) -> int
         return None
     if len(around) == 1 and graph.nodes[atom]["z"] == 6:
         return None  # straight, as in a nitrile: there is no angle to turn
-    without = graph.subgraph([k for k in graph if k != atom])
 
     def size(k: int) -> int:
-        return sum(graph.nodes[n]["z"] != 1 for n in nx.node_connected_component(without, k))
+        return sum(graph.nodes[n]["z"] != 1 for n in branch(graph, k, atom))
 
     return max(heavy, key=lambda k: (size(k), -k))
-
-
-def equivalent_atoms(graph: nx.Graph) -> dict[int, int]:
-    """Number atoms so that equivalent ones share a number (colour refinement)."""
-    colours = {k: graph.nodes[k]["z"] for k in graph}
-    while True:
-        signs = {k: (colours[k], tuple(sorted(colours[n] for n in graph[k]))) for k in graph}
-        numbers = {sign: n for n, sign in enumerate(sorted(set(signs.values())))}
-        refined = {k: numbers[signs[k]] for k in graph}
-        if len(numbers) == len(set(colours.values())):
-            return refined
-        colours = refined
 
 
 def parse_torsion(text: str, molecule: Molecule) -> TorsionAtoms:

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .molecule import Molecule
+from .graph import spanning_edges
 
 if TYPE_CHECKING:
     import openmm
 
 
 def nearest(vectors: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the periodic images of vectors, (M, 3) nm, that lie in the cell around the origin."""
+    """Return the periodic images of vectors that lie in the cell around the origin.
+
+    Parameters
+    ----------
+    vectors : ndarray, shape (M, 3)
+        nm.
+    box : ndarray, shape (3, 3) or (M, 3, 3)
+        Box vectors, nm, one a row, lower triangular as OpenMM, GROMACS and mdtraj have them; one
+        box, or one for each vector.
+    """
     images = vectors.copy()
-    for k in (2, 1, 0):  # in the reduced form each vector reaches no further than its own axis
-        images -= np.round(images[:, k : k + 1] / box[k, k]) * box[k]
+    for k in (2, 1, 0):  # any vector much shorter than the box is found from the last axis on
+        images -= np.round(images[:, k : k + 1] / box[..., k, k, None]) * box[..., k, :]
     return images
+
+
+def join_bonded(
+    frames: NDArray[np.float64], boxes: NDArray[np.float64], edges: Sequence[tuple[int, int]]
+) -> NDArray[np.float64]:
+    """Bring every atom to the image next to the atom that it is bonded to.
+
+    Parameters
+    ----------
+    frames : ndarray, shape (T, N, 3)
+        nm.
+    boxes : ndarray, shape (T, 3, 3)
+        nm, as `nearest` takes them.
+    edges : sequence of (int, int)
+        From `spanning_edges`.
+    """
+    whole = frames.copy()
+    for parent, child in edges:
+        whole[:, child] = whole[:, parent] + nearest(whole[:, child] - whole[:, parent], boxes)
+    return whole
 
 
 def make_whole(
@@ -54,45 +83,5 @@ def make_whole(
     bonds = positions[ends[:, 1]] - positions[ends[:, 0]]
     if (nearest(bonds, box) == bonds).all():
         return positions
-    neighbours: list[list[int]] = [[] for _ in range(len(positions))]
-    for one, two in pairs:
-        neighbours[one].append(two)
-        neighbours[two].append(one)
-    whole = positions.copy()
-    seen = np.zeros(len(positions), dtype=bool)
-    for first in range(len(positions)):
-        if seen[first]:
-            continue
-        seen[first] = True
-        waiting = deque([first])
-        while waiting:
-            here = waiting.popleft()
-            for there in neighbours[here]:
-                if not seen[there]:
-                    seen[there] = True
-                    bond = positions[there] - whole[here]
-                    whole[there] = whole[here] + nearest(bond[None], box)[0]
-                    waiting.append(there)
-    return whole
-
-
-def whole_frames(
-    molecule: Molecule, positions: NDArray[np.float64], box: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Undo breaks across the box, atom by atom along the bonds."""
-    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    out = positions.copy()
-    done, queue = {0}, [0]
-    inverse = np.linalg.inv(box)
-    while queue:
-        atom = queue.pop()
-        for other in neighbours[atom]:
-            if other not in done:
-                bond = positions[other] - positions[atom]
-                out[other] = out[atom] + bond - np.round(bond @ inverse) @ box
-                done.add(other)
-                queue.append(other)
-    return out
+    edges = spanning_edges(len(positions), pairs)
+    return join_bonded(positions[None], box[None], edges)[0]

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..molecule.graph import neighbours_of
 from ..molecule.molecule import Molecule
 from ..molecule.topology import ELEMENT_SYMBOLS
 
-_MIN_SINE: Final = 0.35
+MIN_SINE: Final = 0.35
 """Three atoms are near a line when the sine of their angle is below this (about 20 degrees)."""
 
 _MIN_EXTENT_NM: Final = 0.02
@@ -69,7 +70,7 @@ def choose_frame_atoms(
     if not np.isfinite(x).all():
         raise ValueError("frames hold NaN or infinite positions")
     x = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), _MAX_FRAMES)).astype(int))]
-    candidates = [t for t in _bonded_triples(molecule) if _sine(x, t).min() >= _MIN_SINE]
+    candidates = [t for t in _bonded_triples(molecule) if _sine(x, t).min() >= MIN_SINE]
     if not candidates:
         raise ValueError(
             f"{molecule.name} has no three bonded atoms that stay off a line: its orientation "
@@ -162,15 +163,14 @@ def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (B, N, 3).
+        (B, N, 3), `moving` after the best proper rotation and translation.
     """
-    x, target = moving[:, atoms], reference[:, atoms]
-    x_centre, target_centre = x.mean(1, keepdim=True), target.mean(1, keepdim=True)
-    u, _, v = torch.linalg.svd((x - x_centre).transpose(1, 2) @ (target - target_centre))
+    away, m, centre = _covariance(moving, reference, atoms)
+    u, _, v = torch.linalg.svd(m)
     flip = torch.ones_like(u[:, 0])
     flip[:, 2] = torch.sign(torch.linalg.det(u) * torch.linalg.det(v))
     rotation = (u * flip.unsqueeze(1)) @ v
-    return (moving - x_centre) @ rotation + target_centre
+    return away @ rotation + centre
 
 
 def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
@@ -178,18 +178,7 @@ def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
 
     The best rotation is the top eigenvector of a 4x4 matrix (Horn 1987), found by squaring the
     matrix again and again and polished by Newton's method: no host synchronisation, no branches.
-
-    Parameters
-    ----------
-    moving, reference : Tensor
-        (B, N, 3), nm.
-    atoms : Tensor
-        Indices of the atoms whose distances are minimised.
-
-    Returns
-    -------
-    Tensor
-        (B, N, 3), `moving` after the best proper rotation and translation.
+    Takes and returns what `align_frames` does.
     """
     away, m, centre = _covariance(moving, reference, atoms)
     turn = torch.stack(
@@ -221,21 +210,8 @@ def align_nearby(moving: Tensor, reference: Tensor, atoms: Tensor, steps: int) -
     """Turn and shift frames onto others that are nearly aligned already, by least squares.
 
     Newton's method on the rotation: unlike a singular value decomposition it needs no host
-    synchronisation, and it can be captured in a CUDA graph.
-
-    Parameters
-    ----------
-    moving, reference : Tensor
-        (B, N, 3), nm.
-    atoms : Tensor
-        Indices of the atoms whose distances are minimised.
-    steps : int
-        Newton steps; each squares what is left of the error.
-
-    Returns
-    -------
-    Tensor
-        (B, N, 3), `moving` after the best proper rotation and translation.
+    synchronisation, and it can be captured in a CUDA graph. Takes and returns what `align_frames`
+    does, and the number of Newton steps; each squares what is left of the error.
     """
     away, m, centre = _covariance(moving, reference, atoms)
     start = torch.eye(3, dtype=m.dtype, device=m.device).expand_as(m)
@@ -283,16 +259,9 @@ def _rotation(w: Tensor, v: Tensor) -> Tensor:
 
 
 def _bonded_triples(molecule: Molecule) -> list[tuple[int, int, int]]:
-    neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
+    neighbours = neighbours_of(molecule.n_atoms, molecule.bonds)
     return [
-        (a, b, c)
-        for b in range(molecule.n_atoms)
-        for a in neighbours[b]
-        for c in neighbours[b]
-        if a != c
+        (a, b, c) for b, around in enumerate(neighbours) for a in around for c in around if a != c
     ]
 
 

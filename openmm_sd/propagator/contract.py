@@ -7,7 +7,9 @@ measurement in :func:`check_propagator` rather than trusted.
 
 import copy
 import io
+import warnings
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -167,7 +169,6 @@ def check_propagator(
     """
     checks: list[Check] = []
     report = Conformance(checks)
-
     n_atoms = getattr(propagator, "n_atoms", None)
     noise_size = getattr(propagator, "noise_size", None)
     good = isinstance(n_atoms, int) and isinstance(noise_size, int)
@@ -188,106 +189,24 @@ def check_propagator(
     frames = frames - frames.mean(1, keepdim=True)
     batch = frames.shape[0]
     lag = torch.tensor([lags[i % len(lags)] for i in range(batch)], dtype=torch.float32)
-    noise = torch.randn(batch, noise_size, generator=generator)
-
-    device = next((p.device for p in propagator.parameters()), torch.device("cpu"))
-
-    def call(module: torch.nn.Module, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        with torch.no_grad():
-            out = module(x.to(device), t.to(device), z.to(device))
-        return out.cpu() if isinstance(out, Tensor) else out
+    given = _Inputs(frames, lag, torch.randn(batch, noise_size, generator=generator))
 
     weights_before = copy.deepcopy(propagator.state_dict())
-    inputs_before = frames.clone(), lag.clone(), noise.clone()
-    try:
-        first = call(propagator, frames, lag, noise)
-    except Exception as error:  # the kernel is foreign code: whatever it raises is the finding
-        checks.append(Check("callable", False, f"{type(error).__name__}: {error}"))
+    inputs_before = [x.clone() for x in given]
+    first = _first_answer(propagator, given, checks)
+    if first is None:
         return report
-    checks.append(Check("callable", True, f"batch of {batch}"))
-    if not isinstance(first, Tensor):
-        checks.append(Check("shape", False, f"returned {type(first).__name__}, not a Tensor"))
-        return report
-    shape_ok = first.shape == frames.shape
-    checks.append(
-        Check("shape", shape_ok, f"{tuple(first.shape)} for a frame of {tuple(frames.shape)}")
-    )
-    checks.append(Check("dtype", first.dtype == torch.float32, f"{first.dtype}"))
-    if not shape_ok:
-        return report
-    first = first.to(torch.float32)
-    finite = bool(torch.isfinite(first).all())
-    bad = int((~torch.isfinite(first)).sum())
-    checks.append(Check("finite", finite, "all finite" if finite else f"{bad} NaN or infinite"))
-    if not finite:
-        return report
-
-    rng_before = torch.get_rng_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        second = call(propagator, frames, lag, noise)
-        drew = not torch.equal(
-            torch.get_rng_state(), torch.Generator().manual_seed(seed + 1).get_state()
-        )
-    same = bool(torch.equal(first, second))
-    deviation = float((first - second).abs().max())
-    checks.append(
-        Check(
-            "deterministic",
-            same and not drew,
-            f"two calls differ by {deviation:.1e} nm"
-            + ("; it draws random numbers of its own" if drew else ""),
-        )
-    )
-    torch.set_rng_state(rng_before)
+    checks.append(_check_repeats(propagator, given, first, seed))
     weights_after = propagator.state_dict()
     unchanged = all(torch.equal(v, weights_after[k]) for k, v in weights_before.items()) and all(
-        torch.equal(a, b) for a, b in zip(inputs_before, (frames, lag, noise), strict=True)
+        torch.equal(one, other) for one, other in zip(inputs_before, given, strict=True)
     )
     checks.append(Check("no side effects", unchanged, "weights and inputs are left as they were"))
-
-    single = torch.cat(
-        [
-            call(propagator, frames[i : i + 1], lag[i : i + 1], noise[i : i + 1])
-            for i in range(batch)
-        ]
-    )
-    deviation = float((single - first).abs().max())
-    checks.append(
-        Check(
-            "batch consistency",
-            deviation < _TOLERANCE_NM,
-            f"one by one differs by {deviation:.1e} nm",
-        )
-    )
-
-    shift = torch.tensor([1.5, -0.7, 0.4])
-    deviation = float((call(propagator, frames + shift, lag, noise) - shift - first).abs().max())
-    checks.append(
-        Check("translation", deviation < _TOLERANCE_NM, f"deviates by {deviation:.1e} nm")
-    )
-
-    rotation = _random_rotation(generator)
-    deviation = float(
-        (call(propagator, frames @ rotation.T, lag, noise) - first @ rotation.T).abs().max()
-    )
-    if deviation < _TOLERANCE_NM:
-        checks.append(Check("rotation", True, f"pathwise, deviates by {deviation:.1e} nm"))
-    elif noise_size == 0:
-        checks.append(Check("rotation", False, f"deviates by {deviation:.1e} nm, and has no noise"))
-    else:
-        sigma = _rotation_in_distribution(
-            propagator, call, frames[:1], lag[:1], rotation, samples, generator
-        )
-        checks.append(
-            Check(
-                "rotation",
-                sigma < _MAX_SIGMA,
-                f"not pathwise ({deviation:.1e} nm); moments agree within {sigma:.1f} sigma",
-            )
-        )
+    checks += _check_elements_and_shifts(propagator, given, first)
+    checks.append(_check_rotation(propagator, given, first, samples, generator))
     mirror = torch.tensor([1.0, 1.0, -1.0])
-    deviation = float((call(propagator, frames * mirror, lag, noise) - first * mirror).abs().max())
+    reflected = _call(propagator, given._replace(frames=frames * mirror))
+    deviation = float((reflected - first * mirror).abs().max())
     checks.append(
         Check(
             "tells mirror images apart",
@@ -296,8 +215,110 @@ def check_propagator(
             required=False,
         )
     )
-    checks.append(_check_scripting(propagator, call, frames, lag, noise, first))
+    checks.append(_check_scripting(propagator, given, first))
     return report
+
+
+class _Inputs(NamedTuple):
+    """What a kernel is called with."""
+
+    frames: Tensor
+    lag: Tensor
+    noise: Tensor
+
+
+def _call(module: torch.nn.Module, given: _Inputs) -> Tensor:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        out = module(*(x.to(device) for x in given))
+    return out.cpu() if isinstance(out, Tensor) else out
+
+
+def _first_answer(
+    propagator: torch.nn.Module, given: _Inputs, checks: list[Check]
+) -> Tensor | None:
+    """Call a kernel and check that what it returns is a frame; None where no more can be asked."""
+    try:
+        first = _call(propagator, given)
+    except Exception as error:  # the kernel is foreign code: whatever it raises is the finding
+        checks.append(Check("callable", False, f"{type(error).__name__}: {error}"))
+        return None
+    checks.append(Check("callable", True, f"batch of {len(given.frames)}"))
+    if not isinstance(first, Tensor):
+        checks.append(Check("shape", False, f"returned {type(first).__name__}, not a Tensor"))
+        return None
+    wanted = given.frames.shape
+    shape_ok = first.shape == wanted
+    checks.append(Check("shape", shape_ok, f"{tuple(first.shape)} for a frame of {tuple(wanted)}"))
+    checks.append(Check("dtype", first.dtype == torch.float32, f"{first.dtype}"))
+    if not shape_ok:
+        return None
+    first = first.to(torch.float32)
+    bad = int((~torch.isfinite(first)).sum())
+    checks.append(Check("finite", not bad, f"{bad} NaN or infinite" if bad else "all finite"))
+    return None if bad else first
+
+
+def _check_repeats(propagator: torch.nn.Module, given: _Inputs, first: Tensor, seed: int) -> Check:
+    """Check that a second call gives the same, and draws no random numbers."""
+    rng_before = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        second = _call(propagator, given)
+        drew = not torch.equal(
+            torch.get_rng_state(), torch.Generator().manual_seed(seed + 1).get_state()
+        )
+    torch.set_rng_state(rng_before)
+    deviation = float((first - second).abs().max())
+    return Check(
+        "deterministic",
+        bool(torch.equal(first, second)) and not drew,
+        f"two calls differ by {deviation:.1e} nm"
+        + ("; it draws random numbers of its own" if drew else ""),
+    )
+
+
+def _check_elements_and_shifts(
+    propagator: torch.nn.Module, given: _Inputs, first: Tensor
+) -> list[Check]:
+    """Check that elements of a batch are treated one by one, and shifts of a frame carried over."""
+    single = torch.cat(
+        [
+            _call(propagator, _Inputs(*(x[i : i + 1] for x in given)))
+            for i in range(len(given.frames))
+        ]
+    )
+    apart = float((single - first).abs().max())
+    shift = torch.tensor([1.5, -0.7, 0.4])
+    shifted = _call(propagator, given._replace(frames=given.frames + shift))
+    moved = float((shifted - shift - first).abs().max())
+    return [
+        Check("batch consistency", apart < _TOLERANCE_NM, f"one by one differs by {apart:.1e} nm"),
+        Check("translation", moved < _TOLERANCE_NM, f"deviates by {moved:.1e} nm"),
+    ]
+
+
+def _check_rotation(
+    propagator: torch.nn.Module,
+    given: _Inputs,
+    first: Tensor,
+    samples: int,
+    generator: torch.Generator,
+) -> Check:
+    """Check that a kernel commutes with a rotation, for each noise or at least in distribution."""
+    rotation = _random_rotation(generator)
+    turned = _call(propagator, given._replace(frames=given.frames @ rotation.T))
+    deviation = float((turned - first @ rotation.T).abs().max())
+    if deviation < _TOLERANCE_NM:
+        return Check("rotation", True, f"pathwise, deviates by {deviation:.1e} nm")
+    if given.noise.shape[1] == 0:
+        return Check("rotation", False, f"deviates by {deviation:.1e} nm, and has no noise")
+    sigma = _rotation_in_distribution(propagator, given, rotation, samples, generator)
+    return Check(
+        "rotation",
+        sigma < _MAX_SIGMA,
+        f"not pathwise ({deviation:.1e} nm); moments agree within {sigma:.1f} sigma",
+    )
 
 
 def _random_rotation(generator: torch.Generator) -> Tensor:
@@ -308,15 +329,21 @@ def _random_rotation(generator: torch.Generator) -> Tensor:
     return q.to(torch.float32)
 
 
-def _rotation_in_distribution(propagator, call, frame, lag, rotation, samples, generator) -> float:
+def _rotation_in_distribution(
+    propagator: torch.nn.Module,
+    given: _Inputs,
+    rotation: Tensor,
+    samples: int,
+    generator: torch.Generator,
+) -> float:
     """Largest deviation, in standard errors, of the first two moments after a rotation."""
-    size = int(propagator.noise_size)
+    frame, lag = given.frames[:1], given.lag[:1]
+    size = given.noise.shape[1]
 
     def draws(x: Tensor) -> Tensor:
         z = torch.randn(samples, size, generator=generator)
-        return call(
-            propagator, x.expand(samples, -1, -1).contiguous(), lag.expand(samples), z
-        ).double()
+        many = _Inputs(x.expand(samples, -1, -1).contiguous(), lag.expand(samples), z)
+        return _call(propagator, many).double()
 
     plain = draws(frame) @ rotation.T.double()
     turned = draws(frame @ rotation.T)
@@ -329,11 +356,9 @@ def _rotation_in_distribution(propagator, call, frame, lag, rotation, samples, g
     return worst
 
 
-def _check_scripting(propagator, call, frames, lag, noise, expected) -> Check:
+def _check_scripting(propagator: torch.nn.Module, given: _Inputs, expected: Tensor) -> Check:
     # TorchScript is what openmm-torch's bridge runs; a kernel that cannot be scripted still works
     # through PythonForce, so this line informs and does not decide.
-    import warnings
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -346,7 +371,7 @@ def _check_scripting(propagator, call, frames, lag, noise, expected) -> Check:
             torch.jit.save(scripted, buffer)
             buffer.seek(0)
             again = torch.jit.load(buffer)
-        deviation = float((call(again, frames, lag, noise) - expected).abs().max())
+        deviation = float((_call(again, given) - expected).abs().max())
     except Exception as error:
         return Check(
             "scriptable",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.atomic import one_line
-from ..molecule.matching import match_atoms
+from ..molecule.graph import spanning_edges
+from ..molecule.matching import find_copies
 from ..molecule.molecule import Molecule
 from ..molecule.topology import read_topology
-from ..molecule.whole import whole_frames
+from ..molecule.whole import join_bonded
 
 _MAX_BOND: Final = 0.4
 """Longest bond (nm) believed in a start frame; I-I, a long one, has 0.27 nm."""
@@ -70,12 +70,11 @@ def read_start_frames(
         hint = "" if topology is not None else "; a format without a topology needs one beside it"
         raise ValueError(f"start: mdtraj cannot read {file}: {one_line(error)}{hint}") from error
     place = np.searchsorted(np.unique(copies), copies)
-    frames = np.asarray(trajectory.xyz[:, place], dtype=np.float64)
+    frames = np.asarray(trajectory.xyz[:, place], dtype=np.float64).reshape(-1, molecule.n_atoms, 3)
     if trajectory.unitcell_vectors is not None:
-        for frame, box in zip(frames, trajectory.unitcell_vectors, strict=True):
-            for one in frame:
-                one[:] = whole_frames(molecule, one, np.asarray(box, dtype=np.float64))
-    frames = frames.reshape(-1, molecule.n_atoms, 3)
+        boxes = np.asarray(trajectory.unitcell_vectors, dtype=np.float64).repeat(len(copies), 0)
+        edges = spanning_edges(molecule.n_atoms, molecule.bonds)
+        frames = join_bonded(frames, boxes, edges)
     i, j = np.array(molecule.bonds).reshape(-1, 2).T
     longest = np.linalg.norm(frames[:, i] - frames[:, j], axis=-1).max(axis=1, initial=0.0)
     if not np.isfinite(frames).all():
@@ -97,15 +96,7 @@ def _copies(molecule: Molecule, topology: Any) -> NDArray[np.int64]:
     if topology.n_bonds == 0:
         topology.create_standard_bonds()
     table = read_topology(topology)
-    wanted = Counter(molecule.atomic_numbers)
-    copies = []
-    for atoms in table.components():
-        if len(atoms) == molecule.n_atoms and wanted == Counter(
-            table.atomic_numbers[i] for i in atoms
-        ):
-            mapping = match_atoms(molecule, table.graph(atoms))
-            if mapping is not None:
-                copies.append(mapping)
+    copies = [copy.mapping for copy in find_copies([molecule], table)]
     if not copies:
         from ..system.solute import find_solute
 

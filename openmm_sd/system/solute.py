@@ -16,7 +16,7 @@ from typing import Any, Final
 import openmm
 from openmm import unit
 
-from ..molecule.matching import closest_mismatch, match_atoms
+from ..molecule.matching import Copy, closest_mismatch, find_copies
 from ..molecule.molecule import Molecule
 from ..molecule.topology import TopologyTable, formula, read_topology
 
@@ -63,15 +63,6 @@ class Solute:
     description: str
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """One place in the Topology where a molecule matches."""
-
-    molecule: Molecule
-    atoms: tuple[int, ...]
-    mapping: tuple[int, ...]
-
-
 def find_solute(
     molecules: Molecule | Sequence[Molecule],
     topology: Any,
@@ -111,16 +102,12 @@ def find_solute(
     if system is not None and not isinstance(system, openmm.System):
         raise ValueError(f"system must be an openmm.System, got {type(system).__name__}")
     table = read_topology(topology)
-    # Particles without an element (the M site of a TIP4P water) are no part of any molecule.
-    components = [
-        atoms for atoms in table.components() if len(atoms) > 1 or table.atomic_numbers[atoms[0]]
-    ]
-    copies = _copies(known, table, components)
+    copies = find_copies(known, table)
     if not copies:
         names = " or ".join(f"{molecule.name} ({molecule.formula})" for molecule in known)
         raise NoSoluteError(
             f"topology does not contain {names}, which is what the model knows",
-            _nothing_found(known, table, components),
+            _nothing_found(known, table),
         )
     chosen = _choose(copies, table, solute)
     _refuse_extra_particles(chosen, table)
@@ -164,31 +151,7 @@ def torsion_terms(system: openmm.System, atoms: Sequence[int]) -> list[list[floa
     return found
 
 
-def _copies(
-    known: Sequence[Molecule], table: TopologyTable, components: Sequence[Sequence[int]]
-) -> list[_Copy]:
-    """Return every match, in Topology order."""
-    # Size and elements come first: they dismiss a hundred thousand waters before any graph is made.
-    sizes = {molecule.n_atoms for molecule in known}
-    counts = [(molecule, Counter(molecule.atomic_numbers)) for molecule in known]
-    copies = []
-    for atoms in components:
-        if len(atoms) not in sizes:
-            continue
-        elements = _elements(table, atoms)
-        graph = None
-        for molecule, wanted in counts:
-            if elements != wanted:
-                continue
-            graph = table.graph(atoms) if graph is None else graph
-            mapping = match_atoms(molecule, graph)
-            if mapping is not None:
-                copies.append(_Copy(molecule, tuple(atoms), tuple(mapping)))
-                break
-    return copies
-
-
-def _choose(copies: Sequence[_Copy], table: TopologyTable, solute: Any) -> _Copy:
+def _choose(copies: Sequence[Copy], table: TopologyTable, solute: Any) -> Copy:
     if solute is None:
         if len(copies) == 1:
             return copies[0]
@@ -240,7 +203,7 @@ def _choose(copies: Sequence[_Copy], table: TopologyTable, solute: Any) -> _Copy
     )
 
 
-def _listing(copies: Sequence[_Copy], table: TopologyTable) -> str:
+def _listing(copies: Sequence[Copy], table: TopologyTable) -> str:
     several = len({copy.molecule.name for copy in copies}) > 1
     return "; ".join(
         f"{k}: {copy.molecule.name + ', ' if several else ''}{_describe(copy, table)}"
@@ -248,12 +211,11 @@ def _listing(copies: Sequence[_Copy], table: TopologyTable) -> str:
     )
 
 
-def _describe(copy: _Copy, table: TopologyTable) -> str:
+def _describe(copy: Copy, table: TopologyTable) -> str:
     chains = list(dict.fromkeys(table.chain_ids[i] for i in copy.atoms))
     residues = list(
         dict.fromkeys(
-            f"{table.residue_names[i]} {table.residue_ids[i]}"
-            for i in sorted(copy.atoms, key=lambda i: table.residue_indices[i])
+            table.residue(i) for i in sorted(copy.atoms, key=lambda i: table.residue_indices[i])
         )
     )
     span = residues[0] if len(residues) == 1 else f"{residues[0]} to {residues[-1]}"
@@ -261,14 +223,12 @@ def _describe(copy: _Copy, table: TopologyTable) -> str:
     return f"{chain}, {span}, atoms {copy.atoms[0]} to {copy.atoms[-1]}"
 
 
-def _elements(table: TopologyTable, atoms: Iterable[int]) -> Counter[int]:
-    return Counter(table.atomic_numbers[i] for i in atoms)
-
-
-def _nothing_found(
-    known: Sequence[Molecule], table: TopologyTable, components: Sequence[Sequence[int]]
-) -> str:
+def _nothing_found(known: Sequence[Molecule], table: TopologyTable) -> str:
     """Say what is there, and what comes closest."""
+    # Particles without an element (the M site of a TIP4P water) are no part of any molecule.
+    components = [
+        atoms for atoms in table.components() if len(atoms) > 1 or table.atomic_numbers[atoms[0]]
+    ]
     if not components:
         return "it has no atoms"
     if not table.bonds:
@@ -280,7 +240,7 @@ def _nothing_found(
     kinds: dict[tuple[tuple[int, int], ...], list[Sequence[int]]] = {}
     waters = 0
     for atoms in components:
-        elements = _elements(table, atoms)
+        elements = table.elements(atoms)
         if Counter({z: k for z, k in elements.items() if z}) == _WATER:
             waters += 1
         else:
@@ -297,14 +257,14 @@ def _nothing_found(
     molecule, atoms = min(
         # an ion is never the closest to anything worth a word
         ((m, found[0]) for m in known for found in kinds.values() if len(found[0]) > 1),
-        key=lambda pair: _distance(pair[0], _elements(table, pair[1])),
+        key=lambda pair: _distance(pair[0], table.elements(pair[1])),
         default=(known[0], []),
     )
     if not atoms:
         return message
     reason = closest_mismatch(molecule, table.graph(atoms))
     name = f" to {molecule.name}" if len(known) > 1 else ""
-    where = _describe(_Copy(molecule, tuple(atoms), ()), table)
+    where = _describe(Copy(molecule, tuple(atoms), ()), table)
     return f"{message}; the closest{name}, {where}, {reason}"
 
 
@@ -328,7 +288,7 @@ def _missing_bonds(
     for (kind, _), parts in groups.items():
         if len(parts) < 2:
             continue
-        elements = _elements(table, (i for atoms in parts for i in atoms))
+        elements = table.elements(i for atoms in parts for i in atoms)
         for molecule in known:
             if Counter({z: k for z, k in elements.items() if z}) == Counter(
                 molecule.atomic_numbers
@@ -337,7 +297,7 @@ def _missing_bonds(
                 label = (
                     f"chain {table.chain_ids[first]}"
                     if kind == "chain"
-                    else f"residue {table.residue_names[first]} {table.residue_ids[first]}"
+                    else f"residue {table.residue(first)}"
                 )
                 return (
                     f"{label} has the right elements for {molecule.name} but falls into "
@@ -347,7 +307,7 @@ def _missing_bonds(
     return ""
 
 
-def _refuse_extra_particles(copy: _Copy, table: TopologyTable) -> None:
+def _refuse_extra_particles(copy: Copy, table: TopologyTable) -> None:
     """Refuse lone pairs and Drude particles: a jump would leave them behind."""
     if all(table.atomic_numbers):
         return
@@ -372,7 +332,7 @@ def _refuse_extra_particles(copy: _Copy, table: TopologyTable) -> None:
 
 
 def _checked_system(
-    copy: _Copy, table: TopologyTable, system: openmm.System
+    copy: Copy, table: TopologyTable, system: openmm.System
 ) -> tuple[tuple[int, int, float], ...]:
     """Check that a jump can handle the solute in this System; return its X-H constraints."""
     if system.getNumParticles() != table.n_atoms:
@@ -401,7 +361,7 @@ def _checked_system(
 
 
 def _checked_constraints(
-    copy: _Copy, table: TopologyTable, system: openmm.System, index: dict[int, int]
+    copy: Copy, table: TopologyTable, system: openmm.System, index: dict[int, int]
 ) -> tuple[tuple[int, int, float], ...]:
     advice = "make the System with constraints=HBonds or constraints=None"
     bonds = set(copy.molecule.bonds)

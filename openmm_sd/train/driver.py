@@ -25,7 +25,6 @@ from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import slow_torsions
 from ..propagator.alignment import align_frames
-from ..propagator.cartesian.base import CartesianDiffusion
 from ..propagator.cartesian.dense import DenseDiffusion
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.internal.single import InternalDiffusion
@@ -582,7 +581,7 @@ def build_network(
     frames: NDArray[np.floating[Any]],
     lags: dict[str, float],
     settings: StageSettings,
-) -> CartesianDiffusion | InternalDiffusion:
+) -> DenseDiffusion | InternalDiffusion:
     """Build the network that the settings ask for, or that suits the molecule.
 
     Parameters
@@ -863,7 +862,7 @@ def _like_bundle(
     frames: NDArray[np.floating[Any]],
     arguments: dict[str, Any],
     settings: StageSettings,
-) -> CartesianDiffusion | InternalDiffusion:
+) -> DenseDiffusion | InternalDiffusion:
     """Build a network that starts with the weights, and the coordinates, of a bundle."""
     path = settings.init
     bundle = ScoreModel.load(str(path)).members[0]
@@ -886,7 +885,7 @@ def _like_bundle(
             raise ValueError(f"the data has other bonds constrained than {path}")
     elif isinstance(other, DenseDiffusion):
         taken["centred"] = True
-    network: CartesianDiffusion | InternalDiffusion = NETWORKS[name](**{**taken, **arguments})
+    network: DenseDiffusion | InternalDiffusion = NETWORKS[name](**{**taken, **arguments})
     mine, theirs = dict(network.named_parameters()), dict(other.named_parameters())
     changed = [k for k in mine if k not in theirs or theirs[k].shape != mine[k].shape]
     if changed:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..molecule.graph import neighbours_of
 from ..molecule.molecule import Molecule
 from .markov import MarkovModel
 
@@ -238,12 +239,9 @@ def methyl_rotors(molecule: Molecule) -> list[tuple[int, int, int]]:
 
     Turning such a group by a third gives the same molecule with the same handedness.
     """
-    neighbours: dict[int, list[int]] = {i: [] for i in range(molecule.n_atoms)}
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
+    neighbours = neighbours_of(molecule.n_atoms, molecule.bonds)
     rotors = []
-    for atoms in neighbours.values():
+    for atoms in neighbours:
         hydrogens = sorted(
             a for a in atoms if molecule.atomic_numbers[a] == 1 and len(neighbours[a]) == 1
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..files.atomic import replacing
 from ..files.folder import interrupts, require_same
 from ..molecule.molecule import Molecule
-from ..propagator.cartesian.base import CartesianDiffusion
+from ..propagator.cartesian.dense import DenseDiffusion
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.internal.statistics import CoordinateStatistics
@@ -31,7 +31,7 @@ from .rare import RareFirst
 from .team import Team
 
 #: What can be trained.
-Network = CartesianDiffusion | InternalPropagator
+Network = DenseDiffusion | InternalPropagator
 #: Number of pairs, step, source of random numbers, and which of the pairs, to losses of the latter.
 Lessons = Callable[[int, int, torch.Generator, slice], Tensor]
 
@@ -436,7 +436,7 @@ def train_together(
     ----------
     parts : sequence of Task
         The molecules. Every step has pairs of each. Several networks must share their weights
-        (`SharedWeights.share_weights`).
+        (`FamilyDiffusion.share_weights`).
     settings : TrainSettings
         How.
     lags_ps : sequence of float

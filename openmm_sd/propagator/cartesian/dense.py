@@ -7,7 +7,6 @@ and all pair distances: the fastest to train for a single small molecule, and ti
 """
 
 # No postponed annotations here: TorchScript reads those of the class's tensors.
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...molecule.molecule import Molecule
-from ..alignment import alignment_atoms, choose_frame_atoms
+from ..alignment import align_frames, align_nearby, alignment_atoms, choose_frame_atoms, to_local
+from ..diffusion import LAG_FEATURES, DiffusionPropagator, check_atoms, start_at_zero
 from ..sampler import karras_levels, preconditioning, solver_coefficients
-from .base import CartesianDiffusion
 
 # Pair distances enter as (d - mean) / width, and X-H bonds of constrained dynamics have no width at
 # all: this floor (nm) keeps their feature finite and is a few times the rounding of training data.
@@ -33,13 +32,10 @@ _SQUASH = 4.0
 # Newton steps of the final alignment. Proposals are nearly aligned already (that is what the
 # network learns), and the error is squared at each step.
 _ALIGNMENT_STEPS = 4
-_NOISE_FREQUENCIES = 16
-_LAG_FREQUENCIES = 4
-_NOISE_WIDTH = 64
 _BOTTLENECK = 128
 
 
-class DenseDiffusion(CartesianDiffusion):
+class DenseDiffusion(DiffusionPropagator):
     """Lag-conditional diffusion of one molecule's next frame with a dense residual network.
 
     Parameters
@@ -91,7 +87,7 @@ class DenseDiffusion(CartesianDiffusion):
     `state_dict` carries them.
     """
 
-    scale: Tensor
+    solver: list[tuple[float, float, float]]
     pair_mean: Tensor
     pair_width: Tensor
     frame_mean: Tensor
@@ -99,9 +95,6 @@ class DenseDiffusion(CartesianDiffusion):
     first: Tensor
     second: Tensor
     incidence: Tensor
-    heavy: Tensor
-    levels: Tensor
-    noise_frequencies: Tensor
 
     def __init__(
         self,
@@ -120,83 +113,54 @@ class DenseDiffusion(CartesianDiffusion):
         rho: float = 8.0,
         centred: bool = False,
     ) -> None:
-        super().__init__(n_atoms, 3 * n_atoms)
         if len(frame_atoms) != 3 or len(set(frame_atoms)) != 3:
             raise ValueError(f"frame_atoms must be three different atoms, got {list(frame_atoms)}")
-        for name, atoms in (("frame_atoms", frame_atoms), ("heavy_atoms", heavy_atoms)):
-            if any(not 0 <= atom < n_atoms for atom in atoms):
-                raise ValueError(f"{name} must lie in 0 to {n_atoms - 1}, got {list(atoms)}")
-        if len(heavy_atoms) < 3:
-            raise ValueError(f"heavy_atoms must be at least three, got {list(heavy_atoms)}")
-        if not 0.0 < lag_min_ps < lag_max_ps:
-            raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
-        if n_lag_nodes < 2:
-            raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
-        self.hyperparameters = {
-            "n_atoms": int(n_atoms),
-            "frame_atoms": [int(i) for i in frame_atoms],
-            "heavy_atoms": [int(i) for i in heavy_atoms],
-            "lag_min_ps": float(lag_min_ps),
-            "lag_max_ps": float(lag_max_ps),
-            "width": int(width),
-            "depth": int(depth),
-            "n_lag_nodes": int(n_lag_nodes),
-            "n_calls": int(n_calls),
-            "sigma_min": float(sigma_min),
-            "sigma_max": float(sigma_max),
-            "rho": float(rho),
-            "centred": bool(centred),
-        }
+        check_atoms("frame_atoms", frame_atoms, n_atoms)
+        super().__init__(
+            n_atoms,
+            3 * n_atoms,
+            heavy_atoms=heavy_atoms,
+            lag_min_ps=lag_min_ps,
+            lag_max_ps=lag_max_ps,
+            n_lag_nodes=n_lag_nodes,
+            n_calls=n_calls,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            rho=rho,
+            coordinates={"frame_atoms": [int(i) for i in frame_atoms]},
+            network={"width": int(width), "depth": int(depth)},
+        )
+        self.hyperparameters["centred"] = bool(centred)
         self.axis_atom, self.origin_atom, self.plane_atom = (int(i) for i in frame_atoms)
-        self.log_lag_min = math.log(lag_min_ps)
-        self.log_lag_span = math.log(lag_max_ps / lag_min_ps)
-        self.n_lag_nodes = int(n_lag_nodes)
-        self.n_calls = int(n_calls)
         self.width = int(width)
-        self.depth = int(depth)
         # TorchScript sees attributes of the object, not the module's globals.
         self.squash = _SQUASH
-        self.lag_frequencies = _LAG_FREQUENCIES
         self.alignment_steps = _ALIGNMENT_STEPS
+        levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
+        self.solver = solver_coefficients(levels, centred)
 
         first, second = torch.triu_indices(n_atoms, n_atoms, offset=1)
         n_pairs = int(first.numel())
         incidence = torch.zeros(n_atoms, n_pairs)
         incidence[first, torch.arange(n_pairs)] = -1.0
         incidence[second, torch.arange(n_pairs)] = 1.0
-        levels = karras_levels(sigma_min, sigma_max, n_calls, rho)
-        self.solver = solver_coefficients(levels, centred)
-        # What follows from the hyperparameters is not stored with the weights.
-        self.register_buffer("first", first, persistent=False)
-        self.register_buffer("second", second, persistent=False)
-        self.register_buffer("incidence", incidence, persistent=False)
-        self.register_buffer("heavy", torch.tensor(list(heavy_atoms)), persistent=False)
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(8.0), _NOISE_FREQUENCIES))
-        self.register_buffer("noise_frequencies", frequencies, persistent=False)
+        self.keep("first", first)
+        self.keep("second", second)
+        self.keep("incidence", incidence)
         self.register_buffer("scale", torch.full((n_lag_nodes, n_atoms), 0.05))
         self.register_buffer("pair_mean", torch.full((n_pairs,), 0.3))
         self.register_buffer("pair_width", torch.full((n_pairs,), 0.1))
         self.register_buffer("frame_mean", torch.zeros(n_atoms, 3))
         self.register_buffer("frame_width", torch.full((n_atoms, 3), 0.2))
 
-        n_lag = 1 + 2 * _LAG_FREQUENCIES
-        modulation = 2 * depth * width
-        self.condition_in = torch.nn.Linear(3 * n_atoms + n_pairs + n_lag, width)
-        self.condition_out = torch.nn.Linear(width, width)
-        self.condition_neck = torch.nn.Linear(width, _BOTTLENECK)
-        self.condition_modulation = torch.nn.Linear(_BOTTLENECK, modulation)
-        self.noise_in = torch.nn.Linear(2 * _NOISE_FREQUENCIES, _NOISE_WIDTH)
-        self.noise_modulation = torch.nn.Linear(_NOISE_WIDTH, modulation)
+        self.condition_in = torch.nn.Linear(3 * n_atoms + n_pairs + LAG_FEATURES, width)
+        self.make_modulation(width, _BOTTLENECK, 2 * depth * width)
         self.embed = torch.nn.Linear(6 * n_atoms + n_pairs, width)
         self.expand = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
         self.contract = torch.nn.ModuleList([torch.nn.Linear(width, width) for _ in range(depth)])
         self.vector_head = torch.nn.Linear(width, 3 * n_atoms)
         self.pair_head = torch.nn.Linear(width, n_pairs)
-        # The untrained network then answers zero and the denoiser falls back on its skip part.
-        for layer in (self.vector_head, self.pair_head):
-            torch.nn.init.zeros_(layer.weight)
-            torch.nn.init.zeros_(layer.bias)
+        start_at_zero(self.vector_head, self.pair_head)
 
     @classmethod
     def for_molecule(
@@ -225,6 +189,32 @@ class DenseDiffusion(CartesianDiffusion):
             **{"centred": True, **settings},
         )
 
+    def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
+        """Return the frame one lag later; see `Propagator` for shapes and units."""
+        local, origin, axes = self.to_local(frame)
+        scale = self.displacement_scale(lag)
+        context, modulation = self.encode(local, lag)
+        noise_modulation = self.modulation_by_noise(self.levels)
+        y = noise.view(-1, self.n_atoms, 3) * self.levels[0]
+        before = torch.zeros_like(y)
+        for k in range(self.n_calls):
+            denoised = self.denoise(
+                y, self.levels[k : k + 1], local, scale, context, modulation + noise_modulation[k]
+            )
+            a, b, c = self.solver[k]
+            y = a * y + b * denoised + c * before
+            before = denoised
+        proposal = align_nearby(local + scale * y, local, self.heavy, self.alignment_steps)
+        return origin + torch.matmul(proposal, axes.transpose(1, 2))
+
+    def to_local(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return local coordinates, origin and axes; see `alignment.to_local`."""
+        return to_local(frame, self.axis_atom, self.origin_atom, self.plane_atom)
+
+    def displacement_scale(self, lag: Tensor) -> Tensor:
+        """Return the typical displacement of each atom, (B, N, 1) nm, at lags (B,) in ps."""
+        return self.scale_at(lag).unsqueeze(-1)
+
     def encode(self, local: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the denoiser needs to know of frame and lag; made once a jump.
 
@@ -240,14 +230,9 @@ class DenseDiffusion(CartesianDiffusion):
         tuple of Tensor
             Context (B, width) and modulation (B, 2 * depth * width).
         """
-        place = ((torch.log(lag) - self.log_lag_min) / self.log_lag_span).unsqueeze(-1)
-        features = [self._coordinates(local), self._distances(local)[0], 2.0 * place - 1.0]
-        for k in range(self.lag_frequencies):
-            angle = place * (math.pi * (k + 1))
-            features.append(torch.sin(angle))
-            features.append(torch.cos(angle))
+        features = [self._coordinates(local), self._distances(local)[0], self.lag_features(lag)]
         context = self.condition_out(F.silu(self.condition_in(torch.cat(features, dim=-1))))
-        return context, self.condition_modulation(F.silu(self.condition_neck(F.silu(context))))
+        return context, self.modulation_by_frame(context)
 
     def denoise(
         self,
@@ -269,7 +254,7 @@ class DenseDiffusion(CartesianDiffusion):
         local, scale : Tensor
             (B, N, 3) and (B, N, 1), nm.
         context, modulation : Tensor
-            From `encode`, with the modulation of `encode_noise` added.
+            From `encode`, with that of `modulation_by_noise` added to the modulation.
 
         Returns
         -------
@@ -295,6 +280,22 @@ class DenseDiffusion(CartesianDiffusion):
         pulls = pulls * (scale / scale.mean(dim=1, keepdim=True))
         return c_skip * y + c_out * (self.vector_head(h).view(-1, self.n_atoms, 3) + pulls)
 
+    def _coordinates(self, local: Tensor) -> Tensor:
+        return ((local - self.frame_mean) / self.frame_width).flatten(1)
+
+    def _pair_vectors(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = local[:, self.second] - local[:, self.first]
+        # The tiny constant keeps the gradient finite where two noised atoms meet.
+        distance = torch.sqrt((vectors * vectors).sum(-1) + 1e-12)
+        return distance, vectors / distance.unsqueeze(-1)
+
+    def _distances(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        distance, directions = self._pair_vectors(local)
+        standard = (distance - self.pair_mean) / self.pair_width
+        return standard * torch.rsqrt(1.0 + (standard / self.squash) ** 2), directions
+
+    # What training needs.
+
     @torch.no_grad()
     def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
         """Set the normalisation from data, before training.
@@ -315,16 +316,31 @@ class DenseDiffusion(CartesianDiffusion):
         self.pair_width.copy_(distance.std(0).clamp(min=_PAIR_WIDTH_FLOOR_NM))
         self.scale.copy_(scale.clamp(min=_SCALE_FLOOR_NM))
 
-    def _coordinates(self, local: Tensor) -> Tensor:
-        return ((local - self.frame_mean) / self.frame_width).flatten(1)
+    @torch.jit.ignore
+    def measure_scale(self, frame: Tensor, later: Tensor) -> Tensor:
+        """Return the scale, (N,), that pairs of frames (B, N, 3) at one lag give."""
+        moved = align_frames(later, frame, self.heavy) - frame
+        return torch.sqrt((moved * moved).mean(dim=(0, 2)))
 
-    def _pair_vectors(self, local: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = local[:, self.second] - local[:, self.first]
-        # The tiny constant keeps the gradient finite where two noised atoms meet.
-        distance = torch.sqrt((vectors * vectors).sum(-1) + 1e-12)
-        return distance, vectors / distance.unsqueeze(-1)
+    @torch.jit.ignore
+    def target(
+        self, frame: Tensor, later: Tensor, lag: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what is diffused, (B, N, 3) of width one, and what `answer` needs besides."""
+        later = align_frames(later, frame, self.heavy)
+        local, origin, axes = self.to_local(frame)
+        scale = self.displacement_scale(lag)
+        return (torch.matmul(later - origin, axes) - local) / scale, (local, scale, lag)
 
-    def _distances(self, local: Tensor) -> tuple[Tensor, Tensor]:
-        distance, directions = self._pair_vectors(local)
-        standard = (distance - self.pair_mean) / self.pair_width
-        return standard * torch.rsqrt(1.0 + (standard / self.squash) ** 2), directions
+    @torch.jit.ignore
+    def loss_weights(self, turn_weight: float) -> Tensor:
+        """Return the weight of each coordinate in the loss: one, whatever turns."""
+        return torch.ones((), device=self.scale.device)
+
+    @torch.jit.ignore
+    def answer(self, noised: Tensor, sigma: Tensor, known: tuple[Tensor, ...]) -> Tensor:
+        """Return the denoiser's answer to a noised target at noise levels (B,)."""
+        local, scale, lag = known
+        context, modulation = self.encode(local, lag)
+        modulation = modulation + self.modulation_by_noise(sigma)
+        return self.denoise(noised, sigma, local, scale, context, modulation)

@@ -6,14 +6,14 @@ A network adds `encode`, `encode_noise` and `denoise`.
 # No postponed annotations here: TorchScript reads those of the class's tensors.
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..alignment import align_far
-from ..contract import Propagator
-from ..sampler import interpolate_by_lag, karras_levels, multistep_coefficients, starting_width
+from ..diffusion import DiffusionPropagator
+from ..sampler import karras_levels, multistep_coefficients, starting_width
 from .tree import InternalTree, circular_mean, internal_coordinates, positions_of, wrap
 
 # Floors of the widths the coordinates are divided by: nm and radians.
@@ -23,15 +23,30 @@ TURN_FLOOR = 0.03
 # Angles are kept away from a straight line, where torsions lose their meaning.
 _ANGLE_MARGIN = 0.05
 HARMONICS = 3
-SQUASH = 5.0
+_SQUASH = 5.0
 # A network is shown the logarithm of how far a torsion's point is from the centre, up to this.
 _LOG_REACH = 4.0
-NOISE_FREQUENCIES = 16
-LAG_FREQUENCIES = 4
 _ORDER = 3
 
 
-class InternalPropagator(Propagator):
+class InternalArguments(TypedDict):
+    """Arguments of `InternalPropagator` that each network in internal coordinates takes too."""
+
+    root: Sequence[int]
+    tree: Sequence[Sequence[int]]
+    turning: Sequence[int]
+    constant: Sequence[int]
+    heavy_atoms: Sequence[int]
+    lag_min_ps: float
+    lag_max_ps: float
+    n_lag_nodes: NotRequired[int]
+    n_calls: NotRequired[int]
+    sigma_min: NotRequired[float]
+    sigma_max: NotRequired[float]
+    rho: NotRequired[float]
+
+
+class InternalPropagator(DiffusionPropagator):
     """Base of networks that diffuse a molecule's internal coordinates.
 
     Parameters
@@ -81,10 +96,7 @@ class InternalPropagator(Propagator):
     placing_rows: Tensor
     place: Tensor
     free: Tensor
-    heavy: Tensor
-    levels: Tensor
     begin: Tensor
-    noise_frequencies: Tensor
     multiple: Tensor
     quarter: Tensor
     centre: Tensor
@@ -93,7 +105,6 @@ class InternalPropagator(Propagator):
     length_mean: Tensor
     stiff_mean: Tensor
     stiff_width: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -106,11 +117,11 @@ class InternalPropagator(Propagator):
         heavy_atoms: Sequence[int],
         lag_min_ps: float,
         lag_max_ps: float,
-        n_lag_nodes: int,
-        n_calls: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
+        n_lag_nodes: int = 12,
+        n_calls: int = 8,
+        sigma_min: float = 0.05,
+        sigma_max: float = 10.0,
+        rho: float = 10.0,
         network: dict[str, Any],
         extra_noise: int = 0,
     ) -> None:
@@ -125,42 +136,32 @@ class InternalPropagator(Propagator):
         stiff = [k for k in range(rows) if k not in set(turning)]
         n_stiff = len(free) + (rows + 1) + len(stiff)
         size = n_stiff + 2 * len(turning)
-        super().__init__(n_atoms, size + extra_noise)
-        if len(heavy_atoms) < 3:
-            raise ValueError(f"heavy_atoms must be at least three, got {list(heavy_atoms)}")
-        if any(not 0 <= atom < n_atoms for atom in heavy_atoms):
-            raise ValueError(f"heavy_atoms must lie in 0 to {n_atoms - 1}, got {list(heavy_atoms)}")
-        if not 0.0 < lag_min_ps < lag_max_ps:
-            raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
-        if n_lag_nodes < 2:
-            raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
-        self.hyperparameters = {
-            "n_atoms": int(n_atoms),
-            "root": [int(i) for i in root],
-            "tree": [[int(i) for i in row] for row in tree],
-            "turning": sorted(int(k) for k in turning),
-            "constant": sorted(int(k) for k in constant),
-            "heavy_atoms": [int(i) for i in heavy_atoms],
-            "lag_min_ps": float(lag_min_ps),
-            "lag_max_ps": float(lag_max_ps),
-            **network,
-            "n_lag_nodes": int(n_lag_nodes),
-            "n_calls": int(n_calls),
-            "sigma_min": float(sigma_min),
-            "sigma_max": float(sigma_max),
-            "rho": float(rho),
-        }
-        self.log_lag_min = math.log(lag_min_ps)
-        self.log_lag_span = math.log(lag_max_ps / lag_min_ps)
-        self.n_lag_nodes = int(n_lag_nodes)
-        self.n_calls = int(n_calls)
+        turns = sorted(int(k) for k in turning)
+        super().__init__(
+            n_atoms,
+            size + extra_noise,
+            heavy_atoms=heavy_atoms,
+            lag_min_ps=lag_min_ps,
+            lag_max_ps=lag_max_ps,
+            n_lag_nodes=n_lag_nodes,
+            n_calls=n_calls,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            rho=rho,
+            coordinates={
+                "root": [int(i) for i in root],
+                "tree": [[int(i) for i in row] for row in tree],
+                "turning": turns,
+                "constant": sorted(int(k) for k in constant),
+            },
+            network=network,
+        )
         self.n_free = len(free)
         self.n_stiff = n_stiff
         self.n_turning = len(turning)
         # TorchScript sees attributes of the object, not the module's globals.
-        self.squash = SQUASH
+        self.squash = _SQUASH
         self.least_reach, self.most_reach = math.exp(-_LOG_REACH), math.exp(_LOG_REACH)
-        self.lag_frequencies = LAG_FREQUENCIES
         self.angle_margin = _ANGLE_MARGIN
         self.stage_ends = plan.stage_ends()
         #: Numbers that are diffused: K.
@@ -175,41 +176,25 @@ class InternalPropagator(Propagator):
         begin = torch.full((size,), math.sqrt(1.0 + levels[0] ** 2))
         begin[:n_stiff] = starting_width(levels, self.solver)
 
-        def keep(name: str, value: Tensor) -> None:
-            # What follows from the hyperparameters is not stored with the weights.
-            self.register_buffer(name, value, persistent=False)
-
         order = plan.order()
         place = [order.index(atom) for atom in range(n_atoms)]
-        keep("root", torch.tensor(list(plan.root)))
-        keep("rows", torch.tensor([list(row) for row in plan.rows]))
+        self.keep("root", torch.tensor(list(plan.root)))
+        self.keep("rows", torch.tensor([list(row) for row in plan.rows]))
         placing = [[*(place[atom] for atom in row[:4]), row[4]] for row in plan.rows]
-        keep("placing_rows", torch.tensor(placing))
-        keep("place", torch.tensor(place))
-        keep("free", torch.tensor(free, dtype=torch.int64))
-        keep("turning", torch.tensor(self.hyperparameters["turning"], dtype=torch.int64))
-        keep("stiff", torch.tensor(stiff, dtype=torch.int64))
-        keep("heavy", torch.tensor(list(heavy_atoms)))
-        keep("levels", torch.tensor(levels))
-        keep("begin", begin)
-        frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(8.0), NOISE_FREQUENCIES))
-        keep("noise_frequencies", frequencies)
+        self.keep("placing_rows", torch.tensor(placing))
+        self.keep("place", torch.tensor(place))
+        self.keep("free", torch.tensor(free, dtype=torch.int64))
+        self.keep("turning", torch.tensor(turns, dtype=torch.int64))
+        self.keep("stiff", torch.tensor(stiff, dtype=torch.int64))
+        self.keep("begin", begin)
         multiple = torch.arange(1.0, HARMONICS + 1).repeat_interleave(2)
-        keep("multiple", multiple.unsqueeze(1))
-        keep("quarter", torch.tensor([[0.0], [0.5 * math.pi]]).repeat(HARMONICS, 1))
-        keep("centre", torch.tensor([1.0, 0.0]).repeat_interleave(len(turning)))
+        self.keep("multiple", multiple.unsqueeze(1))
+        self.keep("quarter", torch.tensor([[0.0], [0.5 * math.pi]]).repeat(HARMONICS, 1))
+        self.keep("centre", torch.tensor([1.0, 0.0]).repeat_interleave(len(turning)))
         self.register_buffer("length_mean", torch.full((rows + 2,), 0.15))
         self.register_buffer("stiff_mean", torch.zeros(n_stiff))
         self.register_buffer("stiff_width", torch.full((n_stiff,), 0.05))
         self.register_buffer("scale", torch.full((n_lag_nodes, len(turning)), 0.3))
-
-    @torch.jit.ignore
-    def with_calls(self, n_calls: int) -> "InternalPropagator":
-        """Return a copy with the same weights that makes another number of network calls."""
-        settings: dict[str, Any] = {**self.hyperparameters, "n_calls": n_calls}
-        other = type(self)(**settings)
-        other.load_state_dict(self.state_dict())
-        return other.to(self.scale.device).eval()
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
         """Return the frame one lag later; see `Propagator` for shapes and units."""
@@ -218,7 +203,7 @@ class InternalPropagator(Propagator):
     def sample(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
         """Return the frame one lag later, from noise (B, K): one number for each coordinate."""
         stiff, turned = self.measure(frame)
-        scale = interpolate_by_lag(self.scale, lag, self.log_lag_min, self.log_lag_span)
+        scale = self.scale_at(lag)
         context, modulation = self.encode(stiff, turned, lag)
         y = self.solve(noise, turned, scale, context, modulation)[-1]
         return align_far(self.build(y, turned, scale), frame, self.heavy)
@@ -349,26 +334,11 @@ class InternalPropagator(Propagator):
         """Return stiff coordinates in widths, kept in range however far out they are."""
         return stiff * torch.rsqrt(1.0 + (stiff / self.squash) ** 2)
 
-    def lag_features(self, lag: Tensor) -> Tensor:
-        """Return where lags (B,), ps, stand in the range, (B, 1 + 2 * LAG_FREQUENCIES)."""
-        place = ((torch.log(lag) - self.log_lag_min) / self.log_lag_span).unsqueeze(-1)
-        features = [2.0 * place - 1.0]
-        for k in range(self.lag_frequencies):
-            angle = place * (math.pi * (k + 1))
-            features.append(torch.sin(angle))
-            features.append(torch.cos(angle))
-        return torch.cat(features, dim=-1)
-
     def torsion_features(self, torsions: Tensor) -> Tensor:
         """Return sines and cosines of multiples of torsions (B, M), (B, 2 * HARMONICS * M)."""
         # A cosine is a sine a quarter turn on: one call for all of them.
         waves = torch.addcmul(self.quarter, torsions.unsqueeze(1), self.multiple)
         return torch.sin(waves).flatten(1)
-
-    def noise_features(self, sigma: Tensor) -> Tensor:
-        """Return waves of the logarithm of noise levels (L,), (L, 2 * NOISE_FREQUENCIES)."""
-        angle = torch.log(sigma).unsqueeze(-1) * self.noise_frequencies
-        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
     def noised_features(self, y: Tensor, squeezed: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
         """Return what a network is shown of a noised sample, (B, K + M + 2 * HARMONICS * M).
@@ -385,11 +355,6 @@ class InternalPropagator(Propagator):
         reach = torch.log(torch.hypot(across, along).clamp(self.least_reach, self.most_reach))
         guess = turned + torch.atan2(across, along)
         return torch.cat([squeezed, reach, self.torsion_features(guess)], dim=-1)
-
-    def lag_nodes(self) -> list[float]:
-        """Return the lags, in ps, at which the scale of turning is stored."""
-        span = self.log_lag_span / (self.n_lag_nodes - 1)
-        return [math.exp(self.log_lag_min + k * span) for k in range(self.n_lag_nodes)]
 
     # What training needs.
 
@@ -431,7 +396,7 @@ class InternalPropagator(Propagator):
         """Return what is diffused, (B, K) of width one, and what `answer` needs besides."""
         stiff, turned = self.measure(frame)
         wanted, goal = self.measure(later)
-        scale = interpolate_by_lag(self.scale, lag, self.log_lag_min, self.log_lag_span)
+        scale = self.scale_at(lag)
         turn = goal - turned
         plane = torch.cat([(torch.cos(turn) - 1.0) / scale, torch.sin(turn) / scale], dim=-1)
         return torch.cat([wanted, plane], dim=-1), (stiff, turned, scale, lag)

@@ -7,42 +7,39 @@ such CH2, in molecules of any size, also in those that it was not trained on.
 
 # No postponed annotations here: TorchScript reads those of the class's tensors.
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...molecule.graph import atom_kinds, bond_paths
 from ...molecule.molecule import Molecule
 from ...molecule.topology import ELEMENT_SYMBOLS
 from ..alignment import alignment_atoms
+from ..diffusion import LAG_FEATURES, check_atoms, start_at_zero
 from ..sampler import preconditioning
-from ..shared_weights import SharedWeights
-from .base import HARMONICS, LAG_FREQUENCIES, NOISE_FREQUENCIES, InternalPropagator
-from .family_tree import MAX_HYDROGENS, tree_ancestors
+from .base import HARMONICS, InternalArguments, InternalPropagator
+from .family_tree import MAX_HYDROGENS
 from .statistics import CoordinateStatistics
 from .symmetry import MAX_SYMMETRIES, Symmetry, relabelled, symmetry_generators, symmetry_group
 from .torsion_potential import SIZE as POTENTIAL_SIZE
 from .torsion_potential import Term, turning_potentials
 from .tree import InternalTree
+from .units import (
+    MAX_DEGREE,
+    MAX_PATH,
+    PARTS,
+    RELATIONS,
+    ROLES,
+    SLOTS,
+    slot_indices,
+    unit_indices,
+    units_of,
+)
 
-_NOISE_WIDTH = 64
 _BOTTLENECK = 64
-#: The heavy atom itself and its hydrogens.
-_SLOTS = 1 + MAX_HYDROGENS
-#: What can be diffused in a slot: length, angle, stiff torsion, and two for one that turns.
-_PARTS = 5
-#: Atoms whose kinds a unit is told: its own, and those that its atom leans on in the tree.
-_ROLES = 4
-_MAX_DEGREE = 6
-# Bonds between two heavy atoms, counted up to here; further apart is one kind.
-_MAX_PATH = 5
-# How two heavy atoms stand in the tree: the same, the other is parent, child, grandparent,
-# grandchild, sibling, or none of these.
-_RELATIONS = 7
 _BIAS_WIDTH = 0.2
 # What a potential is measured in, kJ/mol: kT at room temperature.
 _POTENTIAL_UNIT = 2.5
@@ -60,8 +57,8 @@ class _Block(torch.nn.Module):
         self.temperature = math.sqrt(width / heads)
         self.project = torch.nn.Linear(width, 3 * width)
         self.output = torch.nn.Linear(width, width)
-        self.path_bias = torch.nn.Embedding(_MAX_PATH + 1, heads)
-        self.relation_bias = torch.nn.Embedding(_RELATIONS, heads)
+        self.path_bias = torch.nn.Embedding(MAX_PATH + 1, heads)
+        self.relation_bias = torch.nn.Embedding(RELATIONS, heads)
         self.expand = torch.nn.Linear(width, expansion * width)
         self.contract = torch.nn.Linear(expansion * width, width)
         for bias in (self.path_bias, self.relation_bias):
@@ -95,7 +92,7 @@ class _Block(torch.nn.Module):
         return h + self.contract(F.silu(self.expand(z)))
 
 
-class FamilyDiffusion(InternalPropagator, SharedWeights):
+class FamilyDiffusion(InternalPropagator):
     """Lag-conditional diffusion in internal coordinates with weights for a family of molecules.
 
     Parameters
@@ -104,8 +101,6 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         One an atom, 1 to 118.
     bonds : sequence of (int, int)
         Pairs of bonded atoms.
-    root, tree, turning, constant, heavy_atoms
-        As in `InternalDiffusion`.
     symmetries : sequence of (int, sequence of int)
         Relabellings that leave the molecule as it is, from which the group is generated: +1, or -1
         for one that goes with a reflection, and the permutation p of the atoms; atom k of the
@@ -113,14 +108,12 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
     potentials : sequence of sequence of float
         What the force field adds to the energy as a torsion turns, for each row of `turning`; see
         `turning_potentials`. Empty where it is not known.
-    lag_min_ps, lag_max_ps : float
-        Range of lags the model is trained for, ps.
     width, heads : int
         Features of a unit, and attention heads, which must divide them.
     depth, encoder_depth : int
         Blocks of the denoiser, and of the part that looks at the frame once a jump.
-    n_lag_nodes, n_calls, sigma_min, sigma_max, rho
-        As in `InternalDiffusion`.
+    **coordinates
+        The arguments of `InternalPropagator`, which says what the coordinates are.
 
     Attributes
     ----------
@@ -168,24 +161,13 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         *,
         atomic_numbers: Sequence[int],
         bonds: Sequence[Sequence[int]],
-        root: Sequence[int],
-        tree: Sequence[Sequence[int]],
-        turning: Sequence[int],
-        constant: Sequence[int],
-        heavy_atoms: Sequence[int],
         symmetries: Sequence[tuple[int, Sequence[int]]],
-        lag_min_ps: float,
-        lag_max_ps: float,
         potentials: Sequence[Sequence[float]] = (),
         width: int = 128,
         heads: int = 4,
         depth: int = 4,
         encoder_depth: int = 1,
-        n_lag_nodes: int = 12,
-        n_calls: int = 8,
-        sigma_min: float = 0.05,
-        sigma_max: float = 10.0,
-        rho: float = 10.0,
+        **coordinates: Unpack[InternalArguments],
     ) -> None:
         numbers = [int(z) for z in atomic_numbers]
         pairs = [(int(i), int(j)) for i, j in bonds]
@@ -194,30 +176,19 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             raise ValueError(
                 f"atomic_numbers must lie in 1 to {len(ELEMENT_SYMBOLS) - 1}, got {numbers}"
             )
-        if any(not 0 <= atom < n_atoms for pair in pairs for atom in pair):
-            raise ValueError(f"bonds must lie in 0 to {n_atoms - 1}, got {pairs}")
+        check_atoms("bonds", [atom for pair in pairs for atom in pair], n_atoms)
         if heads < 1 or width % heads:
             raise ValueError(f"heads must divide width, got {heads} and {width}")
-        if potentials and [len(row) for row in potentials] != [POTENTIAL_SIZE] * len(turning):
+        sizes = [len(row) for row in potentials]
+        n_turning = len(coordinates["turning"])
+        if sizes and sizes != [POTENTIAL_SIZE] * n_turning:
             raise ValueError(
-                f"potentials must hold {POTENTIAL_SIZE} numbers for each of {len(turning)} turning "
-                f"torsions, got {[len(row) for row in potentials]}"
+                f"potentials must hold {POTENTIAL_SIZE} numbers for each of {n_turning} turning "
+                f"torsions, got {sizes}"
             )
         group = _checked_group(symmetries, n_atoms)
         super().__init__(
             n_atoms=n_atoms,
-            root=root,
-            tree=tree,
-            turning=turning,
-            constant=constant,
-            heavy_atoms=heavy_atoms,
-            lag_min_ps=lag_min_ps,
-            lag_max_ps=lag_max_ps,
-            n_lag_nodes=n_lag_nodes,
-            n_calls=n_calls,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            rho=rho,
             network={
                 "width": int(width),
                 "heads": int(heads),
@@ -226,6 +197,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             },
             # Noise is drawn by size: a molecule without symmetries needs none for them.
             extra_noise=int(len(group) > 1),
+            **coordinates,
         )
         del self.hyperparameters["n_atoms"]
         self.hyperparameters = {
@@ -236,147 +208,50 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
             **self.hyperparameters,
         }
         self.width = int(width)
-        self.depth = int(depth)
         self.n_symmetries = len(group)
         # TorchScript sees attributes of the object, not the module's globals.
         self.last_share = _LAST_SHARE
         self._lay_out(numbers, pairs)
         orders = torch.tensor([order for _, order in group])
-        self.register_buffer("orders", orders, persistent=False)
-        self.register_buffer("back", torch.argsort(orders, dim=1), persistent=False)
-        signs = torch.tensor([float(sign) for sign, _ in group])
-        self.register_buffer("signs", signs, persistent=False)
+        self.keep("orders", orders)
+        self.keep("back", torch.argsort(orders, dim=1))
+        self.keep("signs", torch.tensor([float(sign) for sign, _ in group]))
 
         angles = 2 * HARMONICS
-        modulation = 4 * depth * width
         self.element = torch.nn.Embedding(len(ELEMENT_SYMBOLS), width)
         self.hydrogen_count = torch.nn.Embedding(MAX_HYDROGENS + 1, width)
-        self.neighbour_count = torch.nn.Embedding(_MAX_DEGREE + 1, width)
-        self.kind_in = torch.nn.Linear(_ROLES * width, width)
-        self.layout_in = torch.nn.Linear(_SLOTS * (_PARTS + 1), width, bias=False)
-        self.potential_in = torch.nn.Linear(_SLOTS * POTENTIAL_SIZE, width, bias=False)
-        self.lag_in = torch.nn.Linear(1 + 2 * LAG_FREQUENCIES, width, bias=False)
-        self.condition_in = torch.nn.Linear(_SLOTS * (3 + angles), width, bias=False)
-        self.condition_out = torch.nn.Linear(width, width)
-        self.condition_neck = torch.nn.Linear(width, _BOTTLENECK)
-        self.condition_modulation = torch.nn.Linear(_BOTTLENECK, modulation)
-        self.noise_in = torch.nn.Linear(2 * NOISE_FREQUENCIES, _NOISE_WIDTH)
-        self.noise_modulation = torch.nn.Linear(_NOISE_WIDTH, modulation)
-        self.embed = torch.nn.Linear(_SLOTS * (_PARTS + 1 + angles), width)
+        self.neighbour_count = torch.nn.Embedding(MAX_DEGREE + 1, width)
+        self.kind_in = torch.nn.Linear(ROLES * width, width)
+        self.layout_in = torch.nn.Linear(SLOTS * (PARTS + 1), width, bias=False)
+        self.potential_in = torch.nn.Linear(SLOTS * POTENTIAL_SIZE, width, bias=False)
+        self.lag_in = torch.nn.Linear(LAG_FEATURES, width, bias=False)
+        self.condition_in = torch.nn.Linear(SLOTS * (3 + angles), width, bias=False)
+        self.make_modulation(width, _BOTTLENECK, 4 * depth * width)
+        self.embed = torch.nn.Linear(SLOTS * (PARTS + 1 + angles), width)
         self.encoder = torch.nn.ModuleList([_Block(width, heads, 2) for _ in range(encoder_depth)])
         self.blocks = torch.nn.ModuleList([_Block(width, heads, 2) for _ in range(depth)])
-        self.head = torch.nn.Linear(width, _SLOTS * _PARTS)
-        # The untrained network then answers zero and the denoiser falls back on its skip part.
-        torch.nn.init.zeros_(self.head.weight)
-        torch.nn.init.zeros_(self.head.bias)
+        self.head = torch.nn.Linear(width, SLOTS * PARTS)
+        start_at_zero(self.head)
 
     def _lay_out(self, numbers: list[int], pairs: list[tuple[int, int]]) -> None:
         """Say which coordinate is in which slot of which unit, and how units stand to each other.
 
         A slot that lacks something reads a zero, which is appended to what is read.
         """
-        plan = InternalTree(
-            self.n_atoms,
-            tuple(self.hyperparameters["root"]),
-            [tuple(row) for row in self.hyperparameters["tree"]],
-        )
-        kinds = atom_kinds(numbers, pairs)
-        ancestors = tree_ancestors(plan)
-        units = [atom for atom in plan.order() if numbers[atom] != 1]
-        # Unit and slot of every atom: hydrogens in the order of the tree.
-        slot: dict[int, tuple[int, int]] = {atom: (k, 0) for k, atom in enumerate(units)}
-        taken = [0] * len(units)
-        for atom in plan.order():
-            if numbers[atom] == 1:
-                unit = slot.get(ancestors[atom][0], (-1, 0))[0]
-                if unit < 0 or kinds[atom][1:] != (0, 1) or taken[unit] == MAX_HYDROGENS:
-                    raise ValueError(
-                        f"atom {atom} must hang on a heavy atom alone, with {MAX_HYDROGENS - 1} "
-                        "other hydrogens at most"
-                    )
-                taken[unit] += 1
-                slot[atom] = (unit, taken[unit])
-
-        _, b, c = plan.root
-        placed = [b, c, *(row[0] for row in plan.rows)]
-        n_stiff, m = self.n_stiff, self.n_turning
-        free, stiff = self.free.tolist(), self.stiff.tolist()
-        # For each coordinate the atom it places, and which part of its slot it is.
-        owner = [(placed[k], 0) for k in free]
-        owner += [(atom, 1) for atom in placed[1:]]
-        owner += [(plan.rows[k][0], 2) for k in stiff]
-        turners = [plan.rows[k][0] for k in self.turning.tolist()]
-        owner += [(atom, 3) for atom in turners] + [(atom, 4) for atom in turners]
-        angles = 2 * HARMONICS
-        condition = np.full((len(units), _SLOTS, 3 + angles), n_stiff + angles * m)
-        noised = np.full((len(units), _SLOTS, _PARTS + 1 + angles), self.n_coordinates + m)
-        noised += angles * m
-        # What a slot holds at all, and on which side of the leading atom a stiff torsion keeps it.
-        layout = np.full((len(units), _SLOTS, _PARTS + 1), 1)
-        answers = []
-        for k, (atom, part) in enumerate(owner):
-            unit, place = slot[atom]
-            noised[unit, place, part] = k
-            answers.append((unit * _SLOTS + place) * _PARTS + part)
-            if k < n_stiff:
-                condition[unit, place, part] = k
-            if part < 4:
-                layout[unit, place, part] = 0
-            if part == 2:
-                layout[unit, place, 4:] = 2 + 2 * (k - self.n_straight) + np.arange(2)
-        for k, atom in enumerate(turners):
-            unit, place = slot[atom]
-            noised[unit, place, _PARTS] = self.n_coordinates + k
-            for wave in range(angles):
-                condition[unit, place, 3 + wave] = n_stiff + wave * m + k
-                noised[unit, place, _PARTS + 1 + wave] = self.n_coordinates + m + wave * m + k
-
-        potential = np.zeros((len(units), _SLOTS, POTENTIAL_SIZE), dtype=np.float32)
-        for atom, row in zip(turners, self.hyperparameters["potentials"], strict=False):
-            potential[slot[atom]] = row
+        rows = [tuple(row) for row in self.hyperparameters["tree"]]
+        plan = InternalTree(self.n_atoms, tuple(self.hyperparameters["root"]), rows)
+        units, slot = units_of(plan, numbers, pairs)
+        self.n_units = len(units)
+        turning = self.turning.tolist()
+        potential = np.zeros((len(units), SLOTS, POTENTIAL_SIZE), dtype=np.float32)
+        for k, row in zip(turning, self.hyperparameters["potentials"], strict=False):
+            potential[slot[plan.rows[k][0]]] = row
         potential = potential.reshape(len(units), -1) / _POTENTIAL_UNIT
-        self.register_buffer("potential", torch.from_numpy(potential), persistent=False)
-
-        n = len(units)
-        roles = [(-1, *(-1,) * (_ROLES - 1))] * n
-        for k, atom in enumerate(units):
-            roles[k] = (atom, *ancestors[atom])
-        # No atom is the element 0, with no neighbours.
-        told = [[kinds[atom] if atom >= 0 else (0, 0, 0) for atom in row] for row in roles]
-        table = np.array(told).reshape(n, _ROLES, 3)
-        parent = [slot[ancestors[atom][0]][0] if ancestors[atom][0] >= 0 else -1 for atom in units]
-        relation = np.full((n, n), _RELATIONS - 1)
-        for i in range(n):
-            for j in range(n):
-                above = parent[parent[i]] if parent[i] >= 0 else -1
-                other_above = parent[parent[j]] if parent[j] >= 0 else -1
-                if i == j:
-                    relation[i, j] = 0
-                elif parent[i] == j:
-                    relation[i, j] = 1
-                elif parent[j] == i:
-                    relation[i, j] = 2
-                elif above == j:
-                    relation[i, j] = 3
-                elif other_above == i:
-                    relation[i, j] = 4
-                elif parent[i] == parent[j]:
-                    relation[i, j] = 5
-        path = bond_paths(self.n_atoms, pairs)[np.ix_(units, units)].clip(max=_MAX_PATH)
-        # What follows from the hyperparameters is not stored with the weights.
-        for name, array in (
-            ("element_index", table[:, :, 0]),
-            ("hydrogen_index", table[:, :, 1].clip(max=MAX_HYDROGENS)),
-            ("degree_index", table[:, :, 2].clip(max=_MAX_DEGREE)),
-            ("condition_index", condition.reshape(-1)),
-            ("noised_index", noised.reshape(-1)),
-            ("layout_index", layout.reshape(-1)),
-            ("answer_index", np.array(answers)),
-            ("path", path),
-            ("relation", relation),
-        ):
-            self.register_buffer(name, torch.as_tensor(array.astype(np.int64)), persistent=False)
-        self.n_units = n
+        self.keep("potential", torch.from_numpy(potential))
+        indices = slot_indices(plan, slot, self.free.tolist(), self.stiff.tolist(), turning)
+        indices |= unit_indices(plan, units, slot, numbers, pairs)
+        for name, array in indices.items():
+            self.keep(name, torch.as_tensor(array.astype(np.int64)))
 
     @classmethod
     def for_molecule(
@@ -471,20 +346,7 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
     # The network.
 
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the denoiser needs to know of frame and lag; made once a jump.
-
-        Parameters
-        ----------
-        stiff, turned : Tensor
-            From `measure`.
-        lag : Tensor
-            (B,), ps.
-
-        Returns
-        -------
-        tuple of Tensor
-            Context (B, U, width) and modulation (B, U, 4 * depth * width), U units.
-        """
+        """Return context (B, U, width) and modulation (B, U, 4 * depth * width) of U units."""
         kind = (
             self.element(self.element_index)
             + self.hydrogen_count(self.hydrogen_index)
@@ -507,12 +369,11 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         h = self.condition_out(F.silu(h))
         for block in self.encoder:
             h = block(h, self.path, self.relation, none, none, none, none)
-        return h, self.condition_modulation(F.silu(self.condition_neck(F.silu(h))))
+        return h, self.modulation_by_frame(h)
 
     def encode_noise(self, sigma: Tensor) -> Tensor:
         """Return the modulation (L, 1, 4 * depth * width) that belongs to noise levels (L,)."""
-        features = self.noise_modulation(F.silu(self.noise_in(self.noise_features(sigma))))
-        return features.unsqueeze(1)
+        return self.modulation_by_noise(sigma).unsqueeze(1)
 
     def denoise(
         self,
@@ -545,6 +406,54 @@ class FamilyDiffusion(InternalPropagator, SharedWeights):
         """Sort features (B, F) into the slots of units, (B, U, ...), zero where there is none."""
         padded = F.pad(features, [0, 1]).index_select(1, index)
         return padded.view(features.shape[0], self.n_units, -1)
+
+    # Weights that know nothing of the molecule; what belongs to it is in buffers.
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what is learned and does not depend on the molecule, by name."""
+        return {name: value.detach() for name, value in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a network with the same widths and depths, of any molecule.
+
+        Parameters
+        ----------
+        weights : mapping
+            From `weights`.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ; nothing is changed then.
+        """
+        for name, value in self._matching(weights).items():
+            value.copy_(weights[name])
+
+    def share_weights(self, other: "FamilyDiffusion") -> None:
+        """Use the very parameters of another molecule's network: training either trains both.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes differ; nothing is changed then.
+        """
+        theirs = dict(other.named_parameters())
+        self._matching(theirs)
+        for name, value in theirs.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(module), leaf, value)
+
+    def _matching(self, weights: Mapping[str, Tensor]) -> dict[str, torch.nn.Parameter]:
+        own = dict(self.named_parameters())
+        different = sorted(
+            name
+            for name in own.keys() | weights.keys()
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        )
+        if different:
+            raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
+        return own
 
     # What training needs.
 

@@ -2,7 +2,7 @@
 
 Coordinates of two molecules are counterparts when the same rule made them. So the tree is rooted at
 the end of a chain, hydrogens on one atom are taken in the order of their hand, and atoms have kinds
-that do not depend on the molecule. Here are also the relabellings that leave a molecule as it is.
+that do not depend on the molecule.
 """
 
 # No postponed annotations here: TorchScript reads those of the tensor functions.
@@ -14,16 +14,13 @@ import networkx as nx
 import numpy as np
 import torch
 
-from ...molecule.graph import Kind, atom_kinds, graph_classes
+from ...molecule.graph import Kind, atom_kinds, branch, graph_classes
 from ...molecule.molecule import Molecule
+from ..alignment import MIN_SINE
 from .tree import InternalTree, NotInternal, build_tree, coordinates_of, refuse_straight
 
 MAX_HYDROGENS: Final = 4
 """Hydrogens that a heavy atom can carry."""
-
-
-_MIN_SINE: Final = 0.35
-"""As in `choose_frame_atoms`: three atoms are near a line below this sine of their angle."""
 
 
 _ROUNDING: Final = 1e-6
@@ -111,19 +108,15 @@ def _root(molecule: Molecule, kinds: list[Kind], classes: list[int]) -> tuple[in
     skeleton = graph.subgraph(molecule.heavy)
     reach = nx.eccentricity(skeleton)
 
-    def branch(atom: int, away: int) -> int:
-        pieces = graph.subgraph(set(graph) - {away})
-        return len(nx.node_connected_component(pieces, atom))
-
     def bent(a: int, b: int, c: int) -> bool:
         u, v = (molecule.positions[k] - molecule.positions[b] for k in (a, c))
         product = np.linalg.norm(u) * np.linalg.norm(v)
-        return bool(np.linalg.norm(np.cross(u, v)) > _MIN_SINE * product)
+        return bool(np.linalg.norm(np.cross(u, v)) > MIN_SINE * product)
 
     def order(root: tuple[int, int, int]) -> tuple:
         a, b, c = root
         hydrogen = molecule.atomic_numbers[c] == 1
-        ends = (kinds[a][2] != 1, -reach[a], -branch(c, b))
+        ends = (kinds[a][2] != 1, -reach[a], -len(branch(graph, c, b)))
         return (hydrogen, *ends, *(classes[k] for k in root), root)
 
     candidates = [
@@ -150,6 +143,3 @@ def tree_ancestors(tree: InternalTree) -> dict[int, tuple[int, int, int]]:
     for row in tree.rows:
         ancestors[row[0]] = (row[1], row[2], row[3])
     return ancestors
-
-
-# Relabellings.

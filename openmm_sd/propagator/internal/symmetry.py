@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...molecule.graph import atom_kinds, hydrogens_of
+from ...molecule.graph import atom_kinds, hydrogens_of, isomorphisms
 from ...molecule.molecule import Molecule
 from .tree import InternalTree, coordinates_of, wrap
 
@@ -136,14 +135,10 @@ def relabelled(frames: Tensor, order: Tensor, sign: Tensor) -> Tensor:
 def _heavy_exchanges(molecule: Molecule) -> Iterator[np.ndarray]:
     """Yield the automorphisms of the skeleton, with hydrogens following their atoms."""
     kinds = atom_kinds(molecule.atomic_numbers, molecule.bonds)
-    skeleton = nx.Graph(molecule.graph().subgraph(molecule.heavy))
-    for atom in skeleton:
-        skeleton.nodes[atom]["kind"] = kinds[atom]
-    matcher = nx.algorithms.isomorphism.GraphMatcher(
-        skeleton, skeleton, node_match=lambda one, two: one["kind"] == two["kind"]
-    )
+    skeleton = molecule.graph().subgraph(molecule.heavy)
+    colours = {atom: kinds[atom] for atom in molecule.heavy}
     carried = {atom: hydrogens_of(molecule, atom) for atom in molecule.heavy}
-    for mapping in matcher.isomorphisms_iter():
+    for mapping in isomorphisms(skeleton, skeleton, colours, colours):
         order = np.arange(molecule.n_atoms)
         for atom, other in mapping.items():
             order[atom] = other

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...molecule.graph import branch, neighbours_of
 from ...molecule.molecule import Molecule
 
 CONSTANT_NM: Final = 5e-4
@@ -113,19 +114,8 @@ def build_tree(
         Outwards from the root; of the atoms on one bond the one with the largest branch leads.
     """
     tie = [0] * molecule.n_atoms if rank is None else rank
-    neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
+    neighbours = neighbours_of(molecule.n_atoms, molecule.bonds)
     a, b, c = (int(k) for k in root)
-
-    def branch(atom: int, away: int) -> int:
-        seen, todo = {atom, away}, [atom]
-        while todo:
-            new = [k for k in neighbours[todo.pop()] if k not in seen]
-            seen.update(new)
-            todo += new
-        return len(seen)
 
     above = {a: b, b: a, c: b}
     placed = {a, b, c}
@@ -135,7 +125,12 @@ def build_tree(
         parent = queue.pop(0)
         found = sorted(
             (k for k in neighbours[parent] if k not in placed),
-            key=lambda k: (-branch(k, parent), molecule.atomic_numbers[k] == 1, tie[k], k),
+            key=lambda k: (
+                -len(branch(neighbours, k, parent)),
+                molecule.atomic_numbers[k] == 1,
+                tie[k],
+                k,
+            ),
         )
         grandparent = above[parent]
         if parent == b:
