@@ -237,7 +237,7 @@ def _nothing_found(known: Sequence[Molecule], table: TopologyTable) -> str:
             "topology.createStandardBonds(), add CONECT records to the PDB file, or use "
             "Topology.addBond"
         )
-    kinds: dict[tuple[tuple[int, int], ...], list[Sequence[int]]] = {}
+    kinds: dict[tuple[tuple[int, int], ...], list[list[int]]] = {}
     waters = 0
     for atoms in components:
         elements = table.elements(atoms)
