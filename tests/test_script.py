@@ -15,8 +15,8 @@ import gc
 import torch
 
 from openmm_sd import ScoreModel
-from openmm_sd.propagator.gates import FiniteGate
-from openmm_sd.propagator.jump import Jump
+from openmm_sd.jump.gates import FiniteGate
+from openmm_sd.jump.jump import Jump
 from openmm_sd.propagator.script import script_frozen
 
 

@@ -132,6 +132,11 @@ class Molecule:
         return tuple(i for i, z in enumerate(self.atomic_numbers) if z != 1)
 
     @property
+    def n_rings(self) -> int:
+        """Number of bonds that close a ring: those that could go without a piece coming off."""
+        return len(self.bonds) - self.n_atoms + 1
+
+    @property
     def formula(self) -> str:
         """Chemical formula in Hill order, e.g. ``C6H12N2O2``."""
         return formula(Counter(self.atomic_numbers))

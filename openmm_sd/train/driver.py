@@ -602,7 +602,7 @@ def build_network(
     if name != AUTO:
         return NETWORKS[name].for_molecule(molecule, frames, **arguments)  # type: ignore[attr-defined]
     # A ring's last bond is no internal coordinate: its length would be what the others leave it.
-    if len(molecule.bonds) == molecule.n_atoms - 1:
+    if not molecule.n_rings:
         with contextlib.suppress(NotInternal):
             return InternalDiffusion.for_molecule(molecule, frames, **arguments)
     return DenseDiffusion.for_molecule(molecule, frames, **arguments)

@@ -60,7 +60,7 @@ def family_tree(molecule: Molecule) -> InternalTree:
             f"internal coordinates of a family need two bonded heavy atoms, {name} has "
             f"{len(molecule.heavy)}"
         )
-    if len(molecule.bonds) != molecule.n_atoms - 1:
+    if molecule.n_rings:
         raise NotInternal(
             f"internal coordinates of a family do without rings, {name} has a ring: the length of "
             "its last bond is no coordinate"
