@@ -21,8 +21,10 @@ from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
 from ..system.solute import torsion_terms
 from ..workers.processes import LOSSES
-from .dynamics import Machine, make_run, task_name
+from .dynamics import Machine, task_name
+from .engines import run_maker, settled_engine
 from .parts import ATTEMPTS, Parts, describe
+from .peptides import REMARKS, unusual
 from .pool import DaskWorkers, Pool, Processes, Task
 from .settings import GenerateSettings
 from .start import Start, make_start, read_solute
@@ -46,6 +48,8 @@ def generate(
     name: str | None = None,
     platform: str | None = None,
     processes: int | None = None,
+    threads: int | None = None,
+    gmx: str | None = None,
     minutes: float | None = None,
     save_seconds: float = 30.0,
     force: bool = False,
@@ -71,6 +75,10 @@ def generate(
         OpenMM platform: a GPU's if there is one, else CPU; Reference for implicit solvent.
     processes : int, optional
         How many runs are made at the same time: by default one on a GPU, else one a core.
+    threads : int, optional
+        Of each run on CPUs: by default one with GROMACS, else what cores are left.
+    gmx : str, optional
+        The program of GROMACS, ``gmx`` by default.
     minutes : float, optional
         Stop after this wall time, and write what there is.
     save_seconds : float
@@ -103,8 +111,9 @@ def generate(
     target = Path(output)
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory: make it first")
-    if processes is not None and processes < 1:
-        raise ValueError(f"processes must be a whole number of at least 1, got {processes!r}")
+    for what, number in (("processes", processes), ("threads", threads)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} must be a whole number of at least 1, got {number!r}")
     topology, positions = read_solute(Path(structure), settings)
     residues = name or "-".join(residue.name for residue in topology.residues())
     molecule = Molecule.from_topology(topology, positions - positions.mean(axis=0), residues)
@@ -113,6 +122,9 @@ def generate(
         for t in torsions
     ] or slow_torsions(molecule)
     check_torsions(chosen, settings.seeded_runs)
+    parts = Parts(target.with_name(f"{target.name}.parts"))
+    solute = topology, positions
+    settings = settled_engine(settings, parts, target, solute, platform, gmx, dask, say)
     on_workers, elsewhere = platform, False
     if dask is not None:
         from ..workers.cluster import local_workers
@@ -120,10 +132,10 @@ def generate(
         elsewhere, processes = local_workers(dask, processes)
     # Workers elsewhere may have platforms that this machine has not.
     platform = chosen_platform(None if elsewhere else platform, settings)
-    processes, threads = _processes(processes, platform, settings)
-    machine = Machine(platform, threads, save_seconds)
-
-    parts = Parts(target.with_name(f"{target.name}.parts"))
+    processes, threads = _processes(processes, threads, platform, settings)
+    machine = Machine(platform, threads, save_seconds, gmx)
+    for what, where in unusual(molecule).items():
+        say("warning", f"{', '.join(where)} {REMARKS[what]}")
     identity = describe(settings, molecule, chosen)
     if not parts.started and target.exists() and not force:
         return _already(target, identity, settings)
@@ -196,20 +208,26 @@ def chosen_platform(name: str | None, settings: GenerateSettings) -> str:
         if name not in here:
             raise ValueError(f"platform must be one of {', '.join(here)}, got {name!r}")
         return name
+    if settings.engine == "gromacs":
+        return "CPU"
     if settings.solvent == "implicit":
         # A few dozen atoms: what the other platforms do beside the forces costs more than those.
         return "Reference"
     return next((p for p in (*_GPU, "CPU") if p in here), "Reference")
 
 
-def _processes(wanted: int | None, platform: str, settings: GenerateSettings) -> tuple[int, int]:
+def _processes(
+    wanted: int | None, threads: int | None, platform: str, settings: GenerateSettings
+) -> tuple[int, int]:
     """Return how many processes there are, and threads in each."""
     cores = len(os.sched_getaffinity(0))
     tasks = len(settings.tasks())
+    if threads is None and settings.engine == "gromacs":
+        threads = 1  # so small a system gains more from a second run
     if wanted is None:
-        wanted = cores if platform in ("CPU", "Reference") else 1
+        wanted = max(1, cores // (threads or 1)) if platform in ("CPU", "Reference") else 1
     processes = min(wanted, tasks)
-    return processes, max(1, cores // processes)
+    return processes, threads or max(1, cores // processes)
 
 
 def _start(
@@ -233,10 +251,18 @@ def _start(
         return start
     cores = len(os.sched_getaffinity(0))
     try:
-        start = make_start(
-            *(topology, positions, molecule, settings, torsions, machine.platform, cores),
-            say_and_stop,
-        )
+        if settings.engine == "gromacs":
+            from . import gromacs
+
+            start = gromacs.make_start(
+                *(topology, positions, molecule, settings, gromacs.find_gromacs(machine.gmx)),
+                *(machine.threads, parts.folder / "gromacs", say_and_stop),
+            )
+        else:
+            start = make_start(
+                *(topology, positions, molecule, settings, torsions, machine.platform, cores),
+                say_and_stop,
+            )
         parts.save_start(start)
     except BaseException:
         # Nothing was made yet: what was refused must not stand in the way of what follows.
@@ -292,6 +318,7 @@ class _Job:
         if pool is not None:
             self._share_out(pool)
             return
+        make_run = run_maker(self.settings.engine)
         for kind, index in self.open:
             if self.stop():
                 return
@@ -426,8 +453,16 @@ def _provenance(
 
     settings, start = job.settings, job.start
     explicit = settings.solvent == "explicit"
-    return {
+    engine = {
         "engine": f"OpenMM {openmm.Platform.getOpenMMVersion()}",
+        "integrator": "LangevinMiddleIntegrator",
+    }
+    if settings.engine == "gromacs":
+        from . import gromacs
+
+        engine = gromacs.provenance(job.parts.folder / "gromacs")
+    return {
+        **engine,
         "force_field": list(settings.force_field),
         "water": settings.water_model if explicit else "implicit",
         "waters": start.waters,
@@ -442,11 +477,11 @@ def _provenance(
         "constraints": "HBonds",
         "constraint_lengths_nm": start.constraints(),
         "torsion_terms": torsion_terms(start.system, start.solutes[0]),
-        "integrator": "LangevinMiddleIntegrator",
         "seed": settings.seed,
         "torsions": [list(torsion) for torsion in job.torsions],
         "platform": sorted(platforms),
         "steps_per_s": round(float(steps[0] / max(steps[1], 1e-9)), 1),
+        **unusual(start.molecule),
         "versions": {
             "openmm-sd": __version__,
             "openmm": openmm.Platform.getOpenMMVersion(),

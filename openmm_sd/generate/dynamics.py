@@ -23,9 +23,9 @@ from .seeding import spread_points
 from .settings import GenerateSettings
 from .start import PULL, Start, make_context
 
-# The pull grows in stages, so that it turns the torsions without tearing at the molecule; the last
-# holds them within about 8 degrees at 300 K. kJ/mol.
-_PULL_KJ: Final = (20.0, 60.0, 120.0)
+#: The pull grows in stages, so that it turns the torsions without tearing at the molecule; the last
+#: holds them within about 8 degrees at 300 K. kJ/mol.
+PULL_KJ: Final = (20.0, 60.0, 120.0)
 # A piece is written at the latest when it has so many frames, whatever the clock says.
 _CHUNK_FRAMES: Final = 5000
 
@@ -46,11 +46,14 @@ class Machine:
         For the CPU platform.
     save_seconds : float
         A piece of a run is written this often.
+    gmx : str, optional
+        Program of GROMACS, for runs that are made by it.
     """
 
     platform: str
     threads: int
     save_seconds: float = 30.0
+    gmx: str | None = None
 
 
 def task_name(kind: str, index: int) -> str:
@@ -246,9 +249,9 @@ class PieceByPiece:
             atoms = force.getTorsionParameters(k)[:4]
             force.setTorsionParameters(k, *atoms, [float(target)])
         force.updateParametersInContext(context)
-        for strength in _PULL_KJ:
+        for strength in PULL_KJ:
             context.setParameter(PULL, strength)
-            if not self._step(context, settings.steps(settings.pull_ps / len(_PULL_KJ)), stopped):
+            if not self._step(context, settings.steps(settings.pull_ps / len(PULL_KJ)), stopped):
                 return False
         context.setParameter(PULL, 0.0)
         context.setVelocitiesToTemperature(settings.temperature_K, self.seed("velocities"))

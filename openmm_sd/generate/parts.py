@@ -3,7 +3,8 @@
 ``DATA.h5.parts/`` holds ``settings.json`` (what is being made), ``start.npz`` and ``system.xml``
 (where every run starts), and for each run ``KIND-NUMBER.ATTEMPT.CHUNK.npz``, pieces of its frames.
 With the last piece goes ``KIND-NUMBER.ATTEMPT.CHUNK.state.npz``: positions, velocities and box at
-its end, from which the run goes on. Every file appears complete or not at all.
+its end, from which the run goes on. Of runs made by GROMACS its own files hold that, in a folder
+``gromacs``. Every file appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -209,17 +211,18 @@ class Parts:
             paths.append(path)
         return paths
 
-    def save_chunk(self, task: str, chunk: Chunk, snapshot: Snapshot) -> None:
-        """Add a piece to a run, and where it goes on after it."""
+    def save_chunk(self, task: str, chunk: Chunk, snapshot: Snapshot | None) -> None:
+        """Add a piece to a run, and where it goes on after it; GROMACS keeps that itself."""
         attempt, number = self.attempt(task), len(self.chunks(task))
         path = self._chunk_path(task, attempt, number)
         # The state first: a piece without one could not be gone on from.
-        self._write_arrays(
-            path.with_suffix(".state.npz").name,
-            positions=snapshot.positions,
-            velocities=snapshot.velocities,
-            **({} if snapshot.box is None else {"box": snapshot.box}),
-        )
+        if snapshot is not None:
+            self._write_arrays(
+                path.with_suffix(".state.npz").name,
+                positions=snapshot.positions,
+                velocities=snapshot.velocities,
+                **({} if snapshot.box is None else {"box": snapshot.box}),
+            )
         self._write_arrays(path.name, frames=chunk.frames, meta=np.str_(json.dumps(chunk.meta)))
         if number:
             before = self._chunk_path(task, attempt, number - 1)
@@ -261,6 +264,7 @@ class Parts:
         for pattern in ("*.npz", "*.json", "*.xml", "*.failed", ".*.tmp", "*.partial", "lock"):
             for path in self.folder.glob(pattern):
                 path.unlink()
+        shutil.rmtree(self.folder / "gromacs", ignore_errors=True)
         with contextlib.suppress(OSError):  # somebody has put something else there
             self.folder.rmdir()
 

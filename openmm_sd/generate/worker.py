@@ -27,7 +27,8 @@ def main() -> None:
 def _work(
     orders: TextIO, say: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]
 ) -> None:
-    from .dynamics import Machine, make_run
+    from .dynamics import Machine
+    from .engines import run_maker
     from .parts import Parts
     from .settings import GenerateSettings
 
@@ -48,6 +49,7 @@ def _work(
     settings = GenerateSettings(**job["settings"])
     torsions = [tuple(t) for t in job["torsions"]]
     machine = Machine(**job["machine"])
+    make_run = run_maker(settings.engine)
     for line in iter(orders.readline, ""):
         kind, index = json.loads(line)
         done = make_run(

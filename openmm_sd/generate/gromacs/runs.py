@@ -1,0 +1,347 @@
+"""One run: from its start, or from its checkpoint, to frames in the folder of parts.
+
+Files of a run are named ``RUN.ATTEMPT.*`` and stand in the folder ``gromacs`` of the parts. GROMACS
+keeps the run's state in its own checkpoint (``.cpt``) and frames in its own trajectory (``.xtc``),
+which it cuts at the checkpoint when it goes on. They become a piece of the run as a data set has it
+whenever GROMACS has come to a stop: then the two say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.dataset import quantise
+from ...molecule.molecule import Molecule
+from ..dynamics import PULL_KJ, BlownUp, Machine, give_up, task_name
+from ...molecule.frames import FrameCheck
+from ..parts import ATTEMPTS, Chunk, Parts
+from ..peptides import Amides
+from ...molecule.torsions import TorsionAtoms, spread_points
+from ..settings import GenerateSettings
+from ..start import Start
+from .mdp import dynamics
+from .program import BrokenRunError, Gromacs, find_gromacs
+from .topology import pulled
+
+# Header of an XTC frame: up to nine atoms are not compressed, more carry a length at its end.
+_PLAIN, _PACKED, _SMALL = 56, 92, 9
+# A checkpoint more often than this slows small systems down. s.
+_LEAST_CHECKPOINT: Final = 6.0
+_TELL_SECONDS: Final = 1.0
+
+
+def make_run(
+    parts: Parts,
+    start: Start,
+    settings: GenerateSettings,
+    torsions: list[TorsionAtoms],
+    kind: str,
+    index: int,
+    machine: Machine,
+    stopped: Callable[[], bool],
+    tell: Callable[[float], None],
+    warn: Callable[[str], None],
+) -> bool:
+    """Make a run with GROMACS, or what is missing of it; as `openmm_sd.generate.dynamics.make_run`.
+
+    Parameters
+    ----------
+    parts : Parts
+        Where the pieces go; its folder ``gromacs`` holds what `make_start` wrote.
+    start : Start
+        With the solute.
+    settings, torsions
+        What is made.
+    kind, index : str, int
+        Which run.
+    machine : Machine
+        Where it is made.
+    stopped : callable
+        Asked all the time whether to stop; what there is is kept.
+    tell : callable
+        Called with the ps made since the last call.
+    warn : callable
+        Called with what went wrong.
+
+    Returns
+    -------
+    bool
+        Whether nothing is left to do.
+    """
+    task = task_name(kind, index)
+    program = find_gromacs(machine.gmx)
+    while parts.attempt(task) < ATTEMPTS:
+        run = GromacsRun(parts, start.molecule, settings, torsions, kind, index, machine, program)
+        try:
+            return run.go_on(stopped, tell)
+        except (BlownUp, BrokenRunError) as error:
+            run.remove()
+            warn(give_up(parts, task, str(error)))
+    return True
+
+
+class GromacsRun:
+    """A run on its way.
+
+    Parameters
+    ----------
+    parts, molecule, settings, torsions, kind, index, machine
+        See `make_run`.
+    program : Gromacs
+        Which GROMACS.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        molecule: Molecule,
+        settings: GenerateSettings,
+        torsions: list[TorsionAtoms],
+        kind: str,
+        index: int,
+        machine: Machine,
+        program: Gromacs,
+    ) -> None:
+        self.parts, self.molecule, self.settings = parts, molecule, settings
+        self.torsions, self.kind, self.index = torsions, kind, index
+        self.machine, self.program = machine, program
+        self.folder = parts.folder / "gromacs"
+        self.task = task_name(kind, index)
+        self.attempt = parts.attempt(self.task)
+        self.name = f"{self.task}.{self.attempt}"
+        self.goal: NDArray[np.float64] | None = None
+        if kind == "seeded":
+            self.goal = spread_points(index, 1, len(torsions), settings.seed)[0]
+
+    def seed(self, purpose: str) -> int:
+        """Return a seed of this run's own, the same whenever and wherever it is made."""
+        key = zlib.crc32(repr((self.kind, self.index, self.attempt, purpose)).encode())
+        state = np.random.SeedSequence([self.settings.seed, key]).generate_state(1)
+        return int(state[0]) % (2**31 - 2) + 1
+
+    def remove(self) -> None:
+        """Remove its files."""
+        for file in self.folder.glob(f"{self.name}.*"):
+            file.unlink()
+
+    def go_on(self, stopped: Callable[[], bool], tell: Callable[[float], None]) -> bool:
+        """Make what is missing; return whether nothing is left to do."""
+        wanted = self.settings.frames(self.kind)
+        if self.parts.frames(self.task) >= wanted:
+            return True
+        if stopped():
+            return False
+        tpr, state = (self.folder / f"{self.name}.{end}" for end in ("tpr", "json"))
+        if not (tpr.exists() and state.exists()) and not self._begin(stopped):
+            return False
+        steps = (wanted - 1) * self.settings.stride
+        self._prolong(steps)
+        trajectory = self.folder / f"{self.name}.xtc"
+        checkpoint = self.folder / f"{self.name}.cpt"
+        minutes = max(_LEAST_CHECKPOINT, self.machine.save_seconds) / 60.0
+        options = ["-cpt", f"{minutes:.3f}"]
+        if checkpoint.exists():
+            options += ["-cpi", checkpoint.name]
+        else:
+            # What a run left that was killed before its first checkpoint.
+            trajectory.unlink(missing_ok=True)
+        progress = _Progress(trajectory, self.settings.spacing_ps, tell)
+        progress.skip(self.parts.frames(self.task))
+        began = time.monotonic()
+        self.program.simulate(
+            self.folder,
+            self.name,
+            *options,
+            threads=self.machine.threads,
+            stopped=stopped,
+            watch=progress,
+        )
+        progress.look()
+        self._keep(wanted, time.monotonic() - began)
+        return self.parts.frames(self.task) >= wanted
+
+    # -- before the first frame ------------------------------------------------------------------
+
+    def _begin(self, stopped: Callable[[], bool]) -> bool:
+        """Go to where the first frame is and prepare what follows; False if stopped on the way."""
+        settings = self.settings
+        start = "../gromacs/start.gro"
+        text = (self.folder / "system.top").read_text()
+        stages: list[tuple[int, str, bool]] = []
+        if self.goal is None:
+            stages.append((settings.steps(settings.warm_up_ps), text, True))
+        else:
+            steps = settings.steps(settings.pull_ps / len(PULL_KJ))
+            for strength in PULL_KJ:
+                pull = pulled(text, self.torsions, self.goal, strength)
+                stages.append((steps, pull, not stages))
+            stages.append((settings.steps(settings.drop_ps), text, True))
+        new = True
+        for number, (steps, topology, velocities) in enumerate(stages):
+            if not steps:
+                continue
+            part = f"{self.name}.stage{number}"
+            (self.folder / f"{part}.top").write_text(topology)
+            mdp = dynamics(settings, self.seed(part), steps, velocities=velocities)
+            self.program.preprocess(self.folder, part, mdp, start, f"{part}.top")
+            options = ("-c", f"{part}.g96")
+            if not self.program.simulate(
+                self.folder, part, *options, threads=self.machine.threads, stopped=stopped
+            ):
+                return False
+            start, new = f"{part}.g96", False
+        steps = (settings.frames(self.kind) - 1) * settings.stride
+        seed = self.seed("thermostat")
+        mdp = dynamics(settings, seed, steps, every=settings.stride, velocities=new)
+        self.program.preprocess(self.folder, self.name, mdp, start, "system.top")
+        self._note({"seed": seed, "steps": steps})
+        for file in self.folder.glob(f"{self.name}.stage*"):
+            file.unlink()
+        return True
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        path = self.folder / f"{self.name}.json"
+        partial = path.with_suffix(".new.json")
+        partial.write_text(json.dumps(facts) + "\n")
+        partial.replace(path)
+
+    def _facts(self) -> dict[str, Any]:
+        content = json.loads((self.folder / f"{self.name}.json").read_text())
+        assert isinstance(content, dict)
+        return content
+
+    def _prolong(self, steps: int) -> None:
+        """Make the run as long as it is wanted now."""
+        facts = self._facts()
+        if facts["steps"] == steps:
+            return
+        until = f"{steps * self.settings.step_fs / 1000.0:.4f}"
+        files = ("-s", f"{self.name}.tpr", "-o", f"{self.name}.new.tpr")
+        self.program.command(self.folder, "convert-tpr", *files, "-until", until)
+        (self.folder / f"{self.name}.new.tpr").replace(self.folder / f"{self.name}.tpr")
+        self._note(facts | {"steps": steps})
+
+    # -- its frames ------------------------------------------------------------------------------
+
+    def _keep(self, wanted: int, seconds: float) -> None:
+        """Put the frames that are new into the folder of parts."""
+        trajectory = self.folder / f"{self.name}.xtc"
+        if not trajectory.exists():
+            return
+        frames, boxes = read_frames(trajectory)
+        before = self.parts.frames(self.task)
+        frames, boxes = frames[before:wanted], boxes[before:wanted]
+        if not len(frames):
+            return
+        check = FrameCheck(self.molecule)
+        try:
+            checked, relabelled = check(check.whole(frames, boxes), before)
+            stored = quantise(checked)
+        except ValueError as error:
+            raise BlownUp(str(error)) from error
+        if not before:
+            turned = Amides(self.molecule).turned(checked[0])
+            if turned:
+                raise BlownUp(f"frame 0: {turned}")
+        made = len(frames) - (0 if before else 1)
+        meta: dict[str, Any] = {
+            "seed": self._facts()["seed"],
+            "steps": made * self.settings.stride,
+            "seconds": round(seconds, 3),
+            "platform": f"{self.program.name}, {self.program.simd}",
+            "relabelled": relabelled,
+        }
+        if self.goal is not None:
+            meta["start_deg"] = [np.round(np.rad2deg(self.goal), 3).tolist()]
+        self.parts.save_chunk(self.task, Chunk(stored[:, None], meta), None)
+
+
+class _Progress:
+    """Tells how many ps were made, by the frames of a growing trajectory."""
+
+    def __init__(self, path: Path, spacing_ps: float, tell: Callable[[float], None]) -> None:
+        self._path, self._spacing, self._tell = path, spacing_ps, tell
+        self._place = 0
+        self._frames = 0
+        self._told = 1  # the first frame took no time
+        self._last = time.monotonic()
+
+    def skip(self, frames: int) -> None:
+        """Leave out what was told in an earlier program."""
+        self._told = max(1, frames)
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > _TELL_SECONDS:
+            self.look()
+
+    def look(self) -> None:
+        """Count, and tell what is new."""
+        self._last = time.monotonic()
+        if not self._path.exists():
+            return
+        if self._path.stat().st_size < self._place:  # cut at the checkpoint
+            self._place = self._frames = 0
+        self._place, new = count_frames(self._path, self._place)
+        self._frames += new
+        if self._frames > self._told:
+            self._tell((self._frames - self._told) * self._spacing)
+            self._told = self._frames
+
+
+def count_frames(path: Path, place: int = 0) -> tuple[int, int]:
+    """Count the complete frames of an XTC file from a place on.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which may be growing.
+    place : int
+        Where a frame begins, bytes.
+
+    Returns
+    -------
+    place : int
+        Where the first frame begins that is not complete.
+    frames : int
+        How many there are before it.
+    """
+    size, frames = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while True:
+            file.seek(place)
+            head = file.read(_PACKED)
+            if len(head) < _PLAIN:
+                break
+            (atoms,) = struct.unpack_from(">i", head, 4)
+            if atoms <= _SMALL:
+                end = place + _PLAIN + 12 * atoms
+            elif len(head) < _PACKED:
+                break
+            else:
+                (length,) = struct.unpack_from(">i", head, _PACKED - 4)
+                end = place + _PACKED + -(-length // 4) * 4
+            if end > size:
+                break
+            place, frames = end, frames + 1
+    return place, frames
+
+
+def read_frames(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return positions and box vectors (nm) of the complete frames of an XTC file."""
+    import mdtraj
+
+    count = count_frames(path)[1]
+    if not count:
+        return np.zeros((0, 0, 3)), np.zeros((0, 3, 3))
+    with mdtraj.formats.XTCTrajectoryFile(str(path)) as file:
+        frames, _, _, boxes = file.read(count)
+    return np.asarray(frames, dtype=np.float64), np.asarray(boxes, dtype=np.float64)
