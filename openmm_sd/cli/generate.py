@@ -2,7 +2,7 @@
 
 Makes long plain runs, and short seeded runs that start all over the molecule's slow torsions. Only
 the solute is kept. Stopped or killed, the same command goes on: finished runs are not made again.
-Also: --water-model --pressure --equilibration --friction --hydrogen-mass --warm-up --pull --drop
+Also: --box-shape --water-model --pressure --equilibration --friction --hydrogen-mass --warm-up --pull --drop
 --name --save-seconds, see docs/dataset-format.md; --dask WHERE, see docs/clusters.md.
 """
 
@@ -23,11 +23,13 @@ HIDDEN = argparse.SUPPRESS
 
 # Option, field of GenerateSettings, type, unit, help.
 _OPTIONS = (
+    ("engine", "engine", str, "WORD", "openmm, gromacs, or auto: what is faster here (openmm)"),
     ("solvent", "solvent", str, "WORD", "explicit or implicit (explicit)"),
     ("water-model", "water_model", str, "NAME", HIDDEN),
     ("waters", "waters", int, "N", "number of water molecules of one copy"),
     ("padding", "padding_nm", float, "NM", "water around the solute instead (1)"),
     ("box", "box_nm", float, "NM", "edge of the cubic box of one copy, with --waters"),
+    ("box-shape", "box_shape", str, "WORD", HIDDEN),
     ("pressure", "pressure_bar", float, "BAR", HIDDEN),
     ("equilibration", "equilibration_ps", float, "PS", HIDDEN),
     ("cutoff", "cutoff_nm", float, "NM", "of Lennard-Jones and PME's direct space (0.9)"),
@@ -71,11 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", metavar="TEXT", help=HIDDEN)
     add("--platform", metavar="P", help="OpenMM platform (a GPU's, else CPU)")
     add("--processes", type=int, metavar="K", help="runs at the same time (one a core, GPU: 1)")
-    add(
-        "--dask",
-        metavar="WHERE",
-        help=HIDDEN,
-    )
+    add("--threads", type=int, metavar="K", help="of each run on CPUs (GROMACS: 1)")
+    add("--gmx", metavar="PATH", help="program of GROMACS (gmx)")
+    add("--dask", metavar="WHERE", help=HIDDEN)
     add("--minutes", type=float, metavar="M", help="stop then, write what there is")
     add("--save-seconds", type=float, metavar="S", help=HIDDEN)
     add("--force", action="store_true", help="replace an existing data set")
@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         name=arguments.name,
         platform=arguments.platform,
         processes=arguments.processes,
+        threads=arguments.threads,
+        gmx=arguments.gmx,
         minutes=arguments.minutes,
         **({} if arguments.save_seconds is None else {"save_seconds": arguments.save_seconds}),
         force=arguments.force,
