@@ -2,8 +2,8 @@
 
 Makes long plain runs, and short seeded runs that start all over the molecule's slow torsions. Only
 the solute is kept. Stopped or killed, the same command goes on: finished runs are not made again.
-Also: --box-shape --water-model --pressure --equilibration --friction --hydrogen-mass --warm-up --pull --drop
---name --save-seconds, see docs/dataset-format.md; --dask WHERE, see docs/clusters.md.
+Also: --box-shape --water-model --pressure --equilibration --friction --hydrogen-mass --warm-up
+--pull --drop --name --save-seconds, see docs/dataset-format.md; --dask, see docs/clusters.md.
 """
 
 from __future__ import annotations

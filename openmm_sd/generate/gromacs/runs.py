@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.dataset import quantise
-from ...molecule.molecule import Molecule
-from ..dynamics import PULL_KJ, BlownUp, Machine, give_up, task_name
 from ...molecule.frames import FrameCheck
+from ...molecule.molecule import Molecule
+from ...molecule.torsions import TorsionAtoms
+from ..dynamics import PULL_KJ, BlownUp, Machine, give_up, task_name
 from ..parts import ATTEMPTS, Chunk, Parts
 from ..peptides import Amides
-from ...molecule.torsions import TorsionAtoms, spread_points
+from ..seeding import spread_points
 from ..settings import GenerateSettings
 from ..start import Start
 from .mdp import dynamics

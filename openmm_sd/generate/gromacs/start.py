@@ -13,9 +13,9 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ...system.box import PreparedBox, count_ions, solvate
-from ...system.force_field import make_system
 from ...molecule.molecule import Molecule
+from ...system.box import PreparedBox, count_ions, solute_width, solvate
+from ...system.force_field import make_system
 from ..settings import GenerateSettings
 from ..start import Report, Start, _has, _minimised, _scaled, _system
 from .check import compare
@@ -32,6 +32,9 @@ _VOLUMES: Final = 200
 _PER_WATER_NM3, _PER_ATOM_NM3 = 0.0300, 0.009
 #: How much larger a box is made until it holds the waters wanted.
 _MORE: Final = (1.04, 1.08, 1.12, 1.2)
+#: Least distance of copies where nothing else is asked for, nm, and how much more than the least
+#: width a box gets, since it shrinks.
+_PADDING_NM, _ROOM = 1.0, 1.04
 _NAN: Final = "the box did not survive its equilibration"
 
 
@@ -80,17 +83,9 @@ def make_start(
     n = molecule.n_atoms
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    cell, x, box = _solvated(topology, positions, settings, n)
+    cell, x, box = solvated(topology, positions, settings, n)
     constrained = _system(cell.topology, settings)
-    flexible = make_system(
-        settings.force_field,
-        cell.topology,
-        nonbondedMethod=app.PME,
-        nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
-        constraints=None,
-        rigidWater=False,
-        removeCMMotion=False,
-    )
+    flexible = flexible_system(cell.topology, settings)
     (folder / "system.top").write_text(gromacs_topology(flexible, constrained, cell.topology, n))
     (folder / "index.ndx").write_text(index_groups(len(x), n))
     say("minimising", "")
@@ -124,16 +119,36 @@ def provenance(folder: Path) -> dict[str, Any]:
     }
 
 
-def _solvated(
+def flexible_system(topology: app.Topology, settings: GenerateSettings) -> openmm.System:
+    """Return a System with a force for every bond and angle."""
+    return make_system(
+        settings.force_field,
+        topology,
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
+        constraints=None,
+        rigidWater=False,
+        removeCMMotion=False,
+    )
+
+
+def solvated(
     topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings, n: int
 ) -> tuple[PreparedBox, NDArray[np.float64], NDArray[np.float64]]:
+    """Return a solute in its water, positions and box vectors (nm), nothing relaxed."""
     if settings.waters is not None and settings.box_shape == "dodecahedron":
         return _rhombic(topology, positions, settings, n)
+    width = None
+    if settings.box_shape == "dodecahedron":
+        # Beside the padding, OpenMM wants the lowest of the box vectors' diagonal twice the cutoff.
+        padded = solute_width(positions) + (settings.padding_nm or _PADDING_NM)
+        width = max(padded, _ROOM * 2.0 * np.sqrt(2.0) * settings.cutoff_nm)
     cell = solvate(
         topology,
         positions,
         waters=settings.waters,
-        padding=settings.padding_nm,
+        padding=None if width else settings.padding_nm,
+        width=width,
         shape=settings.box_shape or "cube",
         force_field=settings.force_field,
         water_model=settings.water_model,
@@ -181,10 +196,10 @@ def _rhombic(
     modeller = app.Modeller(cell.topology, cell.positions * unit.nanometer)
     modeller.delete([waters[k] for k in order[: max(0, too_many)]])
     x = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
-    assert cell.box_vectors is not None
+    box = cell.box_vectors
+    assert box is not None
     kept = min(settings.waters, len(waters))
-    cell = replace(cell, topology=modeller.topology, positions=x, n_waters=kept)
-    return cell, x, cell.box_vectors
+    return replace(cell, topology=modeller.topology, positions=x, n_waters=kept), x, box
 
 
 def _tail(system: openmm.System) -> bool:

@@ -1,0 +1,118 @@
+"""Which engine is faster here: both run the same box for a moment, on one thread."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from openmm import app
+
+from ..settings import GenerateSettings
+from ..start import _minimised, _system, make_context
+from .mdp import dynamics
+from .program import Gromacs, find_gromacs
+from .start import flexible_system, solvated
+from .topology import CannotWriteError, gromacs_topology, index_groups, write_gro
+
+#: Steps that GROMACS is timed over, after as many that are not; OpenMM's CPU platform, a few times
+#: slower, gets fewer.
+_STEPS, _OPENMM_STEPS, _OPENMM_FIRST = 2000, 400, 50
+_DAY_S: Final = 86400.0
+
+Report = Callable[[str, str], None]
+
+
+def faster_engine(
+    settings: GenerateSettings,
+    topology: app.Topology,
+    positions: NDArray[np.float64],
+    platform: str | None,
+    gmx: str | None,
+    dask: Any,
+    say: Report,
+) -> str:
+    """Return ``openmm`` or ``gromacs``, and say why.
+
+    Parameters
+    ----------
+    settings : GenerateSettings
+        What is to be made.
+    topology, positions
+        The solute.
+    platform, gmx : str, optional
+        OpenMM platform and program of GROMACS that were asked for.
+    dask : object, optional
+        Workers elsewhere, which have OpenMM only.
+    say : callable
+        Is told what is done and what was found.
+    """
+    from ..driver import chosen_platform
+
+    chosen = chosen_platform(platform, settings)
+    reason = ""
+    if settings.solvent == "implicit":
+        reason = "GROMACS has no implicit solvent"
+    elif settings.copies > 1 or dask is not None:
+        reason = "several copies and workers elsewhere are OpenMM's"
+    elif chosen != "CPU":
+        reason = f"it has the {chosen} platform"
+    if not reason:
+        try:
+            program = find_gromacs(gmx)
+            rates = _measured(
+                replace(settings, engine="gromacs"), topology, positions, program, say
+            )
+        except (CannotWriteError, ValueError) as error:
+            reason = str(error)
+    if reason:
+        say("engine openmm", reason)
+        return "openmm"
+    engine = max(rates, key=rates.__getitem__)
+    both = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
+    say(f"engine {engine}", f"ns/day on one thread: {both}")
+    return engine
+
+
+def _measured(
+    settings: GenerateSettings,
+    topology: app.Topology,
+    positions: NDArray[np.float64],
+    program: Gromacs,
+    say: Report,
+) -> dict[str, float]:
+    """Return ns a day of each engine."""
+    n = topology.getNumAtoms()
+    say("measuring which engine is faster", "")
+    cell, x, box = solvated(topology, positions, settings, n)
+    system = _system(cell.topology, settings)
+    system.setDefaultPeriodicBoxVectors(*box)
+    text = gromacs_topology(flexible_system(cell.topology, settings), system, cell.topology, n)
+    x = _minimised(system, x, box, "CPU")
+    context = make_context(system, settings, "CPU", 1, settings.seed)
+    context.setPeriodicBoxVectors(*box)
+    context.setPositions(x)
+    context.setVelocitiesToTemperature(settings.temperature_K, settings.seed)
+    context.getIntegrator().step(_OPENMM_FIRST)
+    began = time.perf_counter()
+    context.getIntegrator().step(_OPENMM_STEPS)
+    context.getState(energy=True)
+    ps = _OPENMM_STEPS * settings.step_fs / 1000.0
+    rates = {"openmm": ps / 1000.0 / (time.perf_counter() - began) * _DAY_S}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "system.top").write_text(text)
+        (folder / "index.ndx").write_text(index_groups(len(x), n))
+        write_gro(folder / "start.gro", cell.topology, x, box)
+        mdp = dynamics(settings, settings.seed, 2 * _STEPS)
+        program.preprocess(folder, "speed", mdp, "start.gro", "system.top")
+        program.simulate(folder, "speed", "-resethway", "-noconfout")
+        found = re.search(r"^Performance:\s+(\S+)", (folder / "speed.log").read_text(), re.M)
+    rates["gromacs"] = float(found[1]) if found else 0.0
+    return rates
