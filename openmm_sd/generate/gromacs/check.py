@@ -14,7 +14,7 @@ from openmm import app, unit
 from ..settings import GenerateSettings
 from .mdp import single_point
 from .program import Gromacs
-from .topology import read_gro, write_gro
+from .topology import write_gro
 
 #: Differences that are rounding: kJ/mol and share of bonded terms, share of nonbonded ones, and
 #: root mean square of the forces' difference as a share of their own.
@@ -40,6 +40,8 @@ def compare(
     system: openmm.System,
     topology: app.Topology,
     n: int,
+    x: NDArray[np.float64],
+    box: NDArray[np.float64],
     settings: GenerateSettings,
 ) -> dict[str, Any]:
     """Compare energies, term by term, and forces of one frame whose solute is distorted.
@@ -49,13 +51,15 @@ def compare(
     program : Gromacs
         Which GROMACS.
     folder : Path
-        With ``system.top`` and ``start.gro``.
+        With ``system.top``.
     system : openmm.System
         What ``system.top`` was written from: with a force for every bond and angle.
     topology : openmm.app.Topology
         Of the System.
     n : int
         Atoms of the solute.
+    x, box : ndarray
+        The frame, and its box vectors, nm.
     settings : GenerateSettings
         With the cutoff.
 
@@ -71,7 +75,7 @@ def compare(
     ValueError
         If they differ by more than rounding: the topology is not the same.
     """
-    x, box = read_gro(folder / "start.gro")
+    x = x.copy()
     x[:n] += np.random.default_rng(1).normal(0.0, _SHAKE_NM, (n, 3))
     x = x.astype(np.float32).astype(np.float64)
     write_gro(folder / "distorted.gro", topology, x, box)
@@ -127,7 +131,7 @@ def openmm_point(
                     force.setAngleParameters(k, *three, angle, 0.0)
         elif isinstance(force, openmm.NonbondedForce):
             force.setUseDispersionCorrection(False)
-            force.setEwaldErrorTolerance(1e-5)
+            force.setEwaldErrorTolerance(1e-6)
     _split(system)
     spring = _urey_bradley(system, bonded)
     for number, force in enumerate(system.getForces()):

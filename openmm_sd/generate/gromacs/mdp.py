@@ -8,6 +8,8 @@ from ..settings import GenerateSettings
 
 #: Spacing of PME's grid at a cutoff of 0.9 nm, nm; it grows with the cutoff.
 _GRID_NM, _GRID_CUTOFF_NM = 0.115, 0.9
+#: The same where errors of PME shall not be seen.
+_FINE_GRID_NM: Final = 0.06
 # A spacing that follows the cutoff keeps PME's error; rounding coordinates to 1e-4 nm is what a
 # data set does anyway.
 _XTC_PRECISION: Final = 10000
@@ -98,7 +100,9 @@ def single_point(settings: GenerateSettings, *, exact: bool) -> dict[str, Any]:
         Whether to make the errors of PME small, or to compute as in the runs.
     """
     fine = {
-        **{"pme-order": 6, "fourierspacing": 0.06, "ewald-rtol": 1e-6},
+        "pme-order": 6,
+        "fourierspacing": round(_FINE_GRID_NM * settings.cutoff_nm / _GRID_CUTOFF_NM, 4),
+        "ewald-rtol": 1e-6,
         **{"vdw-modifier": "None", "coulomb-modifier": "None"},
     }
     return {

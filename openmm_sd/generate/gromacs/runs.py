@@ -36,7 +36,9 @@ from .topology import pulled
 # Header of an XTC frame: up to nine atoms are not compressed, more carry a length at its end.
 _PLAIN, _PACKED, _SMALL = 56, 92, 9
 # A checkpoint more often than this slows small systems down. s.
-_LEAST_CHECKPOINT: Final = 6.0
+_LEAST_CHECKPOINT: Final = 1.0
+# Share of a spacing by which a frame may seem to be off its time, which is a single number.
+_TIME_SHARE: Final = 0.1
 _TELL_SECONDS: Final = 1.0
 
 
@@ -238,7 +240,10 @@ class GromacsRun:
         trajectory = self.folder / f"{self.name}.xtc"
         if not trajectory.exists():
             return
-        frames, boxes = read_frames(trajectory)
+        frames, boxes, times = read_frames(trajectory)
+        off = np.abs(times - np.arange(len(times)) * self.settings.spacing_ps)
+        if len(off) and off.max() > _TIME_SHARE * self.settings.spacing_ps:
+            raise RuntimeError(f"{trajectory}: frame {int(off.argmax())} is not where it should be")
         before = self.parts.frames(self.task)
         frames, boxes = frames[before:wanted], boxes[before:wanted]
         if not len(frames):
@@ -336,13 +341,15 @@ def count_frames(path: Path, place: int = 0) -> tuple[int, int]:
     return place, frames
 
 
-def read_frames(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return positions and box vectors (nm) of the complete frames of an XTC file."""
+def read_frames(
+    path: Path,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return positions, box vectors (nm) and times (ps) of the complete frames of an XTC file."""
     import mdtraj
 
     count = count_frames(path)[1]
     if not count:
-        return np.zeros((0, 0, 3)), np.zeros((0, 3, 3))
+        return np.zeros((0, 0, 3)), np.zeros((0, 3, 3)), np.zeros(0)
     with mdtraj.formats.XTCTrajectoryFile(str(path)) as file:
-        frames, _, _, boxes = file.read(count)
-    return np.asarray(frames, dtype=np.float64), np.asarray(boxes, dtype=np.float64)
+        frames, times, _, boxes = file.read(count)
+    return frames.astype(np.float64), boxes.astype(np.float64), times.astype(np.float64)

@@ -83,8 +83,9 @@ def make_start(
     n = molecule.n_atoms
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    cell, x, box = solvated(topology, positions, settings, n)
-    constrained = _system(cell.topology, settings)
+    cell = solvated(topology, positions, settings)
+    constrained, x, box = cell.system, cell.positions, cell.box_vectors
+    assert box is not None
     flexible = flexible_system(cell.topology, settings)
     (folder / "system.top").write_text(gromacs_topology(flexible, constrained, cell.topology, n))
     (folder / "index.ndx").write_text(index_groups(len(x), n))
@@ -92,7 +93,7 @@ def make_start(
     x = _minimised(constrained, x, box, "CPU" if _has("CPU") else "Reference")
     write_gro(folder / "start.gro", cell.topology, x, box)
     say(f"comparing energies of OpenMM and {program.name}", "")
-    compared = compare(program, folder, flexible, cell.topology, n, settings)
+    compared = compare(program, folder, flexible, cell.topology, n, x, box, settings)
     tail = _tail(flexible)
     x, box = _relaxed(program, folder, cell, n, box, settings, threads, say, tail)
     constrained.setDefaultPeriodicBoxVectors(*box)
@@ -133,11 +134,19 @@ def flexible_system(topology: app.Topology, settings: GenerateSettings) -> openm
 
 
 def solvated(
-    topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings, n: int
-) -> tuple[PreparedBox, NDArray[np.float64], NDArray[np.float64]]:
-    """Return a solute in its water, positions and box vectors (nm), nothing relaxed."""
+    topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings
+) -> PreparedBox:
+    """Return a solute in its water, nothing relaxed, with the System that is run."""
     if settings.waters is not None and settings.box_shape == "dodecahedron":
-        return _rhombic(topology, positions, settings, n)
+        cell = _rhombic(topology, positions, settings)
+    else:
+        cell = _filled(topology, positions, settings)
+    return replace(cell, system=_system(cell.topology, settings))
+
+
+def _filled(
+    topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings
+) -> PreparedBox:
     width = None
     if settings.box_shape == "dodecahedron":
         # Beside the padding, OpenMM wants the lowest of the box vectors' diagonal twice the cutoff.
@@ -161,22 +170,22 @@ def solvated(
     assert box is not None
     if settings.box_nm is not None:
         edges = np.full(3, settings.box_nm)
-        x = _scaled(cell.topology, x, np.diag(box), edges, n)
+        x = _scaled(cell.topology, x, np.diag(box), edges, topology.getNumAtoms())
         box = np.diag(edges)
         cell.topology.setPeriodicBoxVectors(box * unit.nanometer)
-    return cell, x, box
+    return replace(cell, positions=x, box_vectors=box)
 
 
 def _rhombic(
-    topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings, n: int
-) -> tuple[PreparedBox, NDArray[np.float64], NDArray[np.float64]]:
+    topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings
+) -> PreparedBox:
     """Fill a rhombic dodecahedron with a number of waters.
 
     OpenMM's Modeller leaves the corners of one that it sizes itself empty, so it gets one that is a
     little too large, and what is too much is taken out.
     """
     assert settings.waters is not None
-    volume = settings.waters * _PER_WATER_NM3 + n * _PER_ATOM_NM3
+    volume = settings.waters * _PER_WATER_NM3 + topology.getNumAtoms() * _PER_ATOM_NM3
     for more in _MORE:
         cell = solvate(
             topology,
@@ -196,10 +205,8 @@ def _rhombic(
     modeller = app.Modeller(cell.topology, cell.positions * unit.nanometer)
     modeller.delete([waters[k] for k in order[: max(0, too_many)]])
     x = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
-    box = cell.box_vectors
-    assert box is not None
     kept = min(settings.waters, len(waters))
-    return replace(cell, topology=modeller.topology, positions=x, n_waters=kept), x, box
+    return replace(cell, topology=modeller.topology, positions=x, n_waters=kept)
 
 
 def _tail(system: openmm.System) -> bool:

@@ -411,19 +411,6 @@ def write_gro(
     path.write_text("\n".join(lines) + "\n")
 
 
-def read_gro(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read positions and box vectors (nm, one a row) of what GROMACS or `write_gro` wrote."""
-    *lines, edges = path.read_text().splitlines()[2:]
-    # Columns are as wide as the distance between decimal points.
-    width = lines[0].index(".", lines[0].index(".") + 1) - lines[0].index(".")
-    x = np.array(
-        [[line[20 + k * width : 20 + (k + 1) * width] for k in range(3)] for line in lines]
-    )
-    values = [float(v) for v in edges.split()] + [0.0] * 6
-    (xx, yy, zz, xy, xz, yx, yz, zx, zy) = values[:9]
-    return x.astype(np.float64), np.array([[xx, xy, xz], [yx, yy, yz], [zx, zy, zz]])
-
-
 def index_groups(particles: int, n: int) -> str:
     """Write the groups System and Solute as GROMACS reads them."""
     text = ""
