@@ -151,7 +151,7 @@ class GromacsRun:
         trajectory = self.folder / f"{self.name}.xtc"
         checkpoint = self.folder / f"{self.name}.cpt"
         minutes = max(_LEAST_CHECKPOINT, self.machine.save_seconds) / 60.0
-        options = ["-cpt", f"{minutes:.3f}"]
+        options = ["-noconfout", "-cpt", f"{minutes:.3f}"]
         if checkpoint.exists():
             options += ["-cpi", checkpoint.name]
         else:
