@@ -2,8 +2,8 @@
 
 Makes long plain runs, and short seeded runs that start all over the molecule's slow torsions. Only
 the solute is kept. Stopped or killed, the same command goes on: finished runs are not made again.
-Also: --box-shape --water-model --pressure --equilibration --friction --hydrogen-mass --warm-up
---pull --drop --name --save-seconds, see docs/dataset-format.md; --dask, see docs/clusters.md.
+Also: --gmx --threads --box-shape --cutoff --water-model --pressure --equilibration --friction
+--hydrogen-mass --warm-up --pull --drop --name --save-seconds, see docs/dataset-format.md; --dask.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HIDDEN = argparse.SUPPRESS
 
 # Option, field of GenerateSettings, type, unit, help.
 _OPTIONS = (
-    ("engine", "engine", str, "WORD", "openmm, gromacs, or auto: what is faster here (openmm)"),
+    ("engine", "engine", str, "WORD", "openmm, gromacs, or auto, the faster one (openmm)"),
     ("solvent", "solvent", str, "WORD", "explicit or implicit (explicit)"),
     ("water-model", "water_model", str, "NAME", HIDDEN),
     ("waters", "waters", int, "N", "number of water molecules of one copy"),
@@ -32,7 +32,7 @@ _OPTIONS = (
     ("box-shape", "box_shape", str, "WORD", HIDDEN),
     ("pressure", "pressure_bar", float, "BAR", HIDDEN),
     ("equilibration", "equilibration_ps", float, "PS", HIDDEN),
-    ("cutoff", "cutoff_nm", float, "NM", "of Lennard-Jones and PME's direct space (0.9)"),
+    ("cutoff", "cutoff_nm", float, "NM", HIDDEN),
     ("temperature", "temperature_K", float, "K", "(300)"),
     ("friction", "friction_per_ps", float, "1/PS", HIDDEN),
     ("step", "step_fs", float, "FS", "time step (4)"),
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", metavar="TEXT", help=HIDDEN)
     add("--platform", metavar="P", help="OpenMM platform (a GPU's, else CPU)")
     add("--processes", type=int, metavar="K", help="runs at the same time (one a core, GPU: 1)")
-    add("--threads", type=int, metavar="K", help="of each run on CPUs (GROMACS: 1)")
-    add("--gmx", metavar="PATH", help="program of GROMACS (gmx)")
+    add("--threads", type=int, metavar="K", help=HIDDEN)
+    add("--gmx", metavar="PATH", help=HIDDEN)
     add("--dask", metavar="WHERE", help=HIDDEN)
     add("--minutes", type=float, metavar="M", help="stop then, write what there is")
     add("--save-seconds", type=float, metavar="S", help=HIDDEN)
