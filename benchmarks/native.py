@@ -84,7 +84,7 @@ def without_waiting(work: Callable[[], object]) -> float:
 
 def machinery(arguments: argparse.Namespace) -> list[dict]:
     """Cost of a step of each kind through each bridge."""
-    molecule = ScoreModel.load("ala2-implicit").molecules[0]
+    molecule = ScoreModel.load("ala2-water").molecules[0]
     n = molecule.n_atoms
     jump = Jump(Identity(n), molecule, build_gates(molecule, 1.0, []))
     modules = {"empty": Empty(), "identity": jump}

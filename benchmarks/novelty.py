@@ -33,7 +33,6 @@ from openmm import app
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import BASINS, basins, dihedral
 from openmm_sd.data.dataset import BIASED, merge, read_dataset
-from openmm_sd.generate.implicit import PHI, PSI
 from openmm_sd.propagator.script import script_frozen
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
@@ -47,6 +46,7 @@ PEPTIDE_BONDS = {
     "ACE-ALA": ((4, 6), range(6, 22), (1, 4, 6, 8)),
     "ALA-NME": ((14, 16), range(16, 22), (8, 14, 16, 18)),
 }
+PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 CA, CB, C, O_ACE = 8, 10, 14, 5
 #: Force constant of the restraint on omega, kJ/mol: holds it within 10 degrees at 300 K.
 RESTRAINT = 500.0

@@ -18,6 +18,8 @@ from openmm_sd.prepare import PreparedSystem, write_prepared
 from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 
 PDB = Path(__file__).parent / "data" / "ace-ala-nme.pdb"
+#: A small trained model of ACE-ALA-NME in implicit solvent, see data/README.md.
+IMPLICIT = Path(__file__).parent / "data" / "ala2-implicit.safetensors"
 #: Largest deviation allowed where a kernel says to what place the solute goes, nm.
 LANDING = 1e-6
 
@@ -108,6 +110,20 @@ def relax(topology, positions, forcefield, steps=200):
     context.setVelocitiesToTemperature(300, 1)
     integrator.step(steps)
     return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
+
+
+@pytest.fixture
+def implicit_installed(tmp_path_factory, monkeypatch):
+    """Another package registers the model in implicit solvent, under the name ala2-implicit."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "implicit_models.py").write_text(f"PATH = {str(IMPLICIT)!r}\n")
+    info = folder / "implicit_models-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: implicit-models\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[openmm_sd.models]\nala2-implicit = implicit_models:PATH\n"
+    )
+    monkeypatch.syspath_prepend(folder)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import IMPLICIT
 from contract_checks import assert_contract_kept
 from small_molecules import (
     alkane,
@@ -56,7 +57,7 @@ SMALL = {"width": 32, "depth": 2}
 
 @functools.cache
 def ala2():
-    return ScoreModel.load("ala2-implicit").molecules[0]
+    return ScoreModel.load(IMPLICIT).molecules[0]
 
 
 def statistics_of(*molecules, frames=rotated):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import IMPLICIT
 from contract_checks import assert_contract_kept
 from four_beads import molecule as four_beads
 from four_beads import torsion as bead_torsion
@@ -53,7 +54,7 @@ SMALL = {"width": 48, "depth": 2, **LAGS}
 
 @functools.cache
 def ala2():
-    return ScoreModel.load("ala2-implicit").molecules[0]
+    return ScoreModel.load(IMPLICIT).molecules[0]
 
 
 def beads():

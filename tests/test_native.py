@@ -19,7 +19,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from conftest import answer, model_of, positions_of
+from conftest import IMPLICIT, answer, model_of, positions_of
 
 from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.bridges import BRIDGES, choose_bridge, platform_names
@@ -216,7 +216,7 @@ def test_contexts_in_threads_do_not_disturb_each_other(peptide, ala2):
 
 def test_nothing_is_leaked(peptide):
     """Contexts that come and go do not keep a model of 9 MB each, nor do jumps grow."""
-    model = ScoreModel.load("ala2-implicit")
+    model = ScoreModel.load(IMPLICIT)
     molecule = model.molecules[0]
     jump = Jump(model.propagator, molecule, build_gates(molecule, 1.0, []))
     force = BRIDGES["native"].create_force(jump, range(molecule.n_atoms), False)

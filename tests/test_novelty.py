@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import turned
+from conftest import IMPLICIT, turned
 from small_molecules import (
     acetonitrile,
     carbon_dioxide,
@@ -427,7 +427,7 @@ def test_a_bundle_is_given_a_score(dataset, tmp_path, capfd):
     ("options", "message"),
     [
         (["--novelty-only", "OLD", "--without", "nobody"], "there is no run nobody"),
-        (["--novelty-only", "ala2-implicit"], "of another molecule than the data"),
+        (["--novelty-only", str(IMPLICIT)], "of another molecule than the data"),
         (["--without", "nobody"], "there is no run nobody"),
         (
             ["--novelty-only", "OLD", "--minutes", "5"],

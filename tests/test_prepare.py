@@ -457,7 +457,7 @@ def test_bonds_come_from_the_force_field_by_names(butane, tmp_path):
     assert {frozenset((i.name, j.name)) for i, j in found.topology.bonds()} == wanted
 
 
-def test_in_implicit_solvent_without_a_box(tmp_path, capfd):
+def test_in_implicit_solvent_without_a_box(implicit_installed, tmp_path, capfd):
     """The model is the one of that solvent, and what its card says is taken."""
     words = "--solvent implicit --temperature 310 --equilibration 0.1 --platform Reference --json"
     assert main(["prepare", str(PDB), "-o", str(tmp_path / "out"), *words.split()]) == 0

@@ -92,7 +92,7 @@ def test_the_propagator_page_runs(tmp_path):
     first, second, third = blocks(ROOT / "docs" / "propagators.md", "python")
     prepare = (
         "from openmm_sd import ScoreDynamicsIntegrator\n"
-        "shipped = ScoreModel.load('ala2-implicit').molecules[0]\n"
+        "shipped = ScoreModel.load('ala2-water').molecules[0]\n"
         "topology, positions = shipped.to_topology(), shipped.positions\n"
     )
     check = (

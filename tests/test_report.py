@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import model_of
+from conftest import IMPLICIT, model_of
 from small_molecules import butane, random_rotation, turned_about
 from test_run import Broken, Killed, settings
 
@@ -492,7 +492,7 @@ def test_references_and_models_that_fit_or_not(vacuum, ala2, jitter, tmp_path):
     assert all("reference" in one for one in found["populations"].values())
     assert "the 400 equilibrium frames that own carries" in shown_text(tmp_path / "run")
     with pytest.raises(ValueError, match="is not the one of the run"):
-        write_report(tmp_path / "run", model="ala2-implicit")
+        write_report(tmp_path / "run", model=IMPLICIT)
     write_dataset(tmp_path / "md.h5", ala2, [Run("a", "plain", frames, 1.0)], {})
     write_report(tmp_path / "run", reference=[tmp_path / "md.h5"])
     assert "md.h5: 400 frames, 0.4 ns" in shown_text(tmp_path / "run")

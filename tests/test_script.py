@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import torch
+from conftest import IMPLICIT
 
 from openmm_sd import ScoreModel
 from openmm_sd.propagator.script import script, script_frozen
 
 PROGRAM = """
 import gc
+import sys
 
 import torch
 
@@ -21,7 +23,7 @@ from openmm_sd.propagator.script import script_frozen
 
 
 def frozen_jump():
-    model = ScoreModel.load("ala2-implicit")
+    model = ScoreModel.load(sys.argv[1])
     return script_frozen(Jump(model.propagator, model.molecules[0], [FiniteGate()]))
 
 
@@ -38,14 +40,15 @@ print("alive")
 
 def test_an_exception_in_a_frozen_module_does_not_crash_the_process():
     """With torch.jit.freeze alone this program ends in a segmentation fault."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM, str(IMPLICIT)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["refused: True"] * 3 + ["alive"]
 
 
 @torch.no_grad()
 def test_compiled_and_frozen_it_answers_the_same():
-    model = ScoreModel.load("ala2-implicit")
+    model = ScoreModel.load(IMPLICIT)
     module = model.propagator
     x = torch.tensor(model.molecules[0].positions, dtype=torch.float32).unsqueeze(0)
     lag, noise = torch.tensor([10.0]), torch.randn(1, model.noise_size)

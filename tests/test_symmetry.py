@@ -1,6 +1,6 @@
 """Symmetries of the learned kernels: rotations yes, reflections no, equivalent atoms yes.
 
-All network designs with random weights, so that nothing holds by training, and the shipped model.
+All network designs with random weights, so that nothing holds by training, and a trained model.
 """
 
 import functools
@@ -8,6 +8,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from conftest import IMPLICIT
 
 from openmm_sd import ScoreModel
 from openmm_sd.jump.gates import FiniteGate
@@ -43,7 +44,7 @@ def rotation(seed):
 
 @functools.cache
 def shipped():
-    return ScoreModel.load("ala2-implicit")
+    return ScoreModel.load(IMPLICIT)
 
 
 def molecule():

@@ -7,6 +7,7 @@ import four_beads
 import numpy as np
 import pytest
 import torch
+from conftest import IMPLICIT
 from small_molecules import alkane, ethane, methanol, rotated, shaken
 from test_internal import lively
 
@@ -304,8 +305,8 @@ def test_split_runs_share_no_frame():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A small data set: chains of the shipped implicit-solvent model."""
-    model = ScoreModel.load("ala2-implicit")
+    """A small data set: chains of a model in implicit solvent."""
+    model = ScoreModel.load(IMPLICIT)
     molecule = model.molecules[0]
     chains = Rollout(
         model,

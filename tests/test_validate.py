@@ -8,6 +8,7 @@ import re
 import numpy as np
 import openmm
 import pytest
+from conftest import IMPLICIT
 from openmm import app, unit
 
 from openmm_sd import Molecule, ScoreModel
@@ -72,9 +73,7 @@ SETTINGS = ValidateSettings(lags=(10.0, 50.0), chains=16, steps=20, seed=3, one_
 def made(walk, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "out"
     said = []
-    report = validate(
-        "ala2-implicit", walk, folder, SETTINGS, lambda what, how_far: said.append(what)
-    )
+    report = validate(IMPLICIT, walk, folder, SETTINGS, lambda what, how_far: said.append(what))
     return report, folder, said
 
 
@@ -221,9 +220,9 @@ def test_page_needs_nothing_else(made):
 def test_same_seed_same_report_and_an_earlier_one_stays(made, walk, tmp_path, no_pictures):
     report, folder, _ = made
     with pytest.raises(ValueError, match="--force"):
-        validate("ala2-implicit", walk, folder, SETTINGS)
+        validate(IMPLICIT, walk, folder, SETTINGS)
     settings = dataclasses.replace(SETTINGS, lags=(10.0,))
-    again = validate("ala2-implicit", walk, tmp_path / "again", settings)
+    again = validate(IMPLICIT, walk, tmp_path / "again", settings)
     for key in KEYS:
         assert again["lags"]["10"][key] == report["lags"]["10"][key]
 
@@ -379,7 +378,7 @@ def test_a_data_set_of_another_molecule(dataset):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
     np.save(tmp_path / "r.npy", basin_walk(50, 1))
-    given = ["validate", "ala2-implicit", "-r", str(tmp_path / "r.npy"), "-o", str(tmp_path / "o")]
+    given = ["validate", str(IMPLICIT), "-r", str(tmp_path / "r.npy"), "-o", str(tmp_path / "o")]
     assert main([*given, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]
@@ -389,7 +388,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, c
 def test_references_that_are_none(tmp_path, capsys):
     (tmp_path / "bad.npy").write_bytes(b"no array")
     for name, message in (("gone.npy", "no file"), ("bad.npy", "not a NumPy file")):
-        given = ["validate", "ala2-implicit", "-r", str(tmp_path / name), "-o", str(tmp_path / "o")]
+        given = ["validate", str(IMPLICIT), "-r", str(tmp_path / name), "-o", str(tmp_path / "o")]
         assert main(given) == 2
         assert message in capsys.readouterr().err
 
@@ -417,7 +416,7 @@ def test_drift_is_found(walk):
     from openmm_sd.analysis.figures import Baseline
 
     phi, psi = Torsion("phi", (4, 6, 8, 14)), Torsion("psi", (6, 8, 14, 16))
-    model = ScoreModel.load("ala2-implicit")
+    model = ScoreModel.load(IMPLICIT)
     baseline = Baseline.of(model.molecules[0], [phi, psi], walk.sample([phi, psi]), 1)
     steady = np.stack([basin_walk(200, 100 + k) for k in range(32)])
     moving = steady.copy()
