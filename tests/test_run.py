@@ -993,9 +993,7 @@ def test_starts_that_are_objects_of_others(watery, peptide, jitter, tmp_path):
         assert open_start(start).digest == found.digest
 
 
-def test_objects_that_do_not_fit(
-    vacuum, jitter, peptide, ala2, implicit_installed, tmp_path
-):
+def test_objects_that_do_not_fit(vacuum, jitter, peptide, ala2, implicit_installed, tmp_path):
     with pytest.raises(ValueError, match="start must be a prepared directory"):
         run_mixed(jitter, 5, tmp_path / "out", settings())
     with pytest.raises(ValueError, match=r"positions must have shape \(22, 3\)"):
