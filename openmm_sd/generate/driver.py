@@ -131,7 +131,8 @@ def generate(
 
         elsewhere, processes = local_workers(dask, processes)
     # Workers elsewhere may have platforms that this machine has not.
-    platform = chosen_platform(None if elsewhere else platform, settings)
+    gromacs = settings.engine == "gromacs"
+    platform = "CPU" if gromacs else chosen_platform(None if elsewhere else platform, settings)
     processes, threads = _processes(processes, threads, platform, settings)
     machine = Machine(platform, threads, save_seconds, gmx)
     for what, where in unusual(molecule).items():
@@ -208,8 +209,6 @@ def chosen_platform(name: str | None, settings: GenerateSettings) -> str:
         if name not in here:
             raise ValueError(f"platform must be one of {', '.join(here)}, got {name!r}")
         return name
-    if settings.engine == "gromacs":
-        return "CPU"
     if settings.solvent == "implicit":
         # A few dozen atoms: what the other platforms do beside the forces costs more than those.
         return "Reference"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.dataset import quantise
+from ...files.atomic import write_json
 from ...molecule.frames import FrameCheck
 from ...molecule.molecule import Molecule
 from ...molecule.torsions import TorsionAtoms
@@ -177,7 +178,7 @@ class GromacsRun:
     def _begin(self, stopped: Callable[[], bool]) -> bool:
         """Go to where the first frame is and prepare what follows; False if stopped on the way."""
         settings = self.settings
-        start = "../gromacs/start.gro"
+        start = "start.gro"
         text = (self.folder / "system.top").read_text()
         stages: list[tuple[int, str, bool]] = []
         if self.goal is None:
@@ -212,10 +213,7 @@ class GromacsRun:
         return True
 
     def _note(self, facts: dict[str, Any]) -> None:
-        path = self.folder / f"{self.name}.json"
-        partial = path.with_suffix(".new.json")
-        partial.write_text(json.dumps(facts) + "\n")
-        partial.replace(path)
+        write_json(self.folder / f"{self.name}.json", facts)
 
     def _facts(self) -> dict[str, Any]:
         content = json.loads((self.folder / f"{self.name}.json").read_text())

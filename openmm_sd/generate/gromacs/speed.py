@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app
 
+from ...system.platforms import working_platform
 from ..settings import GenerateSettings
 from ..start import _minimised, make_context
 from .mdp import dynamics
@@ -54,15 +55,12 @@ def faster_engine(
     say : callable
         Is told what is done and what was found.
     """
-    from ..driver import chosen_platform
-
-    chosen = chosen_platform(platform, settings)
     reason = ""
     if settings.solvent == "implicit":
         reason = "GROMACS has no implicit solvent"
     elif settings.copies > 1 or dask is not None:
         reason = "several copies and workers elsewhere are OpenMM's"
-    elif chosen != "CPU":
+    elif (chosen := working_platform(platform)) != "CPU":
         reason = f"it has the {chosen} platform"
     if not reason:
         try:

@@ -13,6 +13,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from ...files.atomic import write_json
 from ...molecule.molecule import Molecule
 from ...system.box import PreparedBox, count_ions, solute_width, solvate
 from ...system.force_field import make_system
@@ -105,7 +106,7 @@ def make_start(
         "version": program.version,
         "simd": program.simd,
     }
-    (folder / "box.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "box.json", facts)
     edges = np.linalg.norm(box, axis=1)
     return Start(molecule, constrained, x, box, np.arange(n)[None], cell.n_waters, edges)
 
