@@ -30,8 +30,7 @@ import torch
 from openmm_sd import ScoreModel
 from openmm_sd.data.dataset import Dataset, read_dataset, write_dataset
 from openmm_sd.propagator.noise import standard_normal
-from openmm_sd.train import TrainSettings
-from openmm_sd.train.driver import StageSettings, train_bundle
+from openmm_sd.train import StageSettings, TrainSettings, train_bundle
 from openmm_sd.validate import ValidateSettings, validate
 
 LAGS = (50.0, 500.0)

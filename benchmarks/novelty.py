@@ -36,7 +36,7 @@ from openmm_sd.data.dataset import BIASED, merge, read_dataset
 from openmm_sd.propagator.script import script_frozen
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
-from openmm_sd.train.driver import split_runs
+from openmm_sd.train.data import split_runs
 
 Frames = NDArray[np.floating[Any]]
 

@@ -10,7 +10,14 @@ from contract_checks import assert_contract_kept
 from openmm_sd.propagator.alignment import align_frames
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.sampler import karras_levels, preconditioning, solver_coefficients
-from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, held_out_loss, train
+from openmm_sd.train import (
+    Part,
+    TrainSettings,
+    TransitionPairs,
+    fit_statistics,
+    held_out_loss,
+    train,
+)
 
 N_ATOMS = 7
 # A crooked, chiral molecule, nm.
@@ -192,7 +199,8 @@ def test_training_finds_a_known_law(tmp_path):
     untrained_loss = held_out_loss(model, held_out, settings, [10.0])[10.0]
     untrained = reach()
     checkpoint = tmp_path / "training.checkpoint"
-    record = train(model, pairs, settings, held_out=held_out, lags_ps=[10.0], checkpoint=checkpoint)
+    parts = [Part(model, pairs, held_out)]
+    record = train(parts, settings, lags_ps=[10.0], checkpoint=checkpoint)
     model.eval()
     assert record.steps == 500
     assert held_out_loss(model, held_out, settings, [10.0])[10.0] < 0.9 * untrained_loss
@@ -206,10 +214,10 @@ def test_training_finds_a_known_law(tmp_path):
     assert abs(float(torch.corrcoef(torch.stack([start, trained]))[0, 1])) < 0.25
 
     # A finished training is not repeated, and one with other settings is not taken up.
-    assert train(model, pairs, settings, checkpoint=checkpoint).steps == 500
+    assert train(parts, settings, checkpoint=checkpoint).steps == 500
     other = TrainSettings(**{**settings.__dict__, "learning_rate": 1e-3})
     with pytest.raises(ValueError, match="learning_rate"):
-        train(model, pairs, other, checkpoint=checkpoint)
+        train(parts, other, checkpoint=checkpoint)
 
 
 def test_pairs_are_one_lag_apart_and_never_cross_trajectories():

@@ -16,8 +16,9 @@ from openmm_sd.cli import main
 from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.system.fitting import fitting_models
-from openmm_sd.train import TrainSettings, train_together
-from openmm_sd.train.distill import DistillSettings, Imitation, distill_bundle, known, student_of
+from openmm_sd.train import TrainSettings, train
+from openmm_sd.train.distill import Imitation, distill_bundle, known, student_of
+from openmm_sd.train.settings import DistillSettings
 
 CARD = {"name": "wild", "temperature_K": 300.0, "lag_range_ps": [1.0, 100.0], "description": "Odd."}
 EVERY = slice(None)
@@ -65,7 +66,7 @@ def test_the_student_comes_near_the_teacher(calls, left):
         return float(((answers[0] - answers[1]) ** 2).mean())
 
     before = distance()
-    train_together([task], settings, report=lambda record: None)
+    train([task], settings, report=lambda record: None)
     assert before > 0.01
     assert distance() < left * before
     # Both levels are the teacher's own.

@@ -17,9 +17,9 @@ from small_molecules import alkane, constrained, rotated
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Run, write_dataset
-from openmm_sd.train.driver import StageSettings, train_bundle
+from openmm_sd.train.driver import train_bundle
+from openmm_sd.train.settings import StageSettings, TrainSettings
 from openmm_sd.train.team import Team
-from openmm_sd.train.trainer import TrainSettings
 
 # A rate at which a few steps of the warm-up move the weights.
 SMALL = ["--width", "16", "--depth", "1", "--max-steps", "6", "--batch-size", "34", "--no-bf16"]
@@ -29,8 +29,8 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 TRAIN = """
 import sys
-from openmm_sd.train.stage import StageSettings, train_bundle
-from openmm_sd.train.trainer import TrainSettings
+from openmm_sd.train.driver import train_bundle
+from openmm_sd.train.settings import StageSettings, TrainSettings
 
 training = TrainSettings(max_steps=10**6, batch_size=16, bf16=False, report_seconds=0.0)
 network = {"width": 16, "depth": 1}

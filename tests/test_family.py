@@ -42,6 +42,7 @@ from openmm_sd.propagator.internal.symmetry import (
 from openmm_sd.propagator.internal.tree import NotInternal
 from openmm_sd.propagator.script import script_frozen
 from openmm_sd.train import (
+    Part,
     TrainSettings,
     TransitionPairs,
     denoising_loss,
@@ -780,5 +781,5 @@ def test_the_trainer_takes_it():
         max_steps=120, minutes=5.0, batch_size=64, learning_rate=4e-3, warmup_steps=5, ema_decay=0.9
     )
     before = held_out_loss(model, pairs, how, [1.0])[1.0]
-    train(model, pairs, how, report=lambda record: None)
+    train([Part(model, pairs)], how, report=lambda record: None)
     assert held_out_loss(model, pairs, how, [1.0])[1.0] < 0.95 * before

@@ -45,11 +45,19 @@ from openmm_sd.propagator.internal.tree import (
     wrap,
 )
 from openmm_sd.propagator.script import script_frozen
-from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, held_out_loss, train
-from openmm_sd.train.driver import StageSettings, build_network
+from openmm_sd.train import (
+    Part,
+    TrainSettings,
+    TransitionPairs,
+    fit_statistics,
+    held_out_loss,
+    train,
+)
+from openmm_sd.train.networks import build_network
 
 LAGS = {"lag_min_ps": 1.0, "lag_max_ps": 100.0}
 SMALL = {"width": 48, "depth": 2, **LAGS}
+TINY = {"width": 16, "depth": 1, **LAGS}
 
 
 @functools.cache
@@ -277,10 +285,10 @@ def test_straight_chains_do_not_suit_it(molecule):
     molecule = molecule()
     with pytest.raises(NotInternal, match="near a line"):
         InternalDiffusion.for_molecule(molecule, shaken(molecule), **SMALL)
-    network = build_network(molecule, shaken(molecule), LAGS, settings())
+    network = build_network(molecule, shaken(molecule), TINY)
     assert isinstance(network, DenseDiffusion)
     with pytest.raises(NotInternal, match="near a line"):
-        build_network(molecule, shaken(molecule), LAGS, settings("internal"))
+        build_network(molecule, shaken(molecule), TINY, "internal")
 
 
 def test_what_else_does_not_suit_it():
@@ -290,27 +298,23 @@ def test_what_else_does_not_suit_it():
         InternalDiffusion.for_molecule(water(), shaken(water()), **SMALL)
 
 
-def settings(network="auto", **changes):
-    return StageSettings(network=network, network_settings={"width": 16, "depth": 1}, **changes)
-
-
 def test_the_network_is_chosen_by_the_molecule(tmp_path):
-    assert isinstance(build_network(ala2(), lively(), LAGS, settings()), InternalDiffusion)
+    assert isinstance(build_network(ala2(), lively(), TINY), InternalDiffusion)
     ring = cyclopropane()
-    assert isinstance(build_network(ring, shaken(ring), LAGS, settings()), DenseDiffusion)
+    assert isinstance(build_network(ring, shaken(ring), TINY), DenseDiffusion)
     # Weights that are taken over decide for their network, a name for its own.
     classes = {"internal": InternalDiffusion, "dense": DenseDiffusion}
     for name, cls in classes.items():
-        network = build_network(ala2(), lively(), LAGS, settings(name))
+        network = build_network(ala2(), lively(), TINY, name)
         assert type(network) is cls
         path = tmp_path / f"{name}.safetensors"
         ScoreModel(network, ala2()).save(path)
-        again = build_network(ala2(), lively(), LAGS, settings(init=str(path)))
+        again = build_network(ala2(), lively(), TINY, init=str(path))
         assert type(again) is cls
         assert again.hyperparameters == network.hyperparameters
         if name != "dense":
             with pytest.raises(ValueError, match="wanted is dense"):
-                build_network(ala2(), lively(), LAGS, settings("dense", init=str(path)))
+                build_network(ala2(), lively(), TINY, "dense", str(path))
 
 
 @torch.no_grad()
@@ -581,7 +585,7 @@ def test_training_finds_a_known_law():
         return held_out_loss(model, held_out, how, [10.0])[10.0]
 
     before, loss_before = figures(), loss()
-    train(model, pairs, how)
+    train([Part(model, pairs)], how)
     model.eval()
     assert loss() < 0.85 * loss_before
     after = figures()

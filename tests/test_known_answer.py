@@ -19,7 +19,7 @@ from four_beads import (
 
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.internal.single import InternalDiffusion
-from openmm_sd.train import TrainSettings, TransitionPairs, fit_statistics, train
+from openmm_sd.train import Part, TrainSettings, TransitionPairs, fit_statistics, train
 
 LAG_PS = 4.0
 SPACING_PS = 1.0
@@ -100,7 +100,7 @@ def trained(network, md, steps, size, **settings):
         "ema_decay": 0.995,
         "bf16": False,
     }
-    train(model, pairs, TrainSettings(**(arguments | settings)))
+    train([Part(model, pairs)], TrainSettings(**(arguments | settings)))
     return model.eval()
 
 

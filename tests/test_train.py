@@ -29,20 +29,15 @@ from openmm_sd.train import (
     held_out_loss,
     methyl_rotors,
     train,
-    train_together,
     trainer,
 )
-from openmm_sd.train.driver import NETWORKS, StageSettings, make_card, split_runs
-from openmm_sd.train.markov import _states, fit_markov, reversible_transitions, timescales_by_lag
+from openmm_sd.train.data import TrainingData, make_card, split_runs
+from openmm_sd.train.markov import Cells, _conformations, reversible_transitions
+from openmm_sd.train.networks import NETWORKS
 from openmm_sd.train.rare import RareFirst
-from openmm_sd.train.windows import (
-    angle_windows,
-    bond_windows,
-    constraints_of_kin,
-    contact_distances,
-    torsion_windows,
-    windows_of_kin,
-)
+from openmm_sd.train.relatives import constraints_of_relatives, windows_of_relatives
+from openmm_sd.train.settings import StageSettings
+from openmm_sd.train.windows import angle_windows, bond_windows, contact_distances, torsion_windows
 
 
 def diffuse(start, frames, rng):
@@ -66,6 +61,10 @@ def two_wells():
     plain = diffuse(np.zeros(3), 3000, rng)
     truth = diffuse(np.where(rng.random(1000) < 0.85, 0.0, np.pi), 600, rng)[150:]
     return [*seeded.T, *plain.T], truth
+
+
+def fit_markov(angles, spacing_ps, lag_ps, **how):
+    return Cells.of(angles, spacing_ps, **how).model(lag_ps)
 
 
 def exact_population():
@@ -110,10 +109,10 @@ def test_markov_weights_of_seeded_runs(two_wells):
 
 def test_timescales_of_several_lags_at_once(two_wells):
     angles = [run[:, None] for run in two_wells[0]]
-    together = timescales_by_lag(angles, 1.0, [5.0, 10.0], 2, weights_lag_ps=2.0)
-    for lag, times in together.items():
+    cells = Cells.of(angles, 1.0, weights_lag_ps=2.0)
+    for lag in (5.0, 10.0):
         alone = fit_markov(angles, 1.0, lag_ps=lag, weights_lag_ps=2.0).timescales(2)
-        np.testing.assert_allclose(times, alone)
+        np.testing.assert_allclose(cells.model(lag).timescales(2), alone)
 
 
 def test_pairs_read_both_ways_keep_the_law(two_wells):
@@ -144,9 +143,12 @@ def test_conformations_of_the_markov_model(two_wells):
     """The wells are found, and nothing else."""
     runs, _ = two_wells
     markov = fit_markov([run[:, None] for run in runs], 1.0, lag_ps=10.0, weights_lag_ps=2.0)
-    assert markov.n_states == 2
+    assert markov.n_conformations == 2
     cells, side = np.concatenate(markov.cells), np.cos(np.concatenate(runs)) > 0
-    state = markov.states[cells] == markov.states[cells[np.argmax(np.cos(np.concatenate(runs)))]]
+    state = (
+        markov.conformations[cells]
+        == markov.conformations[cells[np.argmax(np.cos(np.concatenate(runs)))]]
+    )
     weights = markov.frame_weights()
     assert (weights * (state == side)).sum() > 0.97
 
@@ -160,7 +162,7 @@ def test_one_well_is_one_conformation():
         runs.append(x)
     model = fit_markov([run[:, None] for run in np.array(runs).T], 1.0, lag_ps=10.0)
     assert model.n_cells >= 15
-    assert model.n_states == 1
+    assert model.n_conformations == 1
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_conformations_that_nothing_connects(blocks, expected):
         weights = counts.sum(1)
         order = rng.permutation(n)
         transitions = (counts / weights[:, None])[np.ix_(order, order)]
-        states = _states(transitions, weights[order] / weights.sum())
+        states = _conformations(transitions, weights[order] / weights.sum())
         assert states.max() + 1 == expected
         for number, size in enumerate(blocks):
             if size >= 5:
@@ -391,8 +393,7 @@ def test_train_command(data, tmp_path, capfd, network):
 
 def test_training_resumes(data, tmp_path, capfd):
     """A training that was cut off and goes on ends where the uninterrupted one does."""
-    from openmm_sd.train.driver import StageSettings, train_bundle
-    from openmm_sd.train.trainer import TrainSettings
+    from openmm_sd.train.driver import train_bundle
 
     def settings(**changes):
         training = {"max_steps": 8, "batch_size": 16, "bf16": False, "report_seconds": 0.0}
@@ -428,8 +429,7 @@ def test_training_resumes(data, tmp_path, capfd):
 
 
 def test_init_takes_weights(data, tmp_path):
-    from openmm_sd.train.driver import StageSettings, train_bundle
-    from openmm_sd.train.trainer import TrainSettings
+    from openmm_sd.train.driver import train_bundle
 
     def run(name, **changes):
         training = TrainSettings(max_steps=1, batch_size=8, bf16=False, learning_rate=1e-9)
@@ -549,14 +549,11 @@ def test_contacts_of_biased_runs_count(ala2):
     plain = Run("plain", "plain", frames[:40], 1.0)
     biased = Run("biased", "biased", frames[40:].copy(), 1.0, log_weights=np.zeros(20))
     biased.positions[7, 0] = biased.positions[7, 21] + np.float32([0.15, 0.0, 0.0])
-    card = make_card(
-        Dataset(ala2, {}, (biased, plain)),
-        [plain],
-        1.0,
-        (1.0, 20.0),
-        StageSettings(time_reversal=False),
-        {"network": "dense"},
+    settings = StageSettings(time_reversal=False, held_out=0.0)
+    data = TrainingData.of(
+        Dataset(ala2, {}, (biased, plain)), settings, "cpu", lambda what, how_far: None
     )
+    card = make_card(data, (1.0, 20.0), 10.0, {"network": "dense"}, "ala2", "A test.")
     found = {(i, j): shortest for i, j, shortest in card["contact_distances_nm"]}
     assert found[0, 21] == pytest.approx(0.14, abs=1e-4)
 
@@ -575,7 +572,7 @@ def test_windows_of_a_molecule_without_data():
     for carbons, width in ((3, 0.004), (5, 0.002), (6, 0.003)):
         molecule = alkane(carbons)
         kin.append((molecule, windows_of(molecule, shaken(molecule, 300, width, seed=carbons))))
-    found = windows_of_kin(alkane(4), kin)
+    found = windows_of_relatives(alkane(4), kin)
     own = windows_of(alkane(4), shaken(alkane(4), 300, 0.003, seed=9))
     for name in ("bond_windows_nm", "angle_windows_nm"):
         assert [row[:2] for row in found[name]] == [row[:2] for row in own[name]]
@@ -594,14 +591,14 @@ def test_windows_of_a_molecule_without_data():
     for i, j, shortest in own["contact_distances_nm"]:
         assert closest[i, j] < shortest + 0.01
     # Of itself a molecule gets its own back, as wide as its widest equivalent pair.
-    again = windows_of_kin(alkane(5), [kin[1]])
+    again = windows_of_relatives(alkane(5), [kin[1]])
     for name, rows in kin[1][1].items():
         mine = {tuple(row[:2]): row[2:] for row in again[name]}
         for i, j, *window in rows:
             assert mine[i, j][0] <= window[0]
             assert mine[i, j][1:] >= window[1:]
     with pytest.raises(ValueError, match="none of the molecules with data has a distance"):
-        windows_of_kin(methanol(), kin)
+        windows_of_relatives(methanol(), kin)
 
 
 def test_what_turns_in_one_relative_has_no_window():
@@ -609,9 +606,9 @@ def test_what_turns_in_one_relative_has_no_window():
     cards = [windows_of(stuck, shaken(stuck, 200)), windows_of(free, rotated(free, 200))]
     assert cards[0]["torsion_windows_nm"]
     assert not cards[1]["torsion_windows_nm"]
-    found = windows_of_kin(alkane(7), [(stuck, cards[0]), (free, cards[1])])
+    found = windows_of_relatives(alkane(7), [(stuck, cards[0]), (free, cards[1])])
     assert not found["torsion_windows_nm"]
-    assert windows_of_kin(alkane(7), [(stuck, cards[0])])["torsion_windows_nm"]
+    assert windows_of_relatives(alkane(7), [(stuck, cards[0])])["torsion_windows_nm"]
 
 
 def test_constrained_bonds_of_a_molecule_without_data():
@@ -620,17 +617,20 @@ def test_constrained_bonds_of_a_molecule_without_data():
         molecule = alkane(carbons)
         lengths = [[i, j, 0.111] for i, j in molecule.bonds if j >= carbons]
         kin.append((molecule, {"constraint_lengths_nm": lengths}))
-    found = constraints_of_kin(alkane(4), kin)
+    found = constraints_of_relatives(alkane(4), kin)
     assert sorted(row[1] for row in found) == list(range(4, 14))
     assert {row[2] for row in found} == {0.111}
-    assert constraints_of_kin(alkane(4), [(m, {"constraint_lengths_nm": []}) for m, _ in kin]) == []
+    assert (
+        constraints_of_relatives(alkane(4), [(m, {"constraint_lengths_nm": []}) for m, _ in kin])
+        == []
+    )
     for row in kin[1][1]["constraint_lengths_nm"]:
         row[2] = 0.1115
     with pytest.raises(ValueError, match="not with one voice"):
-        constraints_of_kin(alkane(4), kin)
+        constraints_of_relatives(alkane(4), kin)
     only = [(methanol(), {"constraint_lengths_nm": [[1, 5, 0.096]]})]
     with pytest.raises(ValueError, match="do not say"):
-        constraints_of_kin(alkane(4), only)
+        constraints_of_relatives(alkane(4), only)
 
 
 def test_molecules_without_rotors():
@@ -779,7 +779,7 @@ def test_little_data_with_biased_runs():
     angles = [rng.uniform(-np.pi, np.pi, (14, 1)) for _ in range(4)]
     flat = rng.uniform(-np.pi, np.pi, (200, 1))
     model = fit_markov(angles, 1.0, lag_ps=10.0, weighted=[(flat, boltzmann(flat[:, 0]))])
-    assert model.weights.sum() == pytest.approx(1.0)
+    assert model.stationary.sum() == pytest.approx(1.0)
 
 
 def test_training_follows_the_weights_of_pairs(monkeypatch, ala2):
@@ -802,7 +802,7 @@ def test_training_follows_the_weights_of_pairs(monkeypatch, ala2):
         )
         fit_statistics(model, pairs)
         before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-        train(model, pairs, how)
+        train([Part(model, pairs)], how)
         after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
         moved.append(float((after - before).abs().sum()))
     assert moved[0] > 0.0
@@ -878,7 +878,7 @@ def test_molecules_that_are_trained_together_share_their_weights(tmp_path):
     before = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
     means = [part.model.stiff_mean.clone() for part in parts]
     quiet = replace(TOGETHER, report_seconds=1e9)
-    record = train_together(parts, quiet, lags_ps=[2.0], report=lambda record: None)
+    record = train(parts, quiet, lags_ps=[2.0], report=lambda record: None)
     after = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
     assert after[0] < 0.97 * before[0], (before, after)
     assert after[1] < 0.97 * before[1], (before, after)
@@ -899,14 +899,14 @@ def test_a_training_of_several_goes_on(tmp_path):
 
     settings = replace(TOGETHER, max_steps=12)
     whole = two_parts()
-    train_together(whole, settings, report=lambda record: None)
+    train(whole, settings, report=lambda record: None)
     file = tmp_path / "state"
     with pytest.raises(Stop):
-        train_together(two_parts(), settings, checkpoint=file, report=interrupt)
+        train(two_parts(), settings, checkpoint=file, report=interrupt)
     with pytest.raises(ValueError, match="other molecules, data or networks, or another order"):
-        train_together(two_parts()[::-1], settings, checkpoint=file)
+        train(two_parts()[::-1], settings, checkpoint=file)
     again = two_parts()
-    record = train_together(again, settings, checkpoint=file, report=lambda record: None)
+    record = train(again, settings, checkpoint=file, report=lambda record: None)
     assert record.steps == 12
     for one, other in zip(whole, again, strict=True):
         named = dict(other.model.named_parameters())
@@ -924,7 +924,7 @@ def test_every_molecule_has_pairs_in_each_step(monkeypatch):
 
     monkeypatch.setattr(trainer, "denoising_loss", counted)
     parts = [replace(part, held_out=None) for part in two_parts()]
-    train_together(parts, replace(TOGETHER, max_steps=2), report=lambda record: None)
+    train(parts, replace(TOGETHER, max_steps=2), report=lambda record: None)
     assert seen == [(8, 8), (24, 6)] * 2
     with pytest.raises(ValueError, match="a batch of 1 pairs is too small for 2 molecules"):
-        train_together(parts, replace(TOGETHER, batch_size=1))
+        train(parts, replace(TOGETHER, batch_size=1))

@@ -2,15 +2,13 @@
 
 from ..molecule.handedness import signed_volume
 from ..molecule.torsions import dihedral
+from .kinetics import hop_probabilities, implied_timescales, transition_matrix
 from .torsions import (
     BASINS,
     basin_populations,
     basins,
-    hop_probabilities,
-    implied_timescales,
     jsd_phi_psi,
     mean_cos_change,
-    transition_matrix,
 )
 
 __all__ = [

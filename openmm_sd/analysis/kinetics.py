@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .equilibrium import Partition
 from .sample import Sample, resamplings, spread, weighted
+from .torsions import BASINS
 
 STATES = 200
 """States of a Markov state model where there are frames enough."""
@@ -66,7 +67,7 @@ class Discretisation:
         if n_states is None:
             n_states = int(np.clip(len(angles) // _FRAMES_PER_STATE, _FEWEST_STATES, STATES))
         every = max(1, len(angles) // _CLUSTERED_FRAMES)
-        features = _features(angles[::every])
+        features = circle_features(angles[::every])
         n_states = min(n_states, len(np.unique(features, axis=0)))
         if n_states < 2:
             raise ValueError("the reference's torsions never change: there is no kinetics in it")
@@ -98,13 +99,54 @@ class Discretisation:
         squares = (self.centres**2).sum(1)
         for start in range(0, len(angles), 20_000):
             block = slice(start, start + 20_000)
-            result[block] = (squares - 2.0 * _features(angles[block]) @ self.centres.T).argmin(1)
+            result[block] = (
+                squares - 2.0 * circle_features(angles[block]) @ self.centres.T
+            ).argmin(1)
         return result
 
 
-def _features(angles: NDArray[Any]) -> NDArray[np.float64]:
+def circle_features(angles: ArrayLike) -> NDArray[np.float64]:
+    """Return the cosines and then the sines of angles (T, D) in radians, (T, 2 D)."""
     angles = np.asarray(angles, dtype=np.float64)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def pair_counts(before: ArrayLike, after: ArrayLike, n_states: int) -> NDArray[np.int64]:
+    """Return how often each state came after each, (n_states, n_states): from, to.
+
+    Parameters
+    ----------
+    before, after : array_like
+        As many integers each.
+    n_states : int
+        Number of states.
+    """
+    pairs = np.asarray(before).reshape(-1).astype(np.int64) * n_states
+    pairs += np.asarray(after).reshape(-1)
+    return np.bincount(pairs, minlength=n_states * n_states).reshape(n_states, n_states)
+
+
+def transition_counts(
+    trajectories: Sequence[ArrayLike], stride: int, n_states: int
+) -> NDArray[np.float64]:
+    """Return sliding transition counts of several runs, (n_states, n_states): from, to.
+
+    Parameters
+    ----------
+    trajectories : sequence of array_like
+        Each (T,) integers below `n_states`; frames in a negative one, whose state is not known,
+        count in no pair.
+    stride : int
+        Lag in frames.
+    n_states : int
+        Number of states.
+    """
+    counts = np.zeros((n_states, n_states))
+    for run in map(np.asarray, trajectories):
+        before, after = run[:-stride], run[stride:]
+        known = (before >= 0) & (after >= 0)
+        counts += pair_counts(before[known], after[known], n_states)
+    return counts
 
 
 def grouped_counts(states: Sample, stride: int, n_states: int) -> NDArray[np.float64]:
@@ -125,13 +167,8 @@ def grouped_counts(states: Sample, stride: int, n_states: int) -> NDArray[np.flo
     ndarray
         (groups, n_states, n_states).
     """
-
-    def count(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.int64]:
-        pairs = before.reshape(-1).astype(np.int64) * n_states + after.reshape(-1)
-        return np.bincount(pairs, minlength=n_states * n_states)
-
-    total, _ = states.sums(count, stride)
-    return total.reshape(-1, n_states, n_states)
+    total, _ = states.sums(lambda before, after: pair_counts(before, after, n_states), stride)
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +196,13 @@ class MarkovModel:
         """Return the largest eigenvalues below 1, falling; NaN where there are fewer states."""
         values = np.sort(self._modes()[0])[::-1][1 : count + 1]
         return np.concatenate([values, np.full(count - len(values), np.nan)])
+
+    def timescales(self, count: int) -> NDArray[np.float64]:
+        """Return the slowest implied timescales, ps; fewer when there are fewer."""
+        values = self.eigenvalues(len(self.stationary) - 1)
+        # A one is a set of states that nothing was seen to leave at this lag.
+        values = values[(values > 0.0) & (values < 1.0 - 1e-9)][:count]
+        return -self.lag_ps / np.log(values)
 
     def modes(self, count: int, n_states: int) -> NDArray[np.float64]:
         """Return the slowest right eigenvectors on all microstates, (n_states, count).
@@ -276,7 +320,13 @@ def symmetrised(counts: NDArray[np.float64], lag_ps: float) -> MarkovModel:
     _, piece = connected_components(csr_matrix(both > 0), directed=False)
     weight = np.bincount(piece, weights=both.sum(1))
     states = np.flatnonzero((piece == weight.argmax()) & (both.sum(1) > 0))
-    both = both[np.ix_(states, states)]
+    return _symmetrised(counts, lag_ps, states)
+
+
+def _symmetrised(
+    counts: NDArray[np.float64], lag_ps: float, states: NDArray[np.int64]
+) -> MarkovModel:
+    both = 0.5 * (counts + counts.T)[np.ix_(states, states)]
     rows = both.sum(1)
     return MarkovModel(float(lag_ps), states, both / rows[:, None], rows / rows.sum())
 
@@ -452,3 +502,91 @@ def crossings(cores: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
 def partition_labels(partition: Partition, sample: Sample) -> Sample:
     """Return the states of a partition along every run."""
     return sample.map(lambda run: partition.label(run).astype(np.int16))
+
+
+def hop_probabilities(
+    before: ArrayLike, after: ArrayLike, n_states: int = len(BASINS)
+) -> NDArray[np.float64]:
+    """Return P[i, j], the share of pairs that start in state i and end in j.
+
+    Parameters
+    ----------
+    before, after : array_like
+        (T,) integers.
+    n_states : int
+        Number of states.
+
+    Returns
+    -------
+    ndarray
+        (n_states, n_states); rows sum to 1, or hold NaN where no pair starts.
+    """
+    counts = pair_counts(before, after, n_states)
+    starts = counts.sum(1, keepdims=True)
+    return np.where(starts > 0, counts / np.maximum(starts, 1), np.nan)
+
+
+def transition_matrix(
+    trajectories: Sequence[ArrayLike], stride: int, n_states: int
+) -> NDArray[np.float64]:
+    """Return a reversible transition matrix from sliding counts.
+
+    Counts are symmetrised: right for trajectories at equilibrium, biased for others.
+
+    Parameters
+    ----------
+    trajectories : sequence of array_like
+        Each (T,) integers from 0 to `n_states` - 1.
+    stride : int
+        Lag in frames.
+    n_states : int
+        Number of states.
+
+    Returns
+    -------
+    ndarray
+        (m, m), rows sum to 1, over the m states that were visited, in their order.
+    """
+    return _of_visited(trajectories, stride, n_states, 1.0).matrix
+
+
+def _of_visited(
+    trajectories: Sequence[ArrayLike], stride: int, n_states: int, spacing_ps: float
+) -> MarkovModel:
+    counts = transition_counts(trajectories, stride, n_states)
+    visited = np.flatnonzero((counts + counts.T).sum(1) > 0)
+    return _symmetrised(counts, stride * spacing_ps, visited)
+
+
+def implied_timescales(
+    trajectories: Sequence[ArrayLike],
+    stride: int,
+    spacing_ps: float,
+    n_states: int = len(BASINS),
+    count: int = 1,
+) -> NDArray[np.float64]:
+    """Return the slowest implied timescales, -lag / ln(eigenvalue).
+
+    A coarse estimate: discretisation shortens it, the more so at short lags, so compare
+    only estimates made with the same states and lag.
+
+    Parameters
+    ----------
+    trajectories : sequence of array_like
+        Each (T,) integers from 0 to `n_states` - 1, from equilibrium dynamics.
+    stride : int
+        Lag in frames.
+    spacing_ps : float
+        Time between frames, ps.
+    n_states : int
+        Number of states.
+    count : int
+        How many timescales.
+
+    Returns
+    -------
+    ndarray
+        (count,) ps, falling; NaN where there are too few states or an eigenvalue is not positive.
+    """
+    model = _of_visited(trajectories, stride, n_states, spacing_ps)
+    return _timescales(model.eigenvalues(count), model.lag_ps)

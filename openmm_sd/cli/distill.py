@@ -49,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..train.distill import DistillSettings, distill_bundle
+    from ..train.distill import distill_bundle
     from ..train.driver import use_threads
+    from ..train.settings import DistillSettings
 
     given = {k: v for k, v in vars(arguments).items() if v is not None}
     use_threads(arguments.threads)

@@ -79,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..train.driver import StageSettings, add_novelty, train_bundle, use_threads
-    from ..train.trainer import TrainSettings
+    from ..train.driver import add_novelty, train_bundle, use_threads
+    from ..train.settings import StageSettings, TrainSettings
 
     given: dict[str, Any] = {k: v for k, v in vars(arguments).items() if v is not None}
     if arguments.novelty_only is not None:
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     )
     given["without"] = tuple(arguments.without or ())
     given["also"] = tuple(_relative(Path(file)) for file in arguments.also or ())
-    given["aside"] = tuple(arguments.aside or ())
+    given["extra_data"] = tuple(arguments.aside or ())
     taken = {f.name: given[f.name] for f in fields(StageSettings) if f.name in given}
     settings = StageSettings(**{**taken, "network_settings": network, "training": training})
     if arguments.novelty_only is not None:

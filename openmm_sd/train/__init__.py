@@ -3,19 +3,11 @@
 :func:`train_bundle` is what ``openmm-sd train`` does; the rest are its parts.
 """
 
-from .driver import StageSettings, train_bundle
+from .driver import train_bundle
+from .networks import family_statistics, fit_statistics
 from .pairs import TransitionPairs, methyl_rotors
-from .trainer import (
-    Part,
-    TrainingRecord,
-    TrainSettings,
-    denoising_loss,
-    family_statistics,
-    fit_statistics,
-    held_out_loss,
-    train,
-    train_together,
-)
+from .settings import StageSettings, TrainSettings
+from .trainer import Part, TrainingRecord, denoising_loss, held_out_loss, train
 
 __all__ = [
     "Part",
@@ -30,5 +22,4 @@ __all__ = [
     "methyl_rotors",
     "train",
     "train_bundle",
-    "train_together",
 ]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +25,19 @@ from ..model.model import ScoreModel, model_digest
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.sampler import interpolate_by_lag
-from .driver import check_bundle_path, checkpoint_of, chosen_device, course, finish, teller
-from .team import leads, team
-from .trainer import Lessons, Network, TrainSettings, train_together
+from .data import Report
+from .driver import (
+    check_bundle_path,
+    checkpoint_of,
+    chosen_device,
+    finish,
+    history_entry,
+    progress_report,
+)
+from .networks import Network
+from .settings import DistillSettings, TrainSettings
+from .team import join_team, leads
+from .trainer import Lessons, train
 
 #: The student's second call is at the teacher's noise level nearest to this, in widths of the data.
 HALF_WAY: Final = 0.7
@@ -36,37 +46,6 @@ _KEPT: Final = 64
 _STEPS_A_BATCH: Final = 4
 #: Chains that start anew at a frame of the bundle, instead of going on.
 _RESTARTED: Final = 1.0 / 16.0
-
-Report = Callable[[str, str], None]
-
-
-@dataclass(frozen=True)
-class DistillSettings:
-    """How a model is distilled.
-
-    Attributes
-    ----------
-    calls : int
-        Network calls of a jump: 1 or 2.
-    name, description : str or None
-        For the card.
-    device : str
-        ``cpu``, ``cuda``, or ``auto``.
-    training : TrainSettings
-        How long and how; noise levels, rare hops and time have no meaning here.
-    """
-
-    calls: int = 2
-    name: str | None = None
-    description: str | None = None
-    device: str = "auto"
-    training: TrainSettings = field(
-        default_factory=lambda: TrainSettings(minutes=30.0, batch_size=512, learning_rate=5e-4)
-    )
-
-    def __post_init__(self) -> None:
-        if self.calls not in (1, 2):
-            raise ValueError(f"calls must be 1 or 2, got {self.calls}")
 
 
 def distill_bundle(
@@ -104,21 +83,21 @@ def distill_bundle(
     if not isinstance(model, ScoreModel) and output.resolve() == Path(model).resolve():
         raise ValueError(f"output: {output} is the teacher, give the student a file of its own")
     teacher = model if isinstance(model, ScoreModel) else ScoreModel.load(model)
-    with team(chosen_device(settings.device)) as crew:
+    with join_team(chosen_device(settings.device)) as team:
         torch.manual_seed(settings.training.seed)
-        tasks = [Imitation.of(member, settings.calls, crew.device) for member in teacher.members]
+        tasks = [Imitation.of(member, settings.calls, team.device) for member in teacher.members]
         for task in tasks[1:]:
             task.model.share_weights(tasks[0].model)  # type: ignore[operator]
         began = time.monotonic()
         say("distilling", f"{tasks[0].teacher.n_calls} network calls to {settings.calls}")
-        record = train_together(
+        record = train(
             tasks,
             settings.training,
             checkpoint=checkpoint_of(output),
-            report=teller(settings.training, say),
-            crew=crew,
+            report=progress_report(settings.training, say),
+            team=team,
         )
-    if not crew.leads:
+    if not team.leads:
         return None
     say("writing", output.name)
     # A family has no name of its own; its members are called as their molecules are.
@@ -128,7 +107,7 @@ def distill_bundle(
         "distilled_from": label,
         "teacher_calls": tasks[0].teacher.n_calls,
         "calls": settings.calls,
-        **course(record, settings.training, crew),
+        **history_entry(record, settings.training, team),
     }
     own = settings.name or f"{label}-{settings.calls}"
     models = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,8 @@ from deeptime.clustering import ClusterModel, RegularSpace
 from deeptime.markov.tools.analysis import stationary_distribution
 from deeptime.markov.tools.estimation import connected_sets, transition_matrix
 from numpy.typing import NDArray
+
+from ..analysis.kinetics import MarkovModel, circle_features, transition_counts
 
 #: Least distance of two cells' centres, in units of the torsions' cosines and sines: 9 degrees.
 _CELL_SIZE: Final = 0.15
@@ -38,48 +40,32 @@ _FIT_FRAMES: Final = 200_000
 
 
 @dataclass(frozen=True, eq=False)
-class MarkovModel:
-    """Cells, their equilibrium weights and the transitions between them.
+class CellModel(MarkovModel):
+    """A Markov model that knows the cell of every frame, and conformations: sets of cells.
+
+    Its states are cells, `stationary` their equilibrium weights.
 
     Attributes
     ----------
     cells : tuple of ndarray
         One array (T,) a run: the cell of each frame, -1 where the frame lies in a cell outside the
         connected part of the data.
-    weights : ndarray
-        (C,), equilibrium probability of each cell, sums to 1.
-    transitions : ndarray
-        (C, C), transition matrix over `lag_ps`; reversible with respect to `weights`.
-    lag_ps : float
-        ps.
-    states : ndarray
+    conformations : ndarray
         (C,), the conformation of each cell: sets of cells that slow processes part.
     """
 
     cells: tuple[NDArray[np.int64], ...]
-    weights: NDArray[np.float64]
-    transitions: NDArray[np.float64]
-    lag_ps: float
-    states: NDArray[np.int64]
+    conformations: NDArray[np.int64]
 
     @property
-    def n_states(self) -> int:
+    def n_conformations(self) -> int:
         """Number of conformations."""
-        return int(self.states.max()) + 1
+        return int(self.conformations.max()) + 1
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self.weights)
-
-    def timescales(self, count: int) -> NDArray[np.float64]:
-        """Return the slowest implied timescales, ps; fewer when there are fewer."""
-        root = np.sqrt(self.weights)
-        symmetric = self.transitions * root[:, None] / root[None, :]
-        values = np.linalg.eigvalsh(0.5 * (symmetric + symmetric.T))[::-1]
-        # A one is a set of cells that nothing was seen to leave at this lag.
-        values = values[(values > 0.0) & (values < 1.0 - 1e-9)][:count]
-        return -self.lag_ps / np.log(values)
+        return len(self.stationary)
 
     def frame_weights(self) -> NDArray[np.float64]:
         """Return the equilibrium weight of every frame, runs one after the other; sums to 1."""
@@ -87,122 +73,118 @@ class MarkovModel:
         known = cells >= 0
         counts = np.bincount(cells[known], minlength=self.n_cells)
         weights = np.zeros(len(cells))
-        weights[known] = (self.weights / np.maximum(counts, 1))[cells[known]]
+        weights[known] = (self.stationary / np.maximum(counts, 1))[cells[known]]
         return weights / weights.sum()
 
 
-def fit_markov(
-    angles: Sequence[NDArray[np.floating]],
-    spacing_ps: float,
-    lag_ps: float = 10.0,
-    *,
-    weights_lag_ps: float = 1.0,
-    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]] = (),
-    max_cells: int = _MAX_CELLS,
-    seed: int = 1,
-) -> MarkovModel:
-    """Fit a Markov model to the torsions of some runs.
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Cells of some runs and their equilibrium weights: what Markov models of any lag have alike.
 
-    Parameters
+    Attributes
     ----------
-    angles : sequence of ndarray
-        One array (T, D) a run: torsions, radians.
+    cells : tuple of ndarray
+        One array (T,) a run: the cell of each frame, -1 where its weight is not known.
+    weights : ndarray
+        (C,), equilibrium probability of each cell, sums to 1.
     spacing_ps : float
         Time between frames, ps.
-    lag_ps : float
-        Lag of the transitions: long enough for the solvent and the faster coordinates to forget.
-    weights_lag_ps : float
-        Lag at which the equilibrium weights are estimated. Weights follow from detailed balance at
-        any lag, and a short one sees the small steps across a barrier that nothing crosses in one.
-    weighted : sequence of (ndarray, ndarray)
-        Torsions (T, D) and logarithmic equilibrium weights (T,) of biased runs, up to one constant
-        for all of them. Parts of the data that no transitions connect get their weights from these.
-        Where both know something, the two sides of a slow process get the mean of what they say,
-        each with the error that its crossings from one side to the other allow.
-    max_cells : int
-        Number of cells at most. They are evenly spread over what was visited, so that barriers are
-        resolved as well as basins.
-    seed : int
-        Seed of the order in which frames are looked at.
-
-    Returns
-    -------
-    MarkovModel
-        Without biased runs, over the largest set of cells that are connected both ways; with them,
-        over all cells whose weight is known.
     """
-    stride = max(1, round(lag_ps / spacing_ps))
-    if not any(len(a) > stride for a in angles):
-        raise ValueError(f"no run is longer than the Markov model's lag of {lag_ps:g} ps")
-    short = min(weights_lag_ps, lag_ps)
-    cells, weights = _cells_and_weights(angles, spacing_ps, short, weighted, max_cells, seed)
-    return _model_at(cells, weights, stride, spacing_ps)
 
+    cells: tuple[NDArray[np.int64], ...]
+    weights: NDArray[np.float64]
+    spacing_ps: float
+    _models: dict[int, CellModel] = field(default_factory=dict, repr=False)
 
-def timescales_by_lag(
-    angles: Sequence[NDArray[np.floating]],
-    spacing_ps: float,
-    lags_ps: Sequence[float],
-    count: int,
-    *,
-    weights_lag_ps: float = 1.0,
-    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]] = (),
-    seed: int = 1,
-) -> dict[float, NDArray[np.float64]]:
-    """Return the slowest implied timescales (ps) of the Markov models of some lags (ps).
+    @classmethod
+    def of(
+        cls,
+        angles: Sequence[NDArray[np.floating]],
+        spacing_ps: float,
+        *,
+        weights_lag_ps: float = 1.0,
+        weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]] = (),
+        max_cells: int = _MAX_CELLS,
+        seed: int = 1,
+    ) -> Cells:
+        """Choose cells from the torsions of some runs and find their weights.
 
-    Cells and weights, which take longest to find, are those of the shortest lag.
-    """
-    short = min(weights_lag_ps, *lags_ps)
-    cells, weights = _cells_and_weights(angles, spacing_ps, short, weighted, _MAX_CELLS, seed)
-    result = {}
-    for lag in lags_ps:
-        model = _model_at(cells, weights, max(1, round(lag / spacing_ps)), spacing_ps)
-        result[lag] = model.timescales(count)
-    return result
+        Parameters
+        ----------
+        angles : sequence of ndarray
+            One array (T, D) a run: torsions, radians.
+        spacing_ps : float
+            Time between frames, ps.
+        weights_lag_ps : float
+            Lag at which the equilibrium weights are estimated. Weights follow from detailed balance
+            at any lag, and a short one sees the small steps across a barrier that nothing crosses
+            in one.
+        weighted : sequence of (ndarray, ndarray)
+            Torsions (T, D) and logarithmic equilibrium weights (T,) of biased runs, up to one
+            constant for all of them. Parts of the data that no transitions connect get their
+            weights from these. Where both know something, the two sides of a slow process get the
+            mean of what they say, each with the error that its crossings from one side to the other
+            allow.
+        max_cells : int
+            Number of cells at most. They are evenly spread over what was visited, so that barriers
+            are resolved as well as basins.
+        seed : int
+            Seed of the order in which frames are looked at.
 
+        Returns
+        -------
+        Cells
+            Without biased runs, the largest set of cells that are connected both ways; with them,
+            all cells whose weight is known.
+        """
+        features = [circle_features(a) for a in angles]
+        clustering, size = _spread_cells(features, max_cells, seed)
+        cells = [clustering.transform(f).astype(np.int64) for f in features]
+        n_cells = len(clustering.cluster_centers)
+        if n_cells == 1:
+            return cls(tuple(cells), np.ones(1), spacing_ps)
+        counts = transition_counts(cells, max(1, round(weights_lag_ps / spacing_ps)), n_cells)
+        biased = [
+            _cells_nearby(clustering, circle_features(torsions), size) for torsions, _ in weighted
+        ]
+        populations = _populations(biased, [w for _, w in weighted], n_cells)
+        weights = _weights(counts, populations)
+        if populations is not None:
+            weights = _blended(weights, populations, counts, cells, biased)
+        cells, weights = _only(np.flatnonzero(weights > 0.0), cells, weights)
+        return cls(tuple(cells), weights, spacing_ps)
 
-def _cells_and_weights(
-    angles: Sequence[NDArray[np.floating]],
-    spacing_ps: float,
-    lag_ps: float,
-    weighted: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
-    max_cells: int,
-    seed: int,
-) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
-    """Return the cell of each frame, run by run, and the weight of each cell."""
-    features = [_features(a) for a in angles]
-    clustering, size = _spread_cells(features, max_cells, seed)
-    cells = [clustering.transform(f).astype(np.int64) for f in features]
-    n_cells = len(clustering.cluster_centers)
-    if n_cells == 1:
-        return cells, np.ones(1)
-    counts = _counts(cells, max(1, round(lag_ps / spacing_ps)), n_cells)
-    biased = [_cells_nearby(clustering, _features(torsions), size) for torsions, _ in weighted]
-    populations = _populations(biased, [w for _, w in weighted], n_cells)
-    weights = _weights(counts, populations)
-    if populations is not None:
-        weights = _blended(weights, populations, counts, cells, biased)
-    return _only(np.flatnonzero(weights > 0.0), cells, weights)
+    def model(self, lag_ps: float) -> CellModel:
+        """Return the Markov model of a lag; it is estimated once.
 
+        Parameters
+        ----------
+        lag_ps : float
+            Lag of the transitions, ps: long enough for the solvent and the faster coordinates to
+            forget.
+        """
+        stride = max(1, round(lag_ps / self.spacing_ps))
+        if not any(len(run) > stride for run in self.cells):
+            raise ValueError(f"no run is longer than the Markov model's lag of {lag_ps:g} ps")
+        if stride not in self._models:
+            self._models[stride] = self._estimated(stride)
+        return self._models[stride]
 
-def _model_at(
-    cells: Sequence[NDArray[np.int64]], weights: NDArray[np.float64], stride: int, spacing_ps: float
-) -> MarkovModel:
-    """Return the Markov model of a lag, in frames."""
-    if len(weights) == 1:
-        one = np.zeros(1, dtype=np.int64)
-        return MarkovModel(tuple(cells), np.ones(1), np.ones((1, 1)), stride * spacing_ps, one)
-    # Cells that nothing is seen to leave at the long lag, say because only short runs came there,
-    # would hold on to whatever is composed through them.
-    exchange = _counts(cells, stride, len(weights))
-    sets = connected_sets(exchange + exchange.T)
-    large = [some for some in sets if len(some) >= _SMALLEST_PART] or sets[:1]
-    kept = np.sort(np.concatenate(large))
-    cells, weights = _only(kept, cells, weights)
-    transitions = reversible_transitions(exchange[np.ix_(kept, kept)], weights)
-    states = _states(transitions, weights)
-    return MarkovModel(tuple(cells), weights, transitions, stride * spacing_ps, states)
+    def _estimated(self, stride: int) -> CellModel:
+        lag_ps = stride * self.spacing_ps
+        if len(self.weights) == 1:
+            one = np.zeros(1, dtype=np.int64)
+            return CellModel(lag_ps, one, np.ones((1, 1)), np.ones(1), self.cells, one)
+        # Cells that nothing is seen to leave at the long lag, say because only short runs came
+        # there, would hold on to whatever is composed through them.
+        exchange = transition_counts(self.cells, stride, len(self.weights))
+        sets = connected_sets(exchange + exchange.T)
+        large = [some for some in sets if len(some) >= _SMALLEST_PART] or sets[:1]
+        kept = np.sort(np.concatenate(large))
+        cells, weights = _only(kept, self.cells, self.weights)
+        transitions = reversible_transitions(exchange[np.ix_(kept, kept)], weights)
+        conformations = _conformations(transitions, weights)
+        return CellModel(lag_ps, kept, transitions, weights, tuple(cells), conformations)
 
 
 def _only(
@@ -319,11 +301,13 @@ def _blended(
     return weights
 
 
-def _states(transitions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+def _conformations(
+    transitions: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.int64]:
     """Return the conformation of each cell: what no slow process parts."""
-    states = np.zeros(len(weights), dtype=np.int64)
+    found = np.zeros(len(weights), dtype=np.int64)
     waiting = [np.arange(len(weights))]
-    found = 0
+    count = 0
     while waiting:
         some = waiting.pop()
         # The process seen only while it is inside.
@@ -331,11 +315,11 @@ def _states(transitions: NDArray[np.float64], weights: NDArray[np.float64]) -> N
         inside = flow.sum(1)
         sides = _slow_sides(flow / inside[:, None], inside, _STATE_STEPS)
         if sides is None:
-            states[some] = found
-            found += 1
+            found[some] = count
+            count += 1
         else:
             waiting += [some[sides < 0], some[sides > 0]]
-    return states
+    return found
 
 
 def _slow_sides(
@@ -397,11 +381,6 @@ def _precision(side: NDArray[np.int64], cells: Sequence[NDArray[np.int64]]) -> f
     return 1.0 / (1.0 / there + 1.0 / back) if there and back else 0.0
 
 
-def _features(torsions: NDArray[np.floating]) -> NDArray[np.float64]:
-    torsions = np.asarray(torsions, dtype=np.float64)
-    return np.concatenate([np.cos(torsions), np.sin(torsions)], axis=1)
-
-
 def reversible_transitions(
     counts: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -448,14 +427,3 @@ def _spread_cells(
         if len(model.cluster_centers) <= max_cells:
             return model, distance
         distance *= 1.15
-
-
-def _counts(cells: Sequence[NDArray[np.int64]], stride: int, n_cells: int) -> NDArray[np.float64]:
-    """Count the pairs of frames in known cells, whatever lies between them."""
-    counts = np.zeros(n_cells * n_cells)
-    for run in cells:
-        before, after = run[:-stride], run[stride:]
-        known = (before >= 0) & (after >= 0)
-        pairs = before[known] * n_cells + after[known]
-        counts += np.bincount(pairs, minlength=n_cells * n_cells)
-    return counts.reshape(n_cells, n_cells)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..molecule.graph import neighbours_of
 from ..molecule.molecule import Molecule
-from .markov import MarkovModel
+from .markov import CellModel
 
 #: Lags (log-uniform) at which the share of each cell among the starts is counted.
 _SHARE_NODES: Final = 24
@@ -44,7 +44,7 @@ class TransitionPairs:
         Time between frames, ps.
     device : torch.device or str
         Where the frames are held.
-    markov : MarkovModel, optional
+    markov : CellModel, optional
         Of the same trajectories. Without it pairs are only read forwards.
     compose_from_ps : float, optional
         From this lag on all pairs are composed with the Markov model.
@@ -58,7 +58,7 @@ class TransitionPairs:
         spacing_ps: float,
         device: torch.device | str = "cpu",
         *,
-        markov: MarkovModel | None = None,
+        markov: CellModel | None = None,
         compose_from_ps: float | None = None,
         rotors: Sequence[Sequence[int]] = (),
     ) -> None:
@@ -84,7 +84,7 @@ class TransitionPairs:
         """Return the longest lag of which there is a pair, ps."""
         return float((int(self.lengths.max()) - 1) * self.spacing_ps)
 
-    def _prepare(self, markov: MarkovModel) -> None:
+    def _prepare(self, markov: CellModel) -> None:
         device = self.frames.device
         cells = np.concatenate(markov.cells)
         self.cells = torch.from_numpy(cells).to(device)
@@ -98,7 +98,7 @@ class TransitionPairs:
             starting = cells[(place + stride < total) & (cells >= 0)]
             share = np.bincount(starting, minlength=markov.n_cells).astype(float)
             with np.errstate(divide="ignore"):
-                ratio[row] = np.log(markov.weights) - np.log(share)
+                ratio[row] = np.log(markov.stationary) - np.log(share)
         self.log_strides = torch.from_numpy(np.log(strides)).to(device)
         self.log_ratio = torch.from_numpy(ratio).to(device)
 
@@ -111,7 +111,7 @@ class TransitionPairs:
         self.cell_start = torch.cumsum(self.cell_count, 0) - self.cell_count
         # Cumulative transition probabilities over 1, 2, 4, ... steps of the Markov model.
         self.powers: list[Tensor] = []
-        power = markov.transitions
+        power = markov.matrix
         for _ in range(16):
             total_to = np.cumsum(power, axis=1)
             self.powers.append(torch.from_numpy(total_to / total_to[:, -1:]).to(device))
@@ -239,12 +239,10 @@ def methyl_rotors(molecule: Molecule) -> list[tuple[int, int, int]]:
 
     Turning such a group by a third gives the same molecule with the same handedness.
     """
-    neighbours = neighbours_of(molecule.n_atoms, molecule.bonds)
+    neighbours, z = neighbours_of(molecule.n_atoms, molecule.bonds), molecule.atomic_numbers
     rotors = []
     for atoms in neighbours:
-        hydrogens = sorted(
-            a for a in atoms if molecule.atomic_numbers[a] == 1 and len(neighbours[a]) == 1
-        )
+        hydrogens = sorted(a for a in atoms if z[a] == 1 and len(neighbours[a]) == 1)
         if len(hydrogens) == 3:
             rotors.append((hydrogens[0], hydrogens[1], hydrogens[2]))
     return rotors

@@ -52,10 +52,10 @@ class RareFirst:
         self.pool_size = pool_size
         self.pool = -1
         self.states = None
-        if active and pairs.markov is not None and pairs.markov.n_states > 1:
-            states = torch.from_numpy(pairs.markov.states).to(pairs.frames.device)
+        if active and pairs.markov is not None and pairs.markov.n_conformations > 1:
+            states = torch.from_numpy(pairs.markov.conformations).to(pairs.frames.device)
             # Frames outside the Markov model are a conformation of their own.
-            last = torch.tensor([pairs.markov.n_states], device=states.device)
+            last = torch.tensor([pairs.markov.n_conformations], device=states.device)
             self.states = torch.cat([states, last])
 
     def draw(

@@ -49,7 +49,7 @@ class Team:
         """
         if self.size == 1:
             return module
-        module.load_state_dict(self.told({k: v.cpu() for k, v in module.state_dict().items()}))
+        module.load_state_dict(self.broadcast({k: v.cpu() for k, v in module.state_dict().items()}))
         device = None if self.device.type == "cpu" else [self.device]
         return DistributedDataParallel(
             module, device_ids=device, broadcast_buffers=False, static_graph=True
@@ -63,7 +63,7 @@ class Team:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
-    def told(self, content: Any) -> Any:
+    def broadcast(self, content: Any) -> Any:
         """Return what the leader has, for all."""
         if self.size == 1:
             return content
@@ -83,7 +83,7 @@ def leads() -> bool:
 
 
 @contextlib.contextmanager
-def team(device: torch.device) -> Iterator[Team]:
+def join_team(device: torch.device) -> Iterator[Team]:
     """Join the processes that ``torchrun`` has started, or be alone.
 
     Parameters

@@ -21,104 +21,21 @@ from torch import Tensor
 
 from ..files.atomic import replacing
 from ..files.folder import interrupts, require_same
-from ..molecule.molecule import Molecule
-from ..propagator.cartesian.dense import DenseDiffusion
-from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
-from ..propagator.internal.statistics import CoordinateStatistics
+from .networks import Network
 from .pairs import TransitionPairs
 from .rare import RareFirst
+from .settings import TrainSettings
 from .team import Team
 
-#: What can be trained.
-Network = DenseDiffusion | InternalPropagator
 #: Number of pairs, step, source of random numbers, and which of the pairs, to losses of the latter.
 Lessons = Callable[[int, int, torch.Generator, slice], Tensor]
-
-# The largest lags' pairs come from few independent stretches; this many pairs make the scale of a
-# displacement good to about one per cent all the same.
-_STATISTICS_PAIRS = 8192
 
 # Centre and width of the log-normal part of the noise levels drawn in training. With a centre of
 # 0.7 alanine dipeptide's hops came out no better.
 _LEVEL_CENTRE = 0.25
 _LEVEL_LOG_WIDTH = 1.3
 _UNIFORM_SHARE = 1.0 / 3.0
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a model is trained.
-
-    Attributes
-    ----------
-    minutes : float
-        Wall time of training, minutes, summed over resumed parts. The learning rate follows it.
-    max_steps : int or None
-        Stop after this many steps even if time is left; the learning rate then follows the steps.
-    batch_size : int
-        Pairs a step.
-    learning_rate : float
-        Peak of the rate, reached after `warmup_steps`; it falls to zero as a cosine.
-    warmup_steps : int
-        Steps of linear warm-up.
-    ema_decay : float
-        Decay of the exponential moving average of the weights, which is what is kept.
-    condition_noise_nm : float
-        Standard deviation of the noise on the conditioning frame, nm. It keeps long rollouts from
-        drifting off the frames that dynamics visits.
-    sigma_min, sigma_max : float
-        Range of noise levels in widths of the data, wider than the sampler's. A third of the draws
-        is log-uniform over it, the rest log-normal around the levels where a sample decides
-        between conformations and takes its bonds.
-    rare_first : bool
-        Draw pairs that hop rarely more often, with less weight each; see `RareFirst`.
-    turn_weight : float
-        Weight of the coordinates that say how torsions turn, relative to bonds, angles and stiff
-        torsions, in the loss of a network in internal coordinates. The least of the loss is at the
-        same law whatever the weight; it says where the network's effort goes.
-    bf16 : bool
-        Matrix products in bfloat16. About twice as fast on CPUs that have it.
-    seed : int
-        Seed of pairs, noise and initial weights' use.
-    report_seconds : float
-        Time between lines of progress and between checkpoints, s.
-    """
-
-    minutes: float = 10.0
-    max_steps: int | None = None
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    warmup_steps: int = 300
-    ema_decay: float = 0.9995
-    condition_noise_nm: float = 0.003
-    sigma_min: float = 0.005
-    sigma_max: float = 90.0
-    rare_first: bool = True
-    turn_weight: float = 5.0
-    bf16: bool = True
-    seed: int = 1
-    report_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("minutes", "learning_rate", "sigma_min", "turn_weight"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("batch_size", "warmup_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.condition_noise_nm >= 0.0:
-            raise ValueError(
-                f"condition_noise_nm must not be negative, got {self.condition_noise_nm}"
-            )
-        if not 0.0 < self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
-        if not self.sigma_max > self.sigma_min:
-            raise ValueError(
-                f"sigma_max must be above sigma_min, got {self.sigma_max} and {self.sigma_min}"
-            )
 
 
 @dataclass
@@ -139,74 +56,6 @@ class TrainingRecord:
     steps: int = 0
     minutes: float = 0.0
     history: list[dict] = field(default_factory=list)
-
-
-def fit_statistics(model: Network, pairs: TransitionPairs, seed: int = 0) -> None:
-    """Set a model's normalisation and displacement scales from data.
-
-    Parameters
-    ----------
-    model : Network
-        Changed in place.
-    pairs : TransitionPairs
-        The training data.
-    seed : int
-        Seed of the pairs drawn for it.
-    """
-    device = pairs.frames.device
-    generator = torch.Generator(device).manual_seed(seed)
-    scales = []
-    for lag in model.lag_nodes():
-        frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
-        scales.append(model.measure_scale(frame, later))
-    chosen = torch.randint(len(pairs), (4 * _STATISTICS_PAIRS,), generator=generator, device=device)
-    model.fit_statistics(pairs.frames[chosen], torch.stack(scales))
-
-
-def family_statistics(
-    members: Sequence[tuple[Molecule, TransitionPairs]],
-    lag_min_ps: float,
-    lag_max_ps: float,
-    n_lag_nodes: int = 12,
-    seed: int = 0,
-) -> CoordinateStatistics:
-    """Measure the normalisation of internal coordinates by kind, from a family's training data.
-
-    Parameters
-    ----------
-    members : sequence of (Molecule, TransitionPairs)
-        Each molecule with its data.
-    lag_min_ps, lag_max_ps : float
-        Range of lags, ps.
-    n_lag_nodes : int
-        It is measured how far torsions turn at this many lags, evenly spaced in log(lag).
-    seed : int
-        Seed of the frames and pairs drawn for it.
-
-    Returns
-    -------
-    CoordinateStatistics
-        From which `FamilyDiffusion.for_molecule` builds members, with or without data.
-    """
-    if n_lag_nodes < 2:
-        raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
-    if not 0.0 < lag_min_ps < lag_max_ps:
-        raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
-    growth = math.log(lag_max_ps / lag_min_ps) / (n_lag_nodes - 1)
-    statistics = CoordinateStatistics(
-        [lag_min_ps * math.exp(k * growth) for k in range(n_lag_nodes)]
-    )
-    for molecule, pairs in members:
-        device = pairs.frames.device
-        generator = torch.Generator(device).manual_seed(seed)
-        at_lags = []
-        for lag in statistics.lags_ps:
-            frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
-            at_lags.append((frame, later))
-        count = 4 * _STATISTICS_PAIRS
-        chosen = torch.randint(len(pairs), (count,), generator=generator, device=device)
-        statistics.add(molecule, pairs.frames[chosen], at_lags)
-    return statistics
 
 
 def denoising_loss(
@@ -381,62 +230,21 @@ class Part:
 
 
 def train(
-    model: Network,
-    pairs: TransitionPairs,
-    settings: TrainSettings,
-    *,
-    held_out: TransitionPairs | None = None,
-    lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
-    checkpoint: Path | str | None = None,
-    report: Callable[[TrainingRecord], None] | None = None,
-    crew: Team | None = None,
-) -> TrainingRecord:
-    """Train a model in place; afterwards it holds the averaged weights.
-
-    Parameters
-    ----------
-    model : Network
-        On the same device as the pairs. Its statistics must have been set (`fit_statistics`).
-    pairs : TransitionPairs
-        Training data.
-    settings : TrainSettings
-        How.
-    held_out : TransitionPairs, optional
-        Data on which the loss by lag is reported.
-    lags_ps, checkpoint, report, crew
-        As for `train_together`.
-
-    Returns
-    -------
-    TrainingRecord
-        Steps, time and the course of the losses.
-    """
-    return train_together(
-        [Part(model, pairs, held_out)],
-        settings,
-        lags_ps=lags_ps,
-        checkpoint=checkpoint,
-        report=report,
-        crew=crew,
-    )
-
-
-def train_together(
-    parts: Sequence[Task],
+    tasks: Sequence[Task],
     settings: TrainSettings,
     *,
     lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
     checkpoint: Path | str | None = None,
     report: Callable[[TrainingRecord], None] | None = None,
-    crew: Team | None = None,
+    team: Team | None = None,
 ) -> TrainingRecord:
-    """Train the networks of one or several molecules, which share their weights, in place.
+    """Train the networks of one or several molecules in place, to their averaged weights.
 
     Parameters
     ----------
-    parts : sequence of Task
-        The molecules. Every step has pairs of each. Several networks must share their weights
-        (`FamilyDiffusion.share_weights`).
+    tasks : sequence of Task
+        The molecules, `Part` for instance. Every step has pairs of each. Several networks must
+        share their weights (`FamilyDiffusion.share_weights`).
     settings : TrainSettings
         How.
     lags_ps : sequence of float
@@ -447,7 +255,7 @@ def train_together(
     report : callable, optional
         Called with the record whenever an entry was added to its history; a line on standard error
         by default.
-    crew : Team, optional
+    team : Team, optional
         Processes that share each step's pairs; alone by default. `batch_size` is that of all
         together. The first of them reports and writes, the others do neither.
 
@@ -455,129 +263,174 @@ def train_together(
     -------
     TrainingRecord
         Steps, time and the course of the losses; those of several molecules are held out by
-        their places in `parts`, as in ``"1: 10"``.
+        their places in `tasks`, as in ``"1: 10"``.
 
     Raises
     ------
     KeyboardInterrupt
         On SIGINT or SIGTERM to any of the processes, after the step and the checkpoint.
     """
-    device = next(parts[0].model.parameters()).device
-    crew = crew or Team(device)
-    nodes = parts[0].model.lag_nodes()
-    low, high = float(nodes[0]), float(nodes[-1])
-    lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
-    counts = _counts(settings.batch_size, [part.share for part in parts])
-    # One module, so that a copy of it shares weights as the original does.
-    alone = len(parts) == 1
-    model: torch.nn.Module = (
-        parts[0].model if alone else torch.nn.ModuleList([part.model for part in parts])
-    )
-    if min(counts) < crew.size:
-        raise ValueError(
-            f"a batch of {settings.batch_size} pairs gives {min(counts)} of a molecule to "
-            f"{crew.size} processes: take a larger batch or fewer processes"
+    return _Training(tasks, settings, lags_ps, checkpoint, report, team).run()
+
+
+class _Training:
+    """A training under way; parameters as for `train`."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        settings: TrainSettings,
+        lags_ps: Sequence[float],
+        checkpoint: Path | str | None,
+        report: Callable[[TrainingRecord], None] | None,
+        team: Team | None,
+    ) -> None:
+        device = next(tasks[0].model.parameters()).device
+        self.team = team = team or Team(device)
+        self.tasks, self.settings, self.report = tasks, settings, report
+        nodes = tasks[0].model.lag_nodes()
+        low, high = float(nodes[0]), float(nodes[-1])
+        self.lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
+        counts = _counts(settings.batch_size, [task.share for task in tasks])
+        if min(counts) < team.size:
+            raise ValueError(
+                f"a batch of {settings.batch_size} pairs gives {min(counts)} of a molecule to "
+                f"{team.size} processes: take a larger batch or fewer processes"
+            )
+        # One module, so that a copy of it shares weights as the original does.
+        self.alone = len(tasks) == 1
+        self.model: torch.nn.Module = (
+            tasks[0].model if self.alone else torch.nn.ModuleList([task.model for task in tasks])
         )
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    lessons = [part.lessons(settings) for part in parts]
-    step_loss = _StepLoss(model, lessons, counts, settings, generator, crew)
-    shared = crew.wrap(step_loss)
-    average = copy.deepcopy(model).eval()
-    averages: list[Network] = [average] if alone else list(average)  # type: ignore
-    optimiser = torch.optim.Adam(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
-    )
-    record = TrainingRecord()
-    path = Path(checkpoint) if checkpoint is not None else None
-    # What the weights and buffers of a checkpoint belong to.
-    of_what = [part.describe() for part in parts]
-    if path is not None:
-        content = crew.told(_read(path, of_what, settings) if crew.leads else None)
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        lessons = [task.lessons(settings) for task in tasks]
+        self.step_loss = _StepLoss(self.model, lessons, counts, settings, self.generator, team)
+        self.shared = team.wrap(self.step_loss)
+        self.average = copy.deepcopy(self.model).eval()
+        self.optimiser = torch.optim.Adam(
+            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
+        )
+        self.record = TrainingRecord()
+        self.path = Path(checkpoint) if checkpoint is not None else None
+        # What the weights and buffers of a checkpoint belong to.
+        self.of_what = [task.describe() for task in tasks]
+        self.last_report = time.monotonic()
+        # The sum of the losses since then, and their number.
+        self.running, self.counted = 0.0, 0
+
+    def run(self) -> TrainingRecord:
+        """Train until time or steps are up."""
+        self._resume()
+        minutes_before = self.record.minutes
+        began = self.last_report = time.monotonic()
+        # The minutes since then as the leader counts them, and whether anybody was told to stop.
+        elapsed, halt = 0.0, 0.0
+        with interrupts() as stopped:
+            while True:
+                self.record.minutes = minutes_before + elapsed
+                progress = self._progress()
+                now = time.monotonic()
+                due = progress >= 1.0 or now - self.last_report > self.settings.report_seconds
+                if self.counted and due and self.team.leads:
+                    self._tell()
+                    self._save()
+                    self.running, self.counted, self.last_report = 0.0, 0, now
+                if progress >= 1.0:
+                    break
+                if halt:
+                    self._save()
+                    raise KeyboardInterrupt
+                value = self._step(progress)
+                minutes = (time.monotonic() - began) / 60.0 if self.team.leads else 0.0
+                value, halt, elapsed = self.team.sums([value, float(stopped()), minutes])
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss is {value} at step {self.record.steps}: lower the learning rate"
+                    )
+                self.running += value
+                self.counted += 1
+        self.model.load_state_dict(self.average.state_dict())
+        return self.record
+
+    def _progress(self) -> float:
+        """Return how much of the training is done, from 0 to 1 or a little more."""
+        progress = self.record.minutes / self.settings.minutes
+        if self.settings.max_steps is not None:
+            progress = max(progress, self.record.steps / self.settings.max_steps)
+        return progress
+
+    def _step(self, progress: float) -> float:
+        """Make a step; return what this process adds to its loss."""
+        settings, record = self.settings, self.record
+        rate = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+        rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.team.size == 1:
+            # Molecule by molecule, so that the memory is that of one.
+            value = 0.0
+            for k in range(len(self.tasks)):
+                loss = self.step_loss.part(k, record.steps)
+                loss.backward()
+                value += float(loss.detach())
+        else:
+            loss = self.shared(record.steps)
+            # Gradients come out as the mean over processes, wanted is their sum.
+            (self.team.size * loss).backward()
+            value = float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        record.steps += 1
+        # The average starts as short as the training is, so that early weights are forgotten.
+        decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.model.parameters()), 1.0 - decay
+            )
+        return value
+
+    def _tell(self) -> None:
+        """Add an entry to the history and report it."""
+        entry: dict = {
+            "step": self.record.steps,
+            "minutes": round(self.record.minutes, 2),
+            "loss": round(self.running / self.counted, 5),
+        }
+        averages: list[Network] = [self.average] if self.alone else list(self.average)  # type: ignore
+        for k, (task, average) in enumerate(zip(self.tasks, averages, strict=True)):
+            before = "" if self.alone else f"{k}: "
+            losses = task.held_out_losses(average, self.settings, self.lags_ps)
+            if losses:
+                entry.setdefault("held_out", {}).update(
+                    {f"{before}{lag:g}": round(v, 5) for lag, v in losses.items()}
+                )
+        self.record.history.append(entry)
+        if self.report is None:
+            print(f"train: {entry}", file=sys.stderr, flush=True)
+        else:
+            self.report(self.record)
+
+    def _save(self) -> None:
+        if self.path is not None and self.team.leads:
+            _save(
+                *(self.path, self.of_what, self.settings, self.model, self.average),
+                *(self.optimiser, self.generator, self.record),
+            )
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.path is None:
+            return
+        content = self.team.broadcast(
+            _read(self.path, self.of_what, self.settings) if self.team.leads else None
+        )
         if isinstance(content, str):
             raise ValueError(content)
         if content is not None:
-            _restore(content, model, average, optimiser, generator, record)
-
-    def save() -> None:
-        if path is not None and crew.leads:
-            _save(path, of_what, settings, model, average, optimiser, generator, record)
-
-    minutes_before = record.minutes
-    began = last_report = time.monotonic()
-    # The minutes since then as the leader counts them, and whether anybody was told to stop.
-    elapsed, halt = 0.0, 0.0
-    running, counted = 0.0, 0
-    with interrupts() as stopped:
-        while True:
-            record.minutes = minutes_before + elapsed
-            progress = record.minutes / settings.minutes
-            if settings.max_steps is not None:
-                progress = max(progress, record.steps / settings.max_steps)
-            finished = progress >= 1.0
-            now = time.monotonic()
-            due = finished or now - last_report > settings.report_seconds
-            if counted and due and crew.leads:
-                entry: dict = {
-                    "step": record.steps,
-                    "minutes": round(record.minutes, 2),
-                    "loss": round(running / counted, 5),
-                }
-                for k, part in enumerate(parts):
-                    before = "" if alone else f"{k}: "
-                    losses = part.held_out_losses(averages[k], settings, lags_ps)
-                    if losses:
-                        entry.setdefault("held_out", {}).update(
-                            {f"{before}{lag:g}": round(v, 5) for lag, v in losses.items()}
-                        )
-                record.history.append(entry)
-                if report is None:
-                    print(f"train: {entry}", file=sys.stderr, flush=True)
-                else:
-                    report(record)
-                running, counted, last_report = 0.0, 0, now
-                save()
-            if finished:
-                break
-            if halt:
-                save()
-                raise KeyboardInterrupt
-
-            rate = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-            rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
-            if crew.size == 1:
-                # Molecule by molecule, so that the memory is that of one.
-                value = 0.0
-                for k in range(len(parts)):
-                    loss = step_loss.part(k, record.steps)
-                    loss.backward()
-                    value += float(loss.detach())
-            else:
-                loss = shared(record.steps)
-                # Gradients come out as the mean over processes, wanted is their sum.
-                (crew.size * loss).backward()
-                value = float(loss.detach())
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            record.steps += 1
-            # The average starts as short as the training is, so that early weights are forgotten.
-            decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(average.parameters()), list(model.parameters()), 1.0 - decay
-                )
-            minutes = (time.monotonic() - began) / 60.0 if crew.leads else 0.0
-            value, halt, elapsed = crew.sums([value, float(stopped()), minutes])
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the loss is {value} at step {record.steps}: lower the learning rate"
-                )
-            running += value
-            counted += 1
-    model.load_state_dict(average.state_dict())
-    return record
+            _restore(
+                *(content, self.model, self.average, self.optimiser, self.generator, self.record)
+            )
 
 
 class _StepLoss(torch.nn.Module):
@@ -590,12 +443,12 @@ class _StepLoss(torch.nn.Module):
         counts: Sequence[int],
         settings: TrainSettings,
         generator: torch.Generator,
-        crew: Team,
+        team: Team,
     ) -> None:
         super().__init__()
         self.model = model
         self._lessons, self._counts = lessons, counts
-        self._settings, self._generator, self._crew = settings, generator, crew
+        self._settings, self._generator, self._team = settings, generator, team
 
     def forward(self, step: int) -> Tensor:
         """Return what this process adds to the loss of all molecules."""
@@ -604,8 +457,8 @@ class _StepLoss(torch.nn.Module):
     def part(self, k: int, step: int) -> Tensor:
         """Return what this process adds to the loss of one molecule."""
         settings, count = self._settings, self._counts[k]
-        rows = self._crew.rows(count)
-        kind = self._crew.device.type
+        rows = self._team.rows(count)
+        kind = self._team.device.type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.bf16):
             losses = self._lessons[k](count, step, self._generator, rows)
             return losses.sum() / settings.batch_size

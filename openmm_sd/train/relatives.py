@@ -1,0 +1,295 @@
+"""Relatives: the molecules of a family, and what those without data take from those with data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import networkx as nx
+import numpy as np
+
+from ..data.dataset import Dataset
+from ..model.card import Card, Distance, Entry, Rows, Window
+from ..molecule.graph import atom_kinds, bond_graph, distant_pairs, heavy_bonds
+from ..molecule.matching import difference
+from ..molecule.molecule import Molecule
+from .windows import angle_ends
+
+#: What must be the same of all data.
+_MADE_ALIKE: Final = ("temperature_K", "force_field", "water", "constraints", "friction_per_ps")
+#: Entries of a card that a molecule without data takes from its relatives as they are.
+_SHARED: Final = tuple(
+    entry.key
+    for entry in (
+        *(Card.description, Card.kind, Card.training, Card.versions),
+        *(Card.lag_range, Card.recommended_lag, Card.recommended_burst),
+        *(Card.temperature, Card.force_field, Card.constraints, Card.solvent),
+    )
+)
+#: Constrained bonds of one kind agree to this, nm.
+_SAME_LENGTH_NM: Final = 1e-4
+
+
+def check_family(several: Sequence[Dataset], also: Sequence[Molecule]) -> None:
+    """Refuse two molecules of one name, data of what shall have none, and data made differently.
+
+    Parameters
+    ----------
+    several : sequence of Dataset
+        One of each molecule with data.
+    also : sequence of Molecule
+        Those without.
+    """
+    seen: set[str] = set()
+    for molecule in (*(data.molecule for data in several), *also):
+        if molecule.name in seen:
+            raise ValueError(
+                f"{molecule.name} is the name of two of the molecules: give them different ones"
+            )
+        seen.add(molecule.name)
+    for molecule in also:
+        for data in several:
+            if not difference(data.molecule, molecule):
+                raise ValueError(
+                    f"{molecule.name} shall have no data, but {data.molecule.name} is it"
+                )
+    # One set of weights would mix their laws.
+    for key in _MADE_ALIKE:
+        values = {data.molecule.name: data.provenance.get(key) for data in several}
+        if len({json.dumps(value) for value in values.values()}) > 1:
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise ValueError(f"the data sets differ in {key}: {found}")
+
+
+def torsion_terms_of(
+    several: Sequence[Dataset], also: Sequence[Molecule]
+) -> list[list[list[float]]]:
+    """Return the torsion terms of molecules with data, then of those without.
+
+    Parameters
+    ----------
+    several : sequence of Dataset
+        Their provenance has ``torsion_terms``.
+    also : sequence of Molecule
+        Theirs come from the force field that the data were made with.
+
+    Returns
+    -------
+    list of list of terms
+        As `openmm_sd.system.solute.torsion_terms` has them; none at all where no data has any.
+
+    Raises
+    ------
+    ValueError
+        If some data have them and others do not, or the force field does not know a molecule.
+    """
+    found: list[list[list[float]]] = [
+        data.provenance.get("torsion_terms") or [] for data in several
+    ]
+    without = [data.molecule.name for data, terms in zip(several, found, strict=True) if not terms]
+    if len(without) == len(found):
+        return [[]] * (len(several) + len(also))
+    if without:
+        raise ValueError(
+            f"the data of {', '.join(without)} do not say what torsion terms the force field has "
+            "(torsion_terms in their provenance), those of the others do: make them alike"
+        )
+    return [*found, *(_terms_without_data(molecule, several[0]) for molecule in also)]
+
+
+def _terms_without_data(molecule: Molecule, data: Dataset) -> list[list[float]]:
+    from openmm import app
+
+    from ..system.force_field import make_system
+    from ..system.solute import torsion_terms
+
+    files = data.provenance.get("force_field")
+    if not files:
+        raise ValueError(
+            f"{molecule.name}: the data do not say with which force field they were made, from "
+            "which its torsion terms would come"
+        )
+    system = make_system(files, molecule.to_topology(), nonbondedMethod=app.NoCutoff)
+    return torsion_terms(system, range(molecule.n_atoms))
+
+
+def windows_of_relatives(
+    molecule: Molecule, relatives: Sequence[tuple[Molecule, Mapping[str, Any]]]
+) -> Card:
+    """Return the windows of a molecule without data, from those of its relatives.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule.
+    relatives : sequence of (Molecule, mapping)
+        Relatives and their cards.
+
+    Returns
+    -------
+    Card
+        With windows of bonds, angles and torsions, and contact distances.
+
+    Raises
+    ------
+    ValueError
+        If no relative has a bond or an angle of a kind that the molecule has.
+    """
+    found = Card()
+    named = [(_Kinds(other), card) for other, card in relatives]
+    own = _Kinds(molecule)
+    bonds, angles = heavy_bonds(molecule).tolist(), angle_ends(molecule)
+    found.bond_windows = _alike(bonds, own, _pooled(named, Card.bond_windows))
+    found.angle_windows = _alike(angles, own, _pooled(named, Card.angle_windows))
+    for pairs, rows in ((bonds, found.bond_windows), (angles, found.angle_windows)):
+        seen = {row[:2] for row in rows}
+        for i, j in pairs:
+            if (i, j) not in seen:
+                raise ValueError(
+                    f"{molecule.name}: none of the molecules with data has a distance of the kind "
+                    f"between its atoms {i} and {j}"
+                )
+    # What is not known of a torsion that does not turn, or of a contact, is not asked about.
+    apart = distant_pairs(molecule, hydrogens=True).tolist()
+    apart = sorted([min(pair), max(pair)] for pair in apart)
+    stiff = _pooled(named, Card.torsion_windows)
+    # What turns in one molecule and not in another turns.
+    for kinds, card in named:
+        kept = {(i, j) for i, j, *_ in Card.torsion_windows.of(card)}
+        for pair in kinds.torsion_ends() - kept:
+            stiff.pop(kinds.keys(*pair)[0], None)
+    found.torsion_windows = _alike(apart, own, stiff, names=1)
+    found.contact_distances = _alike(apart, own, _pooled(named, Card.contact_distances))
+    return found
+
+
+def constraints_of_relatives(
+    molecule: Molecule, relatives: Sequence[tuple[Molecule, Mapping[str, Any]]]
+) -> list[list[float]]:
+    """Return the constrained bonds of a molecule without data: (heavy atom, hydrogen, nm).
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule.
+    relatives : sequence of (Molecule, mapping)
+        Relatives and their cards.
+    """
+    held = [(_Kinds(other), Card.constraint_lengths.of(card)) for other, card in relatives]
+    if not any(rows for _, rows in held):
+        return []
+    own = _Kinds(molecule)
+    lengths: dict[tuple[Any, ...], list[float]] = {}
+    for kinds, rows in held:
+        for i, j, length in rows:
+            for key in kinds.keys(i, j):
+                lengths.setdefault(key, []).append(length)
+    found: list[list[float]] = []
+    for bond in molecule.bonds:
+        heavy, hydrogen = sorted(bond, key=lambda k: molecule.atomic_numbers[k] == 1)
+        if molecule.atomic_numbers[hydrogen] != 1:
+            continue
+        known = next((lengths[key] for key in own.keys(heavy, hydrogen) if key in lengths), None)
+        if known is None or np.ptp(known) > _SAME_LENGTH_NM:
+            raise ValueError(
+                f"{molecule.name}: the molecules with data do not say, or not with one voice, at "
+                f"which length the bond between its atoms {heavy} and {hydrogen} is constrained"
+            )
+        found.append([heavy, hydrogen, round(float(np.mean(known)), 6)])
+    return found
+
+
+class _Kinds:
+    """What pairs of atoms of a molecule are called, so that relatives call the same thing alike."""
+
+    def __init__(self, molecule: Molecule) -> None:
+        self._atoms = atom_kinds(molecule.atomic_numbers, molecule.bonds)
+        self._paths = dict(nx.all_pairs_shortest_path(bond_graph(molecule)))
+
+    def torsion_ends(self) -> set[tuple[int, int]]:
+        """Return the ends of all torsions, the lower number first."""
+        return {
+            (i, j)
+            for i in self._paths
+            for j, path in self._paths[i].items()
+            if i < j and len(path) == 4
+        }
+
+    def keys(self, i: int, j: int) -> list[tuple[Any, ...]]:
+        """Return the names of a pair, the most specific first."""
+        path = self._paths[i][j]
+        kinds = tuple(self._atoms[k] for k in path)
+        elements = tuple(kind[0] for kind in kinds)
+        return [min(kinds, kinds[::-1]), min(elements, elements[::-1])]
+
+
+def _alike(
+    pairs: Sequence[Sequence[int]],
+    own: _Kinds,
+    known: Mapping[tuple[Any, ...], tuple[float, ...]],
+    names: int = 2,
+) -> list[list[float]]:
+    """Return the pairs whose kind is known, by so many of its names, each with its window."""
+    found: list[list[float]] = []
+    for i, j in pairs:
+        window = next((known[key] for key in own.keys(i, j)[:names] if key in known), None)
+        if window is not None:
+            found.append([i, j, *window])
+    return found
+
+
+def _pooled(
+    relatives: Sequence[tuple[_Kinds, Mapping[str, Any]]],
+    entry: Entry[tuple[Window, ...], Rows] | Entry[tuple[Distance, ...], Rows],
+) -> dict[tuple[Any, ...], tuple[float, ...]]:
+    """Return the widest window of each kind of pair."""
+    known: dict[tuple[Any, ...], tuple[float, ...]] = {}
+    for kinds, card in relatives:
+        for i, j, *window in entry.of(card):
+            for key in kinds.keys(i, j):
+                if key in known:
+                    low = min(known[key][0], window[0])
+                    known[key] = (
+                        low,
+                        *(max(a, b) for a, b in zip(known[key][1:], window[1:], strict=True)),
+                    )
+                else:
+                    known[key] = tuple(window)
+    return known
+
+
+def card_of_relative(molecule: Molecule, relatives: Sequence[tuple[Molecule, Card]]) -> Card:
+    """Return the card of a molecule without data.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        The molecule.
+    relatives : sequence of (Molecule, Card)
+        Those with data and their cards.
+    """
+    first = relatives[0][1]
+    card = Card({key: first[key] for key in _SHARED if key in first})
+    card |= windows_of_relatives(molecule, relatives)
+    card.name = molecule.name
+    card.constraint_lengths = constraints_of_relatives(molecule, relatives)
+    card.max_displacement = round(_displacement(molecule, relatives), 4)
+    card.data = {"none": f"no frame of {molecule.name} was seen in training"}
+    card.limits = [
+        *first.limits,
+        f"No data of {molecule.name}: its weights, widths and windows are those of "
+        f"{', '.join(other.name for other, _ in relatives)}. There is no novelty score.",
+    ]
+    return card
+
+
+def _displacement(molecule: Molecule, relatives: Sequence[tuple[Molecule, Card]]) -> float:
+    """Guess how far an atom may go in a jump, from relatives: it grows with the size."""
+    sizes = np.log([other.n_atoms for other, _ in relatives])
+    bounds = np.log([card[Card.max_displacement.key] for _, card in relatives])
+    if len(relatives) == 1 or np.ptp(sizes) == 0.0:
+        return float(np.exp(bounds.max()))
+    slope, level = np.polyfit(sizes, bounds, 1)
+    return float(math.exp(max(bounds.min(), slope * math.log(molecule.n_atoms) + level)))
