@@ -122,6 +122,7 @@ def train_bundle(
         "runs_left_out": sorted(settings.without),
         "lags": f"log-uniform, {lags[0]:g} to {lags[1]:g} ps",
         "time_reversal": settings.time_reversal,
+        **({"by_molecule": {d.molecule.name: d.account() for d in taught}} if family else {}),
         "init": Path(settings.init).name if settings.init else None,
         **history_entry(record, settings.training, team),
     }
@@ -227,7 +228,6 @@ def _account_of_family(
         "aside": [data.molecule.name for data in taught[len(members) :]],
         "without_data": [molecule.name for molecule in settings.also],
         **sizes_of(taught),
-        "by_molecule": {data.molecule.name: data.account() for data in taught},
     }
 
 
