@@ -17,7 +17,6 @@ import torch
 from ..data.dataset import Dataset, read_dataset
 from ..files.atomic import file_sha256
 from ..model.card import Training
-from ..model.family_model import FamilyModel
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
 from .data import (
@@ -139,7 +138,8 @@ def train_bundle(
         # A single structure, until somebody has more.
         start = np.asarray(molecule.positions)[None]
         models.append(ScoreModel(network, molecule, card, start_frames=start))
-    return finish(FamilyModel(models) if family else models[0], output, training, began)
+    model = ScoreModel.family(models) if family else models[0]
+    return finish(model, output, training, began)
 
 
 def _goes_on_with_a_family(settings: StageSettings) -> bool:
@@ -288,14 +288,12 @@ def checkpoint_of(output: Path) -> Path:
     return output.with_name(output.name + ".checkpoint")
 
 
-def finish(
-    model: ScoreModel | FamilyModel, output: Path, training: Training, began: float
-) -> dict[str, Any]:
+def finish(model: ScoreModel, output: Path, training: Training, began: float) -> dict[str, Any]:
     """Write the bundle of a training and do away with its checkpoint.
 
     Parameters
     ----------
-    model : ScoreModel or FamilyModel
+    model : ScoreModel
         What was trained.
     output : Path
         The bundle.
