@@ -5,8 +5,6 @@ Angles are in radians, in [-pi, pi), with IUPAC signs, unless a name ends in ``_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
