@@ -20,7 +20,7 @@ from openmm_sd.generate.parts import Parts
 from openmm_sd.rollout import RolloutSettings, read_rollout, run_rollout
 from openmm_sd.rollout import driver as rollout_driver
 from openmm_sd.run import run_mixed
-from openmm_sd.train import TrainSettings, TransitionPairs, train
+from openmm_sd.train import Part, TrainSettings, TransitionPairs, train
 
 # -- what can be seen, on the way and at the end ---------------------------------------------------
 
@@ -117,7 +117,7 @@ def engines(vacuum, jitter, pdb, monkeypatch):
         chosen = TrainSettings(
             max_steps=6, batch_size=16, bf16=False, report_seconds=0.0, rare_first=False
         )
-        train(model, pairs, chosen, checkpoint=folder / "state", report=lambda record: None)
+        train([Part(model, pairs)], chosen, checkpoint=folder / "state", report=lambda record: None)
         state = [tensor.numpy().tobytes() for tensor in model.state_dict().values()]
         (folder / "weights").write_bytes(b"".join(state))
 
