@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     program = find_gromacs(options.gmx)
     settings = GenerateSettings(engine="gromacs", waters=options.waters, seed=options.seed)
-    molecule = ScoreModel.load("ala2-implicit").molecules[0]
+    molecule = ScoreModel.load("ala2-water").molecules[0]
     torsions = slow_torsions(molecule)
     options.folder.mkdir(parents=True, exist_ok=True)
     solute, folder = options.folder / "solute.pdb", options.folder / "gromacs"
