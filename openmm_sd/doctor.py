@@ -7,15 +7,9 @@ jumps of one bridge on one platform and prints one line of JSON.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform as machine
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 # torch before OpenMM, which loads openmm-torch's plugin when it is imported.
@@ -25,11 +19,12 @@ import openmm
 from openmm import app
 
 from .bridges import BRIDGES, platform_names
-from .bridges.probe import TIMEOUT, probe_all
+from .bridges.probe import answer_of, probe_all
 from .integrator.integrator import ScoreDynamicsIntegrator
 from .model.model import ScoreModel
 from .molecule.molecule import Molecule
 from .propagator.kernels import Shift
+from .version import versions
 
 # Farther from the known answer than this is wrong, nm: single precision places an atom within 1e-6.
 _LANDING_NM = 1e-5
@@ -225,53 +220,24 @@ def examine(
     for (bridge, platform), answer in probes.items():
         ok, detail = jumps.get((bridge, platform), (False, answer.detail))
         bridges.setdefault(bridge, {})[platform] = {"ok": ok, "detail": detail}
-    versions = _versions()
+    # A build's own name says more than the package's: 2.9.1+cu128 or 2.9.1+cpu.
+    builds = {"torch": str(torch.__version__), "openmm": str(openmm.__version__)}
+    names = ("python", *(package.replace("-", "_") for package in _PACKAGES))
+    installed = dict.fromkeys(names) | versions(_PACKAGES) | builds
     return {
-        "versions": versions,
+        "versions": installed,
         "bridges": bridges,
         "auto": {name: next((b for b in BRIDGES if probes[b, name].ok), None) for name in chosen},
-        "hints": _hints(bridges, versions, here),
+        "hints": _hints(bridges, installed, here),
     }
 
 
 def _in_process(bridge: str, platform: str) -> tuple[bool, str]:
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [root, *filter(None, [environment.get("PYTHONPATH")])]
-    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "openmm_sd.doctor", bridge, platform],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return False, f"no answer within {TIMEOUT:.0f} s"
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("{"):
-            answer = json.loads(line)
-            return answer["ok"], answer["detail"]
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    return False, f"the jump ended its process with {how}" + (f": {lines[-1]}" if lines else "")
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": machine.python_version()}
-    for package in _PACKAGES:
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        versions[package.replace("-", "_")] = version
-    # A build's own name says more than the package's: 2.9.1+cu128 or 2.9.1+cpu.
-    versions["torch"] = str(torch.__version__)
-    versions["openmm"] = str(openmm.__version__)
-    return versions
+        answer = answer_of("openmm_sd.doctor", bridge, platform)
+    except (TimeoutError, RuntimeError) as error:
+        return False, f"no jump: {error}"
+    return answer["ok"], answer["detail"]
 
 
 def _hints(

@@ -1,6 +1,5 @@
-"""The version, in one place."""
+"""The version, in one place, and those of what takes part."""
 
-import contextlib
 import functools
 import importlib.metadata
 import platform as machine
@@ -10,15 +9,22 @@ __version__ = "0.1.0"
 _PACKAGES = ("openmm-sd", "openmm", "torch", "openmmtorch", "numpy", "mdtraj", "h5py")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what takes part."""
-    return dict(_versions())
+def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed, by name.
+
+    Parameters
+    ----------
+    packages : tuple of str
+        Names of distributions; in the result with underscores.
+    """
+    found = {package.replace("-", "_"): _version(package) for package in packages}
+    known = {name: version for name, version in found.items() if version is not None}
+    return {"python": machine.python_version(), **known}
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    found = {"python": machine.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package.replace("-", "_")] = importlib.metadata.version(package)
-    return found
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

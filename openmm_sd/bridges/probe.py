@@ -18,14 +18,19 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import openmm
 
 from ..files.atomic import write_atomically
-from .base import platform_names
+from ..version import versions
+from .base import CANDIDATES, NUMBER, platform_names
+from .registry import BRIDGES
 
 #: Seconds after which a probe counts as failed. Importing torch and compiling kernels takes a few.
 TIMEOUT = 180.0
+
+_PACKAGES = ("openmm", "torch", "openmmtorch", "openmm-sd", "openmm-sd-native")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Probe:
         The deviation from it, or the reason of the failure.
     versions : dict
         Versions of the packages involved.
+    timed_out : bool
+        Whether there was no answer in time, which may be the fault of a busy machine.
     """
 
     bridge: str
@@ -49,6 +56,7 @@ class Probe:
     ok: bool
     detail: str
     versions: dict[str, str] = field(default_factory=dict)
+    timed_out: bool = False
 
 
 def evaluate(bridge_name: str, platform_name: str) -> Probe:
@@ -61,8 +69,6 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     from ..jump.jump import STATUS_ACCEPTED, Jump, build_gates
     from ..molecule.molecule import Molecule
     from ..propagator.kernels import Shift
-    from . import BRIDGES
-    from .base import CANDIDATES, NUMBER
 
     bridge = BRIDGES[bridge_name]
     versions = bridge.versions()
@@ -137,12 +143,38 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
     Probe
         Never raises for a bridge that does not work: that is its answer.
     """
-    from . import BRIDGES
-
     package = BRIDGES[bridge].package if bridge in BRIDGES else None
     if package is not None and importlib.util.find_spec(package) is None:
         return Probe(bridge, platform, False, f"{package} is not installed")
-    command = [sys.executable, "-m", "openmm_sd.bridges", bridge, platform]
+    try:
+        return Probe(**answer_of("openmm_sd.bridges", bridge, platform, timeout))
+    except (TimeoutError, RuntimeError) as error:
+        late = isinstance(error, TimeoutError)
+        return Probe(bridge, platform, False, str(error), timed_out=late)
+
+
+def answer_of(module: str, bridge: str, platform: str, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """Run a module for a bridge and a platform in a process of its own, which may crash.
+
+    Parameters
+    ----------
+    module : str
+        What to run; it prints one line of JSON.
+    bridge, platform : str
+        Its arguments.
+    timeout : float
+        Seconds to wait.
+
+    Returns
+    -------
+    dict
+        What the line holds.
+
+    Raises
+    ------
+    TimeoutError, RuntimeError
+        If there is none, in time or at all.
+    """
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(
@@ -150,7 +182,7 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
     )
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", module, bridge, platform],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -158,26 +190,22 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        return Probe(bridge, platform, False, f"no answer within {timeout:.0f} s")
+        raise TimeoutError(f"no answer within {timeout:.0f} s") from None
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("{"):
-            return Probe(**json.loads(line))
+            return json.loads(line)
     if done.returncode < 0:
         reason = f"the process was killed by signal {-done.returncode}"
     else:
         reason = f"the process ended with exit code {done.returncode}"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return Probe(bridge, platform, False, reason + (f": {lines[-1]}" if lines else ""))
+    raise RuntimeError(reason + (f": {lines[-1]}" if lines else ""))
 
 
 def _cache_file() -> Path:
     """Where probes of this installation are remembered; another version is another file."""
     parts = [sys.executable, os.uname().nodename, ",".join(platform_names())]
-    for package in ("openmm", "torch", "openmmtorch", "openmm-sd", "openmm-sd-native"):
-        try:
-            parts.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            parts.append(f"no {package}")
+    parts.append(str(versions(_PACKAGES)))
     try:
         # Built again, for whatever reason, it deserves another try.
         parts.append(importlib.metadata.distribution("openmm-sd-native").read_text("RECORD") or "")
@@ -231,7 +259,7 @@ def probe_all(
     }
     if found:
         # A time-out may be a busy machine, so only real answers are remembered.
-        kept = {"/".join(k): asdict(v) for k, v in found.items() if "no answer" not in v.detail}
+        kept = {"/".join(k): asdict(v) for k, v in found.items() if not v.timed_out}
         _write_cache({**_read_cache(), **kept})
     return results
 
@@ -252,8 +280,6 @@ def choose_bridge(platform: str | None = None, without: Collection[str] = ()) ->
     str
         Name of the bridge.
     """
-    from . import BRIDGES
-
     platforms = [platform] if platform else platform_names()
     failures = []
     for bridge in (name for name in BRIDGES if name not in without):
