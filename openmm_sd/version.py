@@ -10,13 +10,7 @@ _PACKAGES = ("openmm-sd", "openmm", "torch", "openmmtorch", "numpy", "mdtraj", "
 
 
 def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of those packages that are installed, by name.
-
-    Parameters
-    ----------
-    packages : tuple of str
-        Names of distributions; in the result with underscores.
-    """
+    """Return the versions of Python and of those packages that are here, "-" made "_"."""
     found = {package.replace("-", "_"): _version(package) for package in packages}
     known = {name: version for name, version in found.items() if version is not None}
     return {"python": machine.python_version(), **known}

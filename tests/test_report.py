@@ -19,6 +19,7 @@ from openmm_sd.analysis.sample import Sample
 from openmm_sd.analysis.timeline import Timeline, even_steps, visits
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Run, write_dataset
+from openmm_sd.integrator.notes import SOLVENT, TEMPERATURE, Note
 from openmm_sd.model.card import Card
 from openmm_sd.molecule.torsions import torsions
 from openmm_sd.prepare import PreparedSystem
@@ -29,7 +30,7 @@ from openmm_sd.report.viewer import MOST_BYTES, add_viewer, shown_frames, superp
 from openmm_sd.run import driver, run_mixed
 from openmm_sd.run.record import RunRecord, read_run
 from openmm_sd.run.report.checks import BAD, CARE, GOOD, OPEN, check, overall
-from openmm_sd.run.report.findings import Beside, find
+from openmm_sd.run.report.findings import Comparison, find
 from openmm_sd.run.report.page import write_report
 
 
@@ -202,7 +203,7 @@ SUMMARY = {
 }
 
 
-def record_of(molecule, states, temperature=300.0, energy=0.0, **changes):
+def record_of(molecule, states, temperature=300.0, energy=0.0, mismatches=(), **changes):
     """A run of 101 ps steps that was in these wells of butane's torsion, and its torsion."""
     rng = np.random.default_rng(7)
     count = len(states)
@@ -218,7 +219,8 @@ def record_of(molecule, states, temperature=300.0, energy=0.0, **changes):
     }
     angles = np.array([-1.1, 1.1, np.pi])[states] + rng.normal(0, 0.15, count)
     angles = np.angle(np.exp(1j * angles)).astype(np.float32)[:, None]
-    return RunRecord(None, {**SUMMARY, **changes}, molecule, log, count), angles
+    record = RunRecord(None, {**SUMMARY, **changes}, molecule, log, count, mismatches)
+    return record, angles
 
 
 def wells(frames, seed, gauche=0.3):
@@ -240,7 +242,7 @@ def butane_torsion():
 
 
 def beside_of(angles):
-    return Beside("MD", "a walk.", Sample.from_runs([angles], 101.0), True)
+    return Comparison("MD", "a walk.", Sample.from_runs([angles], 101.0), True)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +288,9 @@ def test_a_good_run_passes_every_check(butane_torsion, truth):
         ({"novel": 600}, "know the frames", BAD),
         ({"settings": {"max_novelty": None}}, "know the frames", OPEN),
         ({"settle": {"energy_after_kJ_per_mol": 150.0}}, "give way", BAD),
-        ({"notes": ["The model was trained in implicit solvent (x)."]}, "made for", BAD),
+        ({"mismatches": [Note(SOLVENT, "The model was trained in x.")]}, "made for", BAD),
+        ({"mismatches": [Note(TEMPERATURE, "Temperature is 310 K.")]}, "made for", CARE),
+        ({"mismatches": None}, "made for", OPEN),
     ],
 )
 def test_what_is_wrong_is_said(butane_torsion, truth, changes, question, verdict):
@@ -321,7 +325,7 @@ def test_wrong_populations_and_drift_are_seen(butane_torsion, truth):
 
 
 def test_the_driver_s_notes_are_understood(butane_torsion, truth, ala2):
-    from openmm_sd.integrator.notes import ensemble_notes
+    from openmm_sd.integrator.notes import ensemble_notes, mismatches
     from openmm_sd.run.start import other_force_field
 
     molecule, chosen = butane_torsion
@@ -329,13 +333,13 @@ def test_the_driver_s_notes_are_understood(butane_torsion, truth, ala2):
     implicit = types.SimpleNamespace(card=Card({"solvent": "implicit OBC"}))
     named = types.SimpleNamespace(card=Card(force_field=["a.xml"], solvent="tip3p"))
     for note in (ensemble_notes(implicit, numbers, 1, 1)[0], other_force_field(("b.xml",), named)):
-        record, angles = record_of(molecule, wells(500, 1), notes=[note])
+        record, angles = record_of(molecule, wells(500, 1), mismatches=mismatches([note]))
         first = check(record, find(record, chosen, angles, truth))[0]
         assert (first.verdict, first.found) == (BAD, note)
     # In implicit solvent it is at home.
     assert not [n for n in ensemble_notes(implicit, numbers, 1, 1, implicit=True) if "trained" in n]
     harmless = ensemble_notes(named, numbers, 1, 1)
-    record, angles = record_of(molecule, wells(500, 1), notes=harmless)
+    record, angles = record_of(molecule, wells(500, 1), mismatches=mismatches(harmless))
     assert check(record, find(record, chosen, angles, truth))[0].verdict == GOOD
 
 

@@ -29,6 +29,7 @@ from openmm_sd.molecule.whole import make_whole
 from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, solvate, write_prepared
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.run import RunError, RunSettings, driver, files, fitting_model, run_mixed
+from openmm_sd.run.record import read_run
 from openmm_sd.run.start import open_start, other_force_field
 
 #: Small steps, short bursts: 12 jumps are 120 MD steps.
@@ -534,6 +535,7 @@ def test_notes_where_force_field_and_temperature_are_others(vacuum, ala2, tmp_pa
         (warm,) = [note for note in summary["notes"] if "Temperature is 310 K" in note]
         assert "trained at 300 K" in warm
         assert {("note", field), ("note", warm)} <= set(said)
+        assert read_run(tmp_path / "out").mismatches == (field, warm)
         said.clear()
     assert not [w for w in recwarn if "temperature" in str(w.message)]
 

@@ -24,17 +24,25 @@ _BARRIER_KT = 0.5
 _SMALLEST_BASIN = 0.003
 
 
+def bin_numbers(angles: NDArray[Any], bins: int) -> NDArray[np.int64]:
+    """Return in which bin of a histogram frames lie, (T,), by their angles, (T, K) radians.
+
+    Bins are equal, from -180 degrees on, so many along each angle; those of the last one follow
+    each other.
+    """
+    scaled = (np.asarray(angles, dtype=np.float64) + np.pi) / (2 * np.pi) * bins
+    cell = np.floor(scaled).astype(np.int64) % bins
+    return cell @ bins ** np.arange(cell.shape[1])[::-1]
+
+
 def histogram_1d(angles: NDArray[Any], bins: int = MARGINAL_BINS) -> NDArray[np.int64]:
     """Return counts of an angle (radians, any shape) in equal bins from -180 degrees on."""
-    cell = np.floor((np.asarray(angles, dtype=np.float64) + np.pi) / (2 * np.pi) * bins)
-    return np.bincount(cell.astype(np.int64).reshape(-1) % bins, minlength=bins)
+    return np.bincount(bin_numbers(np.reshape(angles, (-1, 1)), bins), minlength=bins)
 
 
 def histogram_2d(angles: NDArray[Any], bins: int = JSD_BINS) -> NDArray[np.int64]:
     """Return counts of two angles, (T, 2) in radians, as (bins * bins,)."""
-    scaled = (np.asarray(angles, dtype=np.float64) + np.pi) / (2 * np.pi) * bins
-    cell = np.floor(scaled).astype(np.int64) % bins
-    return np.bincount(cell[:, 0] * bins + cell[:, 1], minlength=bins * bins)
+    return np.bincount(bin_numbers(angles, bins), minlength=bins * bins)
 
 
 def grouped_histograms(sample: Sample, columns: Sequence[int]) -> NDArray[np.float64]:
@@ -168,6 +176,8 @@ class Partition:
         Name, states at the start, states at the end: passages whose mean time is of interest.
     cores : tuple of Cores
         Between which crossings are timed.
+    unions : tuple of (str, tuple of int)
+        Several states together, whose population is of interest too.
     """
 
     name: str
@@ -175,6 +185,13 @@ class Partition:
     label: Callable[[NDArray[Any]], NDArray[np.int64]]
     passages: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     cores: tuple[Cores, ...]
+    unions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def inside(self, angles: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+        """Return of every state and union which of the angles (..., K) are in it."""
+        labels = self.label(angles)
+        states = {name: labels == k for k, name in enumerate(self.states)}
+        return states | {name: np.isin(labels, some) for name, some in self.unions}
 
 
 def peptide_partition(phi: int = 0, psi: int = 1) -> Partition:
@@ -208,6 +225,7 @@ def peptide_partition(phi: int = 0, psi: int = 1) -> Partition:
                 ),
             ),
         ),
+        (("phi>0", positive),),
     )
 
 
@@ -240,8 +258,7 @@ def well_partition(name: str, column: int, reference: NDArray[Any]) -> Partition
     edges = wells(reference)
     if len(edges) < 2:
         return None
-    label = _WellLabel(column, tuple(edges))
-    where = label(np.asarray(reference)[:, None] if column == 0 else _padded(reference, column))
+    where = _WellLabel(0, tuple(edges))(np.asarray(reference)[:, None])
     states, centres = [], []
     for k in range(len(edges)):
         inside = np.asarray(reference, dtype=np.float64)[where == k]
@@ -252,7 +269,7 @@ def well_partition(name: str, column: int, reference: NDArray[Any]) -> Partition
         (f"{states[i]} -> {states[j]}", (i,), (j,)) for i in number for j in number if i != j
     )
     cores = Cores(tuple(states), _CoreLabel(column, tuple(centres)))
-    return Partition(name, tuple(states), label, passages, (cores,))
+    return Partition(name, tuple(states), _WellLabel(column, tuple(edges)), passages, (cores,))
 
 
 @dataclass(frozen=True)
@@ -277,12 +294,6 @@ class _CoreLabel:
     def __call__(self, angles: NDArray[Any]) -> NDArray[np.int64]:
         away = np.cos(angles[..., self.column, None] - np.array(self.centres))
         return np.where(away.max(-1) > np.cos(np.deg2rad(20.0)), away.argmax(-1), -1)
-
-
-def _padded(reference: NDArray[Any], column: int) -> NDArray[np.float64]:
-    angles = np.zeros((len(reference), column + 1))
-    angles[:, column] = reference
-    return angles
 
 
 def wells(angles: NDArray[Any]) -> list[float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from .kinetics import (
     partition_labels,
 )
 from .sample import Sample, mean_and_error, resamplings, spread, weighted
+from .verdicts import Figure, Figures, figure
 
 #: Lags of Markov state models, ps, as far as they are multiples of the spacing.
 MSM_LAGS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
@@ -50,15 +52,36 @@ _MODES = 3
 _CLASH = 0.8
 # Kinetics looks at torsions that move: the length of the mean unit vector is below this.
 _STIFF = 0.98
-_PHI_POSITIVE = "phi>0"
 
 
-def figure(value: Any, error: Any, reference: tuple[Any, Any] | None = None) -> dict[str, Any]:
-    """Return a figure of the report: value, error, and the reference's."""
-    result = {"value": value, "error": error}
-    if reference is not None:
-        result["reference"] = {"value": reference[0], "error": reference[1]}
-    return result
+class JensenShannon(Figure):
+    """A divergence, bits, with what two samples of these sizes of one and the same law give."""
+
+    expected_of_exact_model: float
+    frames_of_smaller_sample: int
+
+
+class Crossings(Figure):
+    """Mean duration of crossings between two cores, ps, and how many there were."""
+
+    crossings: int
+    per_microsecond: float
+
+
+class Staying(TypedDict):
+    """Probabilities to be in the same state again: a row a time, a column a state.
+
+    Found in the frames, and predicted by the Markov state model of the shortest time.
+    """
+
+    states: list[str]
+    times_ps: list[float]
+    stay_found: list[list[float]]
+    stay_found_error: list[list[float]]
+    stay_predicted: list[list[float]]
+    stay_predicted_error: list[list[float]]
+    largest_deviation: float | None
+    reference: NotRequired[Staying]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +158,11 @@ class Baseline:
             return None
         return Discretisation.fit(self.sample.frames()[:, self.columns], seed=self.seed)
 
+    @property
+    def n_states(self) -> int:
+        """Number of microstates."""
+        return 0 if self.discretisation is None else self.discretisation.n_states
+
     @cached_property
     def states(self) -> Sample:
         """Microstates along the reference."""
@@ -176,10 +204,8 @@ class Baseline:
     def modes(self) -> NDArray[np.float64] | None:
         """The slowest modes of the reference, on microstates."""
         lag = passage_lag(self.sample.spacing_ps)
-        found = markov_model(self, self.states, lag) if self.discretisation else None
-        if found is None or self.discretisation is None:
-            return None
-        return found.model.modes(_MODES, self.discretisation.n_states)
+        found = markov_model(self.states, lag, self.n_states, self.seed) if self.n_states else None
+        return None if found is None else found.model.modes(_MODES, self.n_states)
 
 
 # -- equilibrium -----------------------------------------------------------------------------------
@@ -190,16 +216,13 @@ def populations(baseline: Baseline, sample: Sample) -> dict[str, tuple[float, fl
     weights = resamplings(sample.n_groups, _RESAMPLINGS, baseline.seed)
     result: dict[str, tuple[float, float]] = {}
     for partition in baseline.partitions:
-        number = len(partition.states)
         sums, counts = sample.sums(
-            lambda before, _, p=partition, n=number: np.bincount(  # type: ignore[misc]
-                p.label(before), minlength=n
+            lambda before, _, p=partition: np.array(  # type: ignore[misc]
+                [inside.sum() for inside in p.inside(before).values()]
             )
         )
-        if baseline.peptide is not None:
-            sums = np.concatenate([sums, sums[:, 3:].sum(1, keepdims=True)], axis=1)
         value, error = mean_and_error(sums, counts, weights)
-        names = (*partition.states, *([_PHI_POSITIVE] if baseline.peptide is not None else []))
+        names = (*partition.states, *(name for name, _ in partition.unions))
         for k, name in enumerate(names):
             result[name] = (float(value[k]), float(error[k]))
     return result
@@ -210,9 +233,12 @@ def equilibrium(baseline: Baseline, sample: Sample) -> dict[str, Any]:
     weights = resamplings(sample.n_groups, _RESAMPLINGS, baseline.seed + 1)
     histograms = [grouped_histograms(sample, columns) for columns in baseline.jsd_columns]
     whole = divergence(histograms, baseline.histograms, weights, baseline.weights)
-    jsd = figure(whole.value, whole.error)
-    jsd["expected_of_exact_model"] = whole.expected
-    jsd["frames_of_smaller_sample"] = min(sample.n_frames, baseline.sample.n_frames)
+    jsd = JensenShannon(
+        value=whole.value,
+        error=whole.error,
+        expected_of_exact_model=whole.expected,
+        frames_of_smaller_sample=min(sample.n_frames, baseline.sample.n_frames),
+    )
     ours, theirs = populations(baseline, sample), populations(baseline, baseline.sample)
     marginals = {
         torsion.name: {
@@ -314,34 +340,37 @@ def _divides(spacing: float, lag: float) -> bool:
     return round(lag / spacing) >= 1 and abs(round(lag / spacing) * spacing - lag) < 1e-6 * lag
 
 
-def markov_model(baseline: Baseline, states: Sample, lag_ps: float) -> Estimate | None:
+def markov_model(states: Sample, lag_ps: float, n_states: int, seed: int) -> Estimate | None:
     """Return a Markov state model with errors; None if the data do not suffice."""
     stride = states.stride(lag_ps)
-    if stride is None or baseline.discretisation is None:
+    if stride is None:
         return None
     try:
-        counts = grouped_counts(states, stride, baseline.discretisation.n_states)
-        return estimate_with_error(counts, lag_ps, seed=baseline.seed)
+        return estimate_with_error(grouped_counts(states, stride, n_states), lag_ps, seed=seed)
     except ValueError:  # runs too short for this lag, or nothing connected
         return None
 
 
-def timescales(baseline: Baseline, states: Sample, lags: Iterable[float]) -> dict[str, Any]:
+def timescales(
+    baseline: Baseline, states: Sample, lags: Iterable[float]
+) -> dict[str, dict[str, Figures]]:
     """Return implied timescales and the correlations of the reference's modes, by lag."""
-    result: dict[str, Any] = {"implied_timescales_ps": {}, "slow_modes": {}}
+    result: dict[str, dict[str, Figures]] = {"implied_timescales_ps": {}, "slow_modes": {}}
     for lag in lags:
-        found = markov_model(baseline, states, lag)
+        found = markov_model(states, lag, baseline.n_states, baseline.seed)
         if found is None:
             continue
         value, error = found.timescales(_TIMESCALES)
-        result["implied_timescales_ps"][f"{lag:g}"] = figure(value.tolist(), error.tolist())
-        if baseline.modes is not None and baseline.discretisation is not None:
-            stride = states.stride(lag) or 1
-            counts = grouped_counts(states, stride, baseline.discretisation.n_states)
+        result["implied_timescales_ps"][f"{lag:g}"] = Figures(
+            value=value.tolist(), error=error.tolist()
+        )
+        if baseline.modes is not None:
+            counts = grouped_counts(states, states.stride(lag) or 1, baseline.n_states)
             weights = resamplings(states.n_groups, _RESAMPLINGS // 4, baseline.seed)
             many = mode_correlations(weighted(counts, weights), baseline.modes)
-            result["slow_modes"][f"{lag:g}"] = figure(
-                mode_correlations(counts.sum(0), baseline.modes).tolist(), spread(many).tolist()
+            result["slow_modes"][f"{lag:g}"] = Figures(
+                value=mode_correlations(counts.sum(0), baseline.modes).tolist(),
+                error=spread(many).tolist(),
             )
     return result
 
@@ -350,7 +379,7 @@ def passages(
     baseline: Baseline, states: Sample, lag_ps: float
 ) -> dict[str, tuple[float, float]] | None:
     """Return mean first passage times and errors, ps, from a Markov state model at a lag."""
-    found = markov_model(baseline, states, lag_ps)
+    found = markov_model(states, lag_ps, baseline.n_states, baseline.seed)
     if found is None:
         return None
     result = {}
@@ -360,14 +389,14 @@ def passages(
     return result
 
 
-def chapman_kolmogorov(baseline: Baseline, states: Sample, lag_ps: float) -> dict[str, Any]:
+def chapman_kolmogorov(baseline: Baseline, states: Sample, lag_ps: float) -> dict[str, Staying]:
     """Compare what a Markov state model predicts for longer times with what is found there."""
-    found = markov_model(baseline, states, lag_ps)
-    if found is None or baseline.discretisation is None:
+    found = markov_model(states, lag_ps, baseline.n_states, baseline.seed)
+    if found is None:
         return {}
-    number = baseline.discretisation.n_states
+    number, seed = baseline.n_states, baseline.seed
     every = (
-        (partition, staying(found, states, partition.states, labels, number, baseline.seed))
+        (partition, staying(found, states, partition.states, labels, number, seed))
         for partition, labels in zip(baseline.partitions, baseline.labels, strict=True)
     )
     return {partition.name: one for partition, one in every if one is not None}
@@ -380,7 +409,7 @@ def staying(
     labels: NDArray[np.int64],
     n_states: int,
     seed: int,
-) -> dict[str, Any] | None:
+) -> Staying | None:
     """Return the probability to be in the same state of a partition again, after several times.
 
     Parameters
@@ -400,7 +429,7 @@ def staying(
 
     Returns
     -------
-    dict or None
+    Staying or None
         None where the runs are too short to look at any time.
     """
     lag_ps, number = found.model.lag_ps, len(names)
@@ -409,35 +438,35 @@ def staying(
     if not steps:
         return None
     weights = resamplings(states.n_groups, _RESAMPLINGS // 4, seed)
-    rows: dict[str, list[Any]] = {
-        key: [] for key in ("found", "found_error", "predicted", "predicted_error")
-    }
+    found_rows, predicted_rows = [], []
     for k in steps:
         stride = states.stride(k * lag_ps) or 1
         counts = grouped_counts(states, stride, n_states)
         coarse = coarse_counts(counts, labels, number)
-        value, error = mean_and_error(coarse, coarse.sum(-1)[..., None], weights)
-        predicted, predicted_error = found.coarse(labels, number, k)
-        for key, matrix in (
-            ("found", value),
-            ("found_error", error),
-            ("predicted", predicted),
-            ("predicted_error", predicted_error),
-        ):
-            rows[key].append(np.diagonal(matrix).tolist())
-    deviation = np.array(rows["predicted"], dtype=float) - np.array(rows["found"], dtype=float)
-    finite = np.abs(deviation[np.isfinite(deviation)])
-    return {
-        "states": list(names),
-        "times_ps": [k * lag_ps for k in steps],
-        **{f"stay_{key}": value for key, value in rows.items()},
-        "largest_deviation": float(finite.max()) if len(finite) else None,
-    }
+        found_rows.append(mean_and_error(coarse, coarse.sum(-1)[..., None], weights))
+        predicted_rows.append(found.coarse(labels, number, k))
+
+    # Value and error, (times, states) each.
+    seen, seen_error = np.diagonal(np.array(found_rows), axis1=2, axis2=3).transpose(1, 0, 2)
+    model, model_error = np.diagonal(np.array(predicted_rows), axis1=2, axis2=3).transpose(1, 0, 2)
+    deviation = np.abs(model - seen)
+    finite = deviation[np.isfinite(deviation)]
+    return Staying(
+        states=list(names),
+        times_ps=[k * lag_ps for k in steps],
+        stay_found=seen.tolist(),
+        stay_found_error=seen_error.tolist(),
+        stay_predicted=model.tolist(),
+        stay_predicted_error=model_error.tolist(),
+        largest_deviation=float(finite.max()) if len(finite) else None,
+    )
 
 
-def correlations(sample: Sample, torsions: Sequence[Torsion], times: Iterable[float]) -> Any:
+def correlations(
+    sample: Sample, torsions: Sequence[Torsion], times: Iterable[float]
+) -> dict[str, dict[str, Figure]]:
     """Return the mean cosine of the change of every torsion against time."""
-    result: dict[str, Any] = {torsion.name: {} for torsion in torsions}
+    result: dict[str, dict[str, Figure]] = {torsion.name: {} for torsion in torsions}
     weights = resamplings(sample.n_groups, _RESAMPLINGS, 1)
     for time in times:
         stride = sample.stride(time)
@@ -453,24 +482,30 @@ def _sum_of_cosines(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
     return np.cos(after.astype(np.float64) - before).sum(0)
 
 
-def crossing_times(baseline: Baseline, sample: Sample) -> dict[str, dict[str, Any]]:
-    """Return how many crossings there are between cores, and their mean duration, ps."""
-    result: dict[str, dict[str, Any]] = {}
-    for partition in baseline.partitions:
+def durations(
+    partitions: Iterable[Partition], runs: Sequence[NDArray[Any]]
+) -> dict[tuple[str, str], NDArray[np.int64]]:
+    """Return how many frames each crossing from one core to another takes, by both their names."""
+    result = {}
+    for partition in partitions:
         for cores in partition.cores:
-            found = crossings([cores.label(run) for run in sample.runs])
-            names = [(i, j) for i in range(len(cores.states)) for j in range(len(cores.states))]
-            for i, j in names:
-                if i == j:
-                    continue
-                taken = found[(found[:, 0] == i) & (found[:, 1] == j), 2] * sample.spacing_ps
-                some, many = len(taken) > 0, len(taken) > 1
-                result[f"{cores.states[i]} -> {cores.states[j]}"] = {
-                    "value": float(taken.mean()) if some else None,
-                    "error": float(taken.std(ddof=1) / np.sqrt(len(taken))) if many else None,
-                    "crossings": len(taken),
-                    "per_microsecond": len(taken) / (sample.total_ps * 1e-6),
-                }
+            found = crossings([cores.label(run) for run in runs])
+            for (i, start), (j, end) in itertools.permutations(enumerate(cores.states), 2):
+                result[start, end] = found[(found[:, 0] == i) & (found[:, 1] == j), 2]
+    return result
+
+
+def crossing_times(baseline: Baseline, sample: Sample) -> dict[str, Crossings]:
+    """Return how many crossings there are between cores, and their mean duration, ps."""
+    result: dict[str, Crossings] = {}
+    for pair, frames in durations(baseline.partitions, sample.runs).items():
+        taken = frames * sample.spacing_ps
+        result[" -> ".join(pair)] = Crossings(
+            value=float(taken.mean()) if len(taken) > 0 else np.nan,
+            error=float(taken.std(ddof=1) / np.sqrt(len(taken))) if len(taken) > 1 else np.nan,
+            crossings=len(taken),
+            per_microsecond=len(taken) / (sample.total_ps * 1e-6),
+        )
     return result
 
 
@@ -621,7 +656,9 @@ def energy_excess(
     other, other_error = jackknife_mean(reference)
     low, middle, high = np.percentile(reference, (2, 50, 98))
     edges = np.linspace(middle - 4 * (middle - low), middle + 5 * (high - middle), 101)
-    result = figure((value - other) / thermal_kj_mol, np.hypot(error, other_error) / thermal_kj_mol)
+    result: dict[str, Any] = {
+        **figure((value - other) / thermal_kj_mol, np.hypot(error, other_error) / thermal_kj_mol)
+    }
     result["median_excess_kT"] = float((np.median(ours) - np.median(reference)) / thermal_kj_mol)
     result["width_ratio"] = float(ours.std() / reference.std())
     result["histogram"] = {
@@ -635,6 +672,6 @@ def energy_excess(
     return result
 
 
-def counted(number: int, draws: int) -> dict[str, Any]:
+def counted(number: int, draws: int) -> Figure:
     """Return a fraction of draws; its error assumes one count where there is none."""
     return figure(number / max(draws, 1), float(np.sqrt(max(number, 1))) / max(draws, 1))

@@ -1,9 +1,9 @@
-"""Whether two figures agree, decided by their errors."""
+"""Figures with errors, and whether two agree, decided by these."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NotRequired, TypedDict
 
 #: A difference within two errors is no finding. One beyond them is still called close up to these
 #: sizes: absolute, or relative where the name ends so.
@@ -25,6 +25,49 @@ TOLERANCES = {
 }
 
 AGREES, CLOSE, DIFFERS, UNDECIDED = "agrees", "close", "differs", "undecided"
+
+
+class Figure(TypedDict):
+    """A figure of a report.
+
+    Attributes
+    ----------
+    value, error : float
+        NaN where there is none; read from JSON, None.
+    reference : Figure or None
+        The same of what it is compared with.
+    """
+
+    value: float
+    error: float
+    reference: NotRequired[Figure | None]
+
+
+class Figures(TypedDict):
+    """Several figures of a kind, by their number: timescales, for instance."""
+
+    value: list[float]
+    error: list[float]
+    reference: NotRequired[Figures]
+
+
+class Verdict(TypedDict):
+    """Whether a figure agrees with the reference's."""
+
+    what: str
+    unit: str
+    model: float
+    model_error: float
+    reference: float
+    reference_error: float | None
+    verdict: str
+
+
+def figure(value: float, error: float, reference: tuple[float, float] | None = None) -> Figure:
+    """Return a figure, with value and error of the reference's."""
+    if reference is None:
+        return Figure(value=value, error=error)
+    return Figure(value=value, error=error, reference=figure(*reference))
 
 
 def judge(difference: float | None, error: float | None, tolerance: float) -> str:
@@ -56,43 +99,38 @@ def known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def compared(
-    what: str, figure: dict[str, Any], tolerance: float, relative: bool, unit: str
-) -> dict[str, Any]:
-    """Return a row of verdicts on a figure and the reference's.
+def compared(what: str, one: Figure, tolerance: float, relative: bool, unit: str) -> Verdict:
+    """Return the verdict on a figure that has a reference.
 
     Parameters
     ----------
     what : str
         What it is, for people.
-    figure : dict
-        ``value``, ``error``, and the same of the ``reference``.
+    one : Figure
+        Beside that of the reference.
     tolerance : float
         See :func:`judge`.
     relative : bool
         Whether the tolerance is a share of the reference's value.
     unit : str
         Of both.
-
-    Returns
-    -------
-    dict
-        ``what``, ``verdict``, ``unit``, ``model``, ``model_error``, ``reference`` and
-        ``reference_error``.
     """
-    value, error = figure["value"], figure["error"]
-    other, other_error = figure["reference"]["value"], figure["reference"]["error"]
-    row = {
-        "what": what,
-        "unit": unit,
-        "model": value,
-        "model_error": error,
-        "reference": other,
-        "reference_error": other_error,
-    }
+    value, error = one["value"], one["error"]
+    reference = one.get("reference") or figure(math.nan, math.nan)
+    other, other_error = reference["value"], reference["error"]
     if not all(known(v) for v in (value, error, other, other_error)):
-        return {**row, "verdict": UNDECIDED}
-    if value == other and not error and not other_error:  # neither has ever seen it
-        return {**row, "verdict": UNDECIDED}
-    allowed = tolerance * abs(other) if relative else tolerance
-    return {**row, "verdict": judge(value - other, math.hypot(error, other_error), allowed)}
+        verdict = UNDECIDED
+    elif value == other and not error and not other_error:  # neither has ever seen it
+        verdict = UNDECIDED
+    else:
+        allowed = tolerance * abs(other) if relative else tolerance
+        verdict = judge(value - other, math.hypot(error, other_error), allowed)
+    return Verdict(
+        what=what,
+        unit=unit,
+        model=value,
+        model_error=error,
+        reference=other,
+        reference_error=other_error,
+        verdict=verdict,
+    )

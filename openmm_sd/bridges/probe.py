@@ -156,24 +156,8 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
 def answer_of(module: str, bridge: str, platform: str, timeout: float = TIMEOUT) -> dict[str, Any]:
     """Run a module for a bridge and a platform in a process of its own, which may crash.
 
-    Parameters
-    ----------
-    module : str
-        What to run; it prints one line of JSON.
-    bridge, platform : str
-        Its arguments.
-    timeout : float
-        Seconds to wait.
-
-    Returns
-    -------
-    dict
-        What the line holds.
-
-    Raises
-    ------
-    TimeoutError, RuntimeError
-        If there is none, in time or at all.
+    Returns what its line of JSON holds. Raises TimeoutError or RuntimeError if there is none, in
+    time (s) or at all.
     """
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])

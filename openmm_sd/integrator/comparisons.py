@@ -27,13 +27,7 @@ _SAME_TEMPERATURE = 0.5
 
 
 class DiffersFromModel(UserWarning):
-    """The simulation is not what the model was made for.
-
-    Attributes
-    ----------
-    note : Note
-        What differs.
-    """
+    """The simulation is not what the model was made for; its `note` says how."""
 
     def __init__(self, note: Note) -> None:
         super().__init__(str(note))
@@ -41,22 +35,7 @@ class DiffersFromModel(UserWarning):
 
 
 def dry_run(model: ScoreModel, solute: Solute, lag_ps: float) -> None:
-    """Call the kernel once on the molecule's own frame, so that a bad one is refused here.
-
-    Parameters
-    ----------
-    model : ScoreModel
-        Whose propagator is called.
-    solute : Solute
-        Of which molecule.
-    lag_ps : float
-        At which lag.
-
-    Raises
-    ------
-    ValueError
-        If it fails, or returns something else than a frame.
-    """
+    """Call the kernel once on the molecule's own frame, so that a bad one is refused here."""
     propagator: Any = model.propagator
     frame = torch.tensor(solute.molecule.positions, dtype=torch.float32)
     frame = (frame - frame.mean(0)).unsqueeze(0)

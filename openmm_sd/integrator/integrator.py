@@ -23,6 +23,7 @@ from .notes import Note
 from .programs import (
     ALL_REJECTIONS,
     BOLTZMANN,
+    SETTINGS,
     STATE,
     carried_variables,
     check_layout,
@@ -606,18 +607,11 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
                 lag=settings["lag"],
                 bridge=bridge,
                 seed=int(settings["seed"]),
-                maxTries=int(settings["max_tries"]),
-                candidates=int(settings["candidates"]),
-                settleSteps=int(settings["settle_steps"]),
-                settleTime=settings["settle_ps"],
                 strict=strict,
             )
-        for name in ("max_rise", "max_sigma", "max_novelty"):
-            new._set(name, settings[name])
         new._novelty_of_card = False
         new.setConstraintTolerance(settings["tolerance"])
-        new.setJumping(bool(settings["enabled"]))
-        for name in STATE:
+        for name in (*STATE, *SETTINGS):
             new._set(name, settings[name])
         return new
 

@@ -42,16 +42,8 @@ NO_LIMIT = 1e30
 class SteppingIntegrator(openmm.CompoundIntegrator):
     """OpenMM's Langevin integrator with the three programs beside it, and their variables.
 
-    It knows nothing of models: its jump is whatever force lies in the jump's group.
-
-    Parameters
-    ----------
-    temperature : float
-        K.
-    friction : float
-        1/ps.
-    step : float
-        ps.
+    It knows nothing of models: its jump is whatever force lies in the jump's group. Temperature in
+    K, friction in 1/ps, step in ps.
     """
 
     def __init__(self, temperature: float, friction: float, step: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ..analysis.figures import Staying
+    from ..analysis.verdicts import Figures
+
+    ByLag = Mapping[str, Figures]
 
 #: Text and axes; a quiet line; an error band; a background that is shaded. What a page shows in
 #: their place depends on whether it is light or dark.
@@ -27,6 +32,16 @@ _VARIABLES = {
     SHADE: "var(--shade)",
     **{colour: f"var(--c{k + 1})" for k, colour in enumerate(PALETTE)},
 }
+
+#: What pictures of several reports are called, and what is said below them.
+MAP_CAPTION = "-ln of the histogram, in kT above its minimum. Blank: never visited."
+TIMESCALES_TITLE = "Implied timescales against the lag of the Markov state model"
+STAYING_TITLE = "Chapman-Kolmogorov test"
+#: Timescales are counted so.
+ORDINALS = ("slowest", "second", "third")
+
+#: A picture for a page: SVG, title, caption.
+Picture = tuple[str, str, str]
 
 #: Free energies beyond this are drawn as this, kT.
 HIGHEST_KT = 8.0
@@ -177,38 +192,70 @@ def free_energy_maps(
     return figure
 
 
-def stay(one: dict[str, Any], key: str, k: int) -> NDArray[np.float64]:
-    """Return a column of what `openmm_sd.analysis.figures.staying` gives."""
-    return as_numbers(row[k] for row in one[f"stay_{key}"])
+def staying(
+    panels: Sequence[tuple[str, int, Sequence[tuple[str, str, Staying]]]], reference: str
+) -> Figure:
+    """Draw a Chapman-Kolmogorov test, with that of the reference.
+
+    A panel has a title, the number of the state, and what is drawn: label, colour, probabilities.
+    """
+    figure, axes = grid(len(panels), (3.3, 2.6))
+    for axis, (title, k, shown) in zip(axes, panels, strict=True):
+        label: str | None = reference
+        for name, colour, one in shown:
+            if other := one.get("reference"):
+                times, y = other["times_ps"], _column(other["stay_found"], k)
+                error = _column(other["stay_found_error"], k)
+                axis.fill_between(times, y - error, y + error, color=BAND, lw=0)
+                axis.plot(times, y, color=INK, lw=1, label=label)
+                axis.plot(times, _column(other["stay_predicted"], k), color=MUTED, lw=0.8, ls=":")
+                label = None
+            times = one["times_ps"]
+            axis.plot(times, _column(one["stay_predicted"], k), color=colour, lw=1, ls="--")
+            found, error = _column(one["stay_found"], k), _column(one["stay_found_error"], k)
+            axis.errorbar(times, found, error, color=colour, ls="", marker="o", ms=4, label=name)
+        axis.set_title(title)
+        logarithmic(axis)
+        axis.set_xlabel("time (ps)")
+        axis.set_ylabel("probability to be back")
+        axis.set_ylim(0, 1.02)
+    axes[0].legend()
+    return figure
 
 
-def stay_reference(axis: Axes, one: dict[str, Any], k: int, label: str | None) -> None:
-    """Draw what the reference does in a Chapman-Kolmogorov test."""
-    times = np.array(one["times_ps"])
-    y, error = stay(one, "found", k), stay(one, "found_error", k)
-    axis.fill_between(times, y - error, y + error, color=BAND, lw=0)
-    axis.plot(times, y, color=INK, lw=1, label=label)
-    axis.plot(times, stay(one, "predicted", k), color=MUTED, lw=0.8, ls=":")
+def was_seen(one: Staying | None, k: int) -> bool:
+    """Whether a Chapman-Kolmogorov test has found anything of a state."""
+    return one is not None and bool(np.isfinite(_column(one["stay_found"], k)).any())
 
 
-def stay_model(axis: Axes, one: dict[str, Any], k: int, colour: str, label: str) -> None:
-    """Draw what is found, and what its Markov state model predicts."""
-    times = np.array(one["times_ps"])
-    axis.plot(times, stay(one, "predicted", k), color=colour, lw=1, ls="--")
-    axis.errorbar(
-        times,
-        stay(one, "found", k),
-        stay(one, "found_error", k),
-        color=colour,
-        ls="",
-        marker="o",
-        ms=4,
-        label=label,
-    )
+def _column(rows: Iterable[Sequence[float]], k: int) -> NDArray[np.float64]:
+    return as_numbers(row[k] for row in rows)
 
 
-def timescale_series(
-    axis: Axes, by_lag: dict[str, Any], k: int, colour: str, label: str, band: bool = False
+def timescales(
+    panels: Sequence[tuple[str, int, ByLag, Sequence[tuple[str, str, ByLag]]]], reference: str
+) -> Figure:
+    """Draw implied timescales against the lag of the Markov state model, with the reference's.
+
+    A panel has a title, the number of the timescale, the reference's by lag, and what is drawn:
+    label, colour, timescales by lag.
+    """
+    figure, axes = grid(len(panels), (3.6, 3.0))
+    for axis, (title, k, other, shown) in zip(axes, panels, strict=True):
+        _timescale_series(axis, other, k, INK, reference, band=True)
+        for name, colour, by_lag in shown:
+            _timescale_series(axis, by_lag, k, colour, name)
+        axis.set_title(title)
+        _timescale_axis(axis)
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+            break
+    return figure
+
+
+def _timescale_series(
+    axis: Axes, by_lag: ByLag, k: int, colour: str, label: str, band: bool = False
 ) -> None:
     """Draw one implied timescale against the lag of the Markov state model."""
     x = np.array([float(lag) for lag in by_lag])
@@ -227,7 +274,7 @@ def timescale_series(
         axis.errorbar(x, y, [down, error], color=colour, marker="o", ms=4, capsize=2, label=label)
 
 
-def timescale_axis(axis: Axes) -> None:
+def _timescale_axis(axis: Axes) -> None:
     """Finish a panel of implied timescales: scales, and the region that cannot be seen."""
     if not np.isfinite(axis.xaxis.get_minpos()):
         axis.text(0.5, 0.5, "lost in the noise", ha="center", transform=axis.transAxes)

@@ -7,9 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from ..analysis.verdicts import Figure
 
 # Nothing may be fetched, whatever text ends up on the page.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -141,8 +144,8 @@ def plain(value: float | None, digits: int) -> str:
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
-def figure(one: dict[str, Any] | None) -> str:
-    """Return a figure of a report: a dict with ``value`` and ``error``."""
+def figure(one: Figure | None) -> str:
+    """Return a figure of a report, with its error."""
     return DASH if one is None else number(one["value"], one["error"])
 
 

@@ -21,7 +21,7 @@ from ..bridges import platform_names
 from ..files.atomic import finite, one_line, writing
 from ..files.folder import interrupts, locked, refuse_others, require_same, sweep
 from ..files.trajectories import FORMATS
-from ..integrator.notes import dropped_jumps, ensemble_notes
+from ..integrator.notes import OTHER, Note, dropped_jumps, ensemble_notes, mismatches
 from ..integrator.reporter import ScoreDynamicsReporter
 from ..jump.jump import ERRORS, JumpError
 from ..model.model import ScoreModel
@@ -141,7 +141,7 @@ class _Run:
         self._seconds: dict[str, float] = {}
         self._plain = _PlainBeside(plan, stopped)
         self._parts = 0
-        self._notes: list[str] = []
+        self._notes: list[Note] = []
         self._precision: str | None = None
 
     def __call__(self) -> dict[str, Any]:
@@ -210,7 +210,9 @@ class _Run:
         self._wall, self._sampling = float(state["wall_s"]), float(state["sampling_s"])
         self._seconds = dict(state["numbers"]["seconds"])
         self._plain.ps, self._plain.seconds = map(float, state["plain"])
-        self._parts, self._notes = int(state["parts"]), list(state["notes"])
+        self._parts = int(state["parts"])
+        kinds = {text: kind for kind, text in state.get("mismatches", ())}
+        self._notes = [Note(kinds.get(text, OTHER), text) for text in state["notes"]]
 
     def _finished(self, checkpoint: Checkpoint) -> dict[str, Any]:
         state = checkpoint.state
@@ -268,7 +270,7 @@ class _Run:
         self._say_or_stop("measuring plain MD", "")
         self._plain.begin(openmm.XmlSerializer.clone(system), prepared, self._platform, properties)
 
-        met: list[str] = []
+        met: list[Note] = []
         with noting(met):
             integrator = plan.integrator(self._bridge, seed)
             solute = integrator.attach(
@@ -347,9 +349,11 @@ class _Run:
                     "command on the machine, platform and version of OpenMM that wrote it, or a "
                     "new directory"
                 ) from error
-            note = (
+            note = Note(
+                OTHER,
                 f"At MD step {self._steps} the run was taken up from its portable state "
-                f"({reason}): from there on the Langevin noise is not that of a run without a stop."
+                f"({reason}): from there on the Langevin noise is not that of a run without a "
+                "stop.",
             )
             self._notes.append(note)
             self._say("taken up elsewhere", note)
@@ -459,6 +463,7 @@ class _Run:
         now = time.monotonic()
         self._wall += now - self._began
         self._began = now
+        numbers = self._numbers()
         self._output.commit(
             {
                 "identity": self._identity,
@@ -469,13 +474,14 @@ class _Run:
                 },
                 "start_sha256": self._start_sha256,
                 "steps": self._steps,
-                "numbers": self._numbers(),
+                "numbers": numbers,
                 "atoms": self._atoms,
                 "wall_s": self._wall,
                 "sampling_s": self._sampling,
                 "plain": [self._plain.ps, self._plain.seconds],
                 "parts": self._parts,
                 "notes": self._notes,
+                "mismatches": [(note.kind, note) for note in mismatches(self._told(numbers))],
             },
             self._context.createCheckpoint(),
             openmm.XmlSerializer.serialize(state),
@@ -507,10 +513,6 @@ class _Run:
     def _summary(self, numbers: dict[str, Any]) -> dict[str, Any]:
         plan, settings, plain = self._plan, self._plan.settings, self._plain
         now = time.monotonic()
-        notes = ensemble_notes(
-            plan.model, numbers, plan.lag_ps, plan.burst_ps, implicit=plan.source.implicit
-        )
-        complaint = dropped_jumps(numbers)
         mixed = ns_per_day(numbers["effective_time_ps"], self._sampling) if self._sampling else None
         return {
             **numbers,
@@ -540,16 +542,26 @@ class _Run:
             "wall_clock_s": self._wall + now - self._began,
             "settings": asdict(settings),
             "versions": versions(),
-            "notes": [
-                *([complaint] if complaint else []),
-                *plan.notes,
-                *notes,
+            "notes": self._told(numbers),
+        }
+
+    def _told(self, numbers: dict[str, Any]) -> list[Note]:
+        """Return what a reader of the numbers has to know."""
+        plan, complaint = self._plan, dropped_jumps(numbers)
+        return [
+            *([complaint] if complaint else []),
+            *plan.notes,
+            *ensemble_notes(
+                plan.model, numbers, plan.lag_ps, plan.burst_ps, implicit=plan.source.implicit
+            ),
+            Note(
+                OTHER,
                 "Speeds count MD, model and settling, without the writing of files. Plain MD was "
                 "measured in short stretches on the same system and machine. Effective time is no "
                 "MD time.",
-                *self._notes,
-            ],
-        }
+            ),
+            *self._notes,
+        ]
 
     def _saved_topology(self) -> app.Topology:
         topology = self._prepared.topology

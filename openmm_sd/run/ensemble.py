@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.figures import Baseline
+from ..analysis.figures import Baseline, durations
 from ..analysis.sample import Sample
 from ..analysis.timeline import Timeline, mean_error, visits
 from ..files.atomic import write_atomically
@@ -35,7 +35,6 @@ from ..workers.shares import shares
 from .driver import Report, Start, plan_run
 from .files import START, SUMMARY, RunError
 from .record import RunRecord, read_run
-from .report.findings import crossings_of, states_of
 from .report.page import compared_with
 from .settings import RunSettings
 
@@ -420,27 +419,28 @@ def _together(
 ) -> dict[str, Any]:
     """Return populations and crossings."""
     seen = [record for record in records if record.n_frames]
-    chosen, beside, _ = compared_with(records[0], model, reference, None, None)
+    chosen, comparison, _ = compared_with(records[0], model, reference, None, None)
     if not chosen or not seen:
         return {"populations": {}, "crossings": {}}
     nothing = np.zeros(0, dtype=np.int64)
     angles = [record.look(chosen, nothing)[0] for record in seen]
-    sample = beside.sample if beside else Sample.from_runs(angles, 1.0)
+    sample = comparison.sample if comparison else Sample.from_runs(angles, 1.0)
     baseline = Baseline.of(records[0].molecule, chosen, sample, _SEED)
     # By the time that the frames stand for.
     times = [float(record.times_ps[-1]) for record in seen]
-    crossed: Counter[str] = Counter()
-    for one in angles:
-        crossed.update(crossings_of(baseline.partitions, one))
+    crossed = durations(baseline.partitions, angles)
     populations: dict[str, Any] = {}
     for partition in baseline.partitions:
-        states = [states_of(partition, baseline, one) for one in angles]
-        for k, (name, _) in enumerate(states[0]):
-            inside = [of_run[k][1].astype(np.int64) for of_run in states]
+        states = [partition.inside(one) for one in angles]
+        for name in states[0]:
+            inside = [of_run[name].astype(np.int64) for of_run in states]
             populations[name] = population(
                 [Timeline(record.times_ps) for record in seen], inside, times
             )
-    return {"populations": populations, "crossings": dict(crossed)}
+    return {
+        "populations": populations,
+        "crossings": {" -> ".join(pair): len(frames) for pair, frames in crossed.items()},
+    }
 
 
 def population(

@@ -15,7 +15,9 @@ import torch
 from openmm import unit
 
 from ..files.atomic import one_line
+from ..integrator.comparisons import DiffersFromModel
 from ..integrator.integrator import ScoreDynamicsIntegrator
+from ..integrator.notes import OTHER, Note
 from ..jump.jump import ERRORS, Jump
 from ..model.model import ScoreModel, model_digest
 from ..system.fitting import fitting_model
@@ -54,14 +56,16 @@ def plan_run(
 
 
 @contextlib.contextmanager
-def noting(notes: list[str]) -> Iterator[None]:
+def noting(notes: list[Note]) -> Iterator[None]:
     """Put warnings for users among the notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
         text = one_line(warning.message)
-        note = f"{text[:1].upper()}{text[1:]}."
+        said = warning.message
+        kind = said.note.kind if isinstance(said, DiffersFromModel) else OTHER
+        note = Note(kind, f"{text[:1].upper()}{text[1:]}.")
         if not issubclass(warning.category, UserWarning):
             warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
         elif note not in notes:
@@ -73,14 +77,14 @@ class Plan:
 
     Attributes
     ----------
-    notes : list of str
+    notes : list of Note
         Where the simulation is not what the model was made for.
     """
 
     def __init__(self, model: ScoreModel, source: Source, settings: RunSettings) -> None:
         self.source = source
         self.settings = settings
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         prepared = source.prepared
         self._refuse_idle_options()
         try:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from ..data.reference import angles_of
 from ..files.atomic import one_line
 from ..files.trajectories import FORMATS, RAW_FILE, RawFrames
+from ..integrator.notes import Note
 from ..molecule.molecule import Molecule
 from ..molecule.topology import read_topology
 from ..molecule.torsions import Torsion
 from ..prepare import read_prepared
-from .files import LOG, START, SUMMARY
+from .files import LOG, START, SUMMARY, read_checkpoint
 
 #: Columns of the log that a report uses, and the names that it uses for them.
 COLUMNS: Final = {
@@ -61,6 +62,8 @@ class RunRecord:
         Columns of ``log.csv`` under the names of `COLUMNS`, one value a frame.
     n_frames : int
         Frames that both the trajectory and the log hold.
+    mismatches : tuple of Note or None
+        What the model was not made for, as the last checkpoint knows it; None where it does not.
     """
 
     folder: Path
@@ -68,6 +71,7 @@ class RunRecord:
     molecule: Molecule
     log: dict[str, NDArray[np.float64]]
     n_frames: int
+    mismatches: tuple[Note, ...] | None = ()
 
     @property
     def times_ps(self) -> NDArray[np.float64]:
@@ -159,7 +163,16 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         )
     # A killed run may have written more than the last summary knows of.
     log = {name: values[:count] for name, values in log.items()}
-    return RunRecord(folder, summary, _molecule(folder, summary), log, count)
+    return RunRecord(folder, summary, _molecule(folder, summary), log, count, _mismatches(folder))
+
+
+def _mismatches(folder: Path) -> tuple[Note, ...] | None:
+    checkpoint = None
+    with contextlib.suppress(ValueError):  # a run may be looked at without it
+        checkpoint = read_checkpoint(folder)
+    if checkpoint is None or "mismatches" not in checkpoint.state:
+        return None
+    return tuple(Note(kind, text) for kind, text in checkpoint.state["mismatches"])
 
 
 def _read_log(file: Path) -> dict[str, NDArray[np.float64]]:

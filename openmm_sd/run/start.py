@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from ..bridges.base import FORCE_NAME
+from ..integrator.notes import FORCE_FIELD, Note
 from ..model.model import ScoreModel
 from ..molecule.whole import make_whole
 from ..prepare import (
@@ -162,7 +163,7 @@ def force_field(settings: RunSettings, model: ScoreModel | None) -> tuple[str, .
 
 def other_force_field(
     files: tuple[str, ...], model: ScoreModel, implicit: bool = False
-) -> str | None:
+) -> Note | None:
     """Say it where a System's force field is known and is not the one on the model's card.
 
     Parameters
@@ -182,9 +183,10 @@ def other_force_field(
         return None  # there is a note of its own for it
     if {os.path.basename(file) for file in files} == {os.path.basename(f) for f in named}:
         return None
-    return (
+    return Note(
+        FORCE_FIELD,
         f"The system's force field ({', '.join(files)}) is not the one that the model was trained "
-        f"with ({', '.join(named)}): its jumps keep sampling that one."
+        f"with ({', '.join(named)}): its jumps keep sampling that one.",
     )
 
 

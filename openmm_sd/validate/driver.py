@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..analysis import figures
+from ..analysis.equilibrium import grouped_histograms
 from ..analysis.sample import Sample
-from ..analysis.verdicts import TOLERANCES
+from ..analysis.verdicts import TOLERANCES, figure
 from ..data.reference import (
     Reference,
     ReferenceRun,
@@ -30,14 +30,18 @@ from ..data.reference import (
 from ..files.atomic import finite, write_json
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion
+from ..version import versions
+from . import plots
 from .energy import BOLTZMANN_KJ_PER_MOL_K, VacuumEnergy
-from .sampling import Chains, Report, one_step, read_chains, run_chains
+from .page import write_page
+from .sampling import Chains, Report, Step, one_step, read_chains, run_chains
 from .settings import USUAL_LAGS, ValidateSettings
 from .verdicts import verdicts
 
 #: The files of a report beside its pictures.
 FILES = ("validation.json", "validation.html")
 
+_PACKAGES = ("openmm-sd", "openmm", "torch", "numpy", "deeptime", "mdtraj")
 _ROOM_TEMPERATURE_K = 300.0
 # Without equilibrated frames, chains start from few places, and forget them slowly.
 _FEW_STARTS = 20
@@ -107,18 +111,7 @@ def validate(
     model = model.only(molecule)
     solute = model.molecules[0]
     own = reference is None
-    if reference is None:
-        for option, value in (("topology", topology), ("spacing_ps", spacing_ps)):
-            if value is not None:
-                raise ValueError(f"{option} has no effect without a reference")
-        say("reading the reference", "what the training held out")
-        reference = held_out_reference(model.card, solute, [Path(name).parent, Path()])
-    if hasattr(reference, "xyz"):
-        reference = reference_from_trajectory(reference, solute, spacing_ps=spacing_ps)
-    if not isinstance(reference, Reference):
-        say("reading the reference", "")
-        paths = [reference] if isinstance(reference, (str, os.PathLike)) else list(reference)
-        reference = read_reference(paths, solute, topology, spacing_ps)
+    reference = _opened(reference, model, Path(name).parent, topology, spacing_ps, say)
     chosen = chosen_torsions(solute, reference, settings.torsions)
     sample = reference.sample(chosen)
     ready = [read_chains(path, solute, settings, chosen) for path in rollouts]
@@ -129,16 +122,7 @@ def validate(
         )
     run = _Validation(model, reference, settings, chosen, sample, say)
     if own:
-        run.notes.append(
-            f"No reference was named: this is {sample.total_ps / 1000.0:.3g} ns of the MD that the "
-            "model's training held out. Longer MD of its own says more."
-        )
-        init = model.card.training.get("init")
-        if init:
-            run.notes.append(
-                f"The training began with the weights of {init}, whose own training may have seen "
-                "this MD, if its data, --seed or --held-out were others."
-            )
+        run.notes += _own_notes(model, sample)
     folder.mkdir(parents=True, exist_ok=True)
 
     say("analysing the reference", "")
@@ -160,40 +144,57 @@ def validate(
         "lags": entries,
         "tolerances": TOLERANCES,
         "notes": run.notes,
-        "versions": _versions(),
+        "versions": versions(_PACKAGES),
         "seconds": time.perf_counter() - began,
     }
     result = finite(result)
     for entry in result["lags"].values():
         entry["verdicts"] = verdicts(entry, run.baseline.jsd_key)
     say("drawing", "")
-    from .page import write_page
-    from .plots import draw_all
-
-    pictures = draw_all(result, folder, run.drawn)
+    pictures = plots.draw_all(result, folder, run.histograms)
     write_json(folder / FILES[0], result)
     write_page(result, pictures, folder / FILES[1])
     say("done", f"{time.perf_counter() - began:.0f} s, the report is {folder / FILES[1]}")
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """What the pictures show and the report does not hold.
+def _opened(
+    reference: Any | None,
+    model: ScoreModel,
+    beside: Path,
+    topology: str | os.PathLike[str] | None,
+    spacing_ps: float | None,
+    say: Report,
+) -> Reference:
+    """Return the reference, whatever it was given as; see `validate`."""
+    solute = model.molecules[0]
+    if reference is None:
+        for option, value in (("topology", topology), ("spacing_ps", spacing_ps)):
+            if value is not None:
+                raise ValueError(f"{option} has no effect without a reference")
+        say("reading the reference", "what the training held out")
+        return held_out_reference(model.card, solute, [beside, Path()])
+    if isinstance(reference, Reference):
+        return reference
+    if hasattr(reference, "xyz"):
+        return reference_from_trajectory(reference, solute, spacing_ps=spacing_ps)
+    say("reading the reference", "")
+    paths = [reference] if isinstance(reference, (str, os.PathLike)) else list(reference)
+    return read_reference(paths, solute, topology, spacing_ps)
 
-    Attributes
-    ----------
-    columns : tuple of int
-        The pair of torsions of the free-energy maps; empty if there is no pair.
-    names : tuple of str
-        Of these torsions.
-    maps : dict
-        Histograms (50 x 50) of the pair, by lag, and of the reference under ``MD``.
-    """
 
-    columns: tuple[int, ...]
-    names: tuple[str, ...]
-    maps: dict[str, NDArray[np.float64]]
+def _own_notes(model: ScoreModel, sample: Sample) -> list[str]:
+    """Say what it means that the reference is what the training held out."""
+    notes = [
+        f"No reference was named: this is {sample.total_ps / 1000.0:.3g} ns of the MD that the "
+        "model's training held out. Longer MD of its own says more."
+    ]
+    if init := model.card.training.get("init"):
+        notes.append(
+            f"The training began with the weights of {init}, whose own training may have seen "
+            "this MD, if its data, --seed or --held-out were others."
+        )
+    return notes
 
 
 class _Validation:
@@ -240,8 +241,7 @@ class _Validation:
                 "sample: figures that relax more slowly than the chains are long are biased."
             )
         self._energy, self._reference_energies, self._no_energy = self._force_field()
-        self._cache: dict[int, NDArray[np.float32]] = {}
-        self._drawn: dict[str, NDArray[np.float64]] = {}
+        self._maps: dict[str, NDArray[np.float64]] = {}
         self._passages: dict[float, Any] = {}
 
     def _force_field(self) -> tuple[VacuumEnergy | None, NDArray[np.float64], str]:
@@ -290,23 +290,22 @@ class _Validation:
         self._crossings = figures.crossing_times(baseline, sample)
         pair = baseline.jsd_columns[0]
         if len(pair) == 2:
-            self._drawn["MD"] = figures.grouped_histograms(sample, pair).sum(0)
+            self._maps["MD"] = grouped_histograms(sample, pair).sum(0)
 
     def reference_report(self) -> dict[str, Any]:
         """Return what the report says of the reference."""
         sample = self.baseline.sample
-        states = self.baseline.discretisation
         return {
             "frames": sample.n_frames,
             "ns": sample.total_ps / 1000.0,
             "spacing_ps": sample.spacing_ps,
             "groups": sample.n_groups,
             "torsions": [asdict(torsion) for torsion in self.baseline.torsions],
-            "microstates": 0 if states is None else states.n_states,
+            "microstates": self.baseline.n_states,
             **figures.reference_equilibrium(self.baseline),
             **self._kinetics,
             "mfpt_ps": {
-                f"{lag:g}": {name: figures.figure(*pair) for name, pair in (found or {}).items()}
+                f"{lag:g}": {name: figure(*pair) for name, pair in (found or {}).items()}
                 for lag, found in self._passages.items()
             },
             "mean_cos_change": self._correlations,
@@ -314,10 +313,10 @@ class _Validation:
         }
 
     @property
-    def drawn(self) -> Drawn:
-        """What the pictures need beyond the report."""
-        pair = self.baseline.jsd_columns[0] if self._drawn else ()
-        return Drawn(pair, tuple(self.baseline.torsions[k].name for k in pair), self._drawn)
+    def histograms(self) -> plots.MapHistograms:
+        """What the free-energy maps show."""
+        pair = self.baseline.jsd_columns[0] if self._maps else ()
+        return plots.MapHistograms(tuple(self.baseline.torsions[k].name for k in pair), self._maps)
 
     def chains(self, lag: float) -> Chains:
         """Run chains at a lag."""
@@ -342,9 +341,9 @@ class _Validation:
             "microseconds": sample.total_ps * 1e-6,
             **figures.equilibrium(baseline, sample),
         }
-        if self._drawn:
-            entry_map = figures.grouped_histograms(sample, baseline.jsd_columns[0]).sum(0)
-            self._drawn[name] = entry_map
+        if self._maps:
+            counts = grouped_histograms(sample, baseline.jsd_columns[0])
+            self._maps[name] = counts.sum(0)
         self.say(f"analysing the chains of {name} ps", "kinetics")
         entry |= self._kinetics_of(sample, chains.spacing_ps)
         self.say(f"analysing the chains of {name} ps", "geometry and energy")
@@ -375,41 +374,45 @@ class _Validation:
         if baseline.discretisation is None:
             return {**empty, "chapman_kolmogorov": {}, "crossing_times_ps": {}}
         states = baseline.microstates(sample)
-        result = figures.timescales(baseline, states, figures.msm_lags(sample, spacing))
-        for key in ("implied_timescales_ps", "slow_modes"):
-            for lag, one in result[key].items():
-                if lag in self._kinetics[key]:
-                    one["reference"] = self._kinetics[key][lag]
+        by_lag = figures.timescales(baseline, states, figures.msm_lags(sample, spacing))
+        for key, rows in by_lag.items():
+            for when, several in rows.items():
+                if when in self._kinetics[key]:
+                    several["reference"] = self._kinetics[key][when]
         lag = figures.passage_lag(spacing)
         if lag not in self._passages:
             self._passages[lag] = figures.passages(baseline, baseline.states, lag)
         ours, theirs = figures.passages(baseline, states, lag) or {}, self._passages[lag] or {}
         nothing = (math.nan, math.nan)
-        names = [name for p in baseline.partitions for name, _, _ in p.passages]
-        result["mfpt_ps"] = {
-            name: figures.figure(*ours.get(name, nothing), theirs.get(name, nothing))
-            for name in names
-        }
-        result["mfpt_msm_lag_ps"] = lag
-        result["chapman_kolmogorov"] = figures.chapman_kolmogorov(baseline, states, lag)
-        for name, one in figures.chapman_kolmogorov(baseline, baseline.states, lag).items():
-            if name in result["chapman_kolmogorov"]:
-                result["chapman_kolmogorov"][name]["reference"] = one
+        tests = figures.chapman_kolmogorov(baseline, states, lag)
+        for name, test in figures.chapman_kolmogorov(baseline, baseline.states, lag).items():
+            if name in tests:
+                tests[name]["reference"] = test
         cosines = figures.correlations(sample, baseline.torsions, self._times)
         for torsion, by_time in cosines.items():
             for when, one in by_time.items():
                 one["reference"] = self._correlations[torsion].get(when)
-        result["mean_cos_change"] = cosines
-        result["crossing_times_ps"] = figures.crossing_times(baseline, sample)
+        crossings = figures.crossing_times(baseline, sample)
         coarse = figures.thinned(baseline.sample, spacing)
         if coarse is not None:
-            for name, one in figures.crossing_times(baseline, coarse).items():
-                result["crossing_times_ps"][name]["reference"] = one
-        return result
+            for name, crossing in figures.crossing_times(baseline, coarse).items():
+                crossings[name]["reference"] = crossing
+        return {
+            **by_lag,
+            "mfpt_ps": {
+                name: figure(*ours.get(name, nothing), theirs.get(name, nothing))
+                for partition in baseline.partitions
+                for name, _, _ in partition.passages
+            },
+            "mfpt_msm_lag_ps": lag,
+            "chapman_kolmogorov": tests,
+            "mean_cos_change": cosines,
+            "crossing_times_ps": crossings,
+        }
 
     def _excess(self, frames: NDArray[Any]) -> dict[str, Any]:
         if self._energy is None:
-            return {**figures.figure(None, None), "reason": self._no_energy}
+            return {**figure(math.nan, math.nan), "reason": self._no_energy}
         thermal = BOLTZMANN_KJ_PER_MOL_K * self.temperature
         return figures.energy_excess(self._energy, frames, self._reference_energies, thermal)
 
@@ -431,10 +434,7 @@ class _Validation:
 
     def _step_from_runs(self, lag: float) -> dict[str, Any] | None:
         """Start from frames of MD; what MD did from all of its frames is known."""
-        runs = _most_common_spacing(self.reference.with_positions)
-        sample = Sample.from_runs(
-            [self._angles(run) for run in runs], runs[0].spacing_ps, _STEP_GROUPS
-        )
+        runs, sample = self._with_positions
         stride = sample.stride(lag)
         if stride is None or stride >= max(map(len, sample.runs)):
             return None
@@ -457,19 +457,14 @@ class _Validation:
         where = np.searchsorted(ends, places, side="right")
         starts = np.array(
             [
-                self._positions(runs[r])[place - (ends[r] - lengths[r])]
+                _positions(runs[r])[place - (ends[r] - lengths[r])]
                 for r, place in zip(where, places, strict=True)
             ]
         )
         step = one_step(self.model, self.settings, lag, starts, self.baseline.torsions, self.say)
         groups = step.start * _STEP_GROUPS // len(starts)
-        return {
-            "from": f"{len(starts)} frames of the reference",
-            **figures.step_report(self.baseline, self._grouped(step, groups, None), theirs),
-            "gate_failure_fraction": figures.counted(
-                sum(step.statistics["rejections"].values()), step.statistics["draws"]
-            ),
-        }
+        source = f"{len(starts)} frames of the reference"
+        return self._compared(source, step, groups, None, theirs)
 
     def _step_from_starts(self, lag: float) -> dict[str, Any]:
         """Start from the model's own frames, weighted as the reference's basins are populated."""
@@ -494,35 +489,43 @@ class _Validation:
             there = np.bincount(label(step.before), minlength=number)
             ratio = wanted / np.maximum(there, 1)
             weights = (ratio / (ratio * there).sum() * there.sum())[label(step.before)]
-        ours = self._grouped(step, step.start % min(_STEP_GROUPS, len(starts)), weights)
-        return {
-            "from": f"{len(starts)} frames of the model, weighted by basin",
-            **figures.step_report(baseline, ours, theirs),
-            "gate_failure_fraction": figures.counted(
-                sum(step.statistics["rejections"].values()), step.statistics["draws"]
-            ),
-        }
+        source = f"{len(starts)} frames of the model, weighted by basin"
+        groups = step.start % min(_STEP_GROUPS, len(starts))
+        return self._compared(source, step, groups, weights, theirs)
 
-    def _grouped(
-        self, step: Any, groups: NDArray[np.int64], weights: NDArray[np.float64] | None
-    ) -> figures.StepFigures:
+    def _compared(
+        self,
+        source: str,
+        step: Step,
+        groups: NDArray[np.int64],
+        weights: NDArray[np.float64] | None,
+        theirs: figures.StepFigures,
+    ) -> dict[str, Any]:
         numbers = np.unique(groups).tolist()
-        return figures.step_figures(
+        ours = figures.step_figures(
             self.baseline,
             [step.before[groups == k] for k in numbers],
             [step.after[groups == k] for k in numbers],
             None if weights is None else [weights[groups == k] for k in numbers],
         )
+        failed = sum(step.statistics["rejections"].values())
+        return {
+            "from": source,
+            **figures.step_report(self.baseline, ours, theirs),
+            "gate_failure_fraction": figures.counted(failed, step.statistics["draws"]),
+        }
 
-    def _angles(self, run: ReferenceRun) -> NDArray[np.float32]:
-        if id(run) not in self._cache:
-            self._cache[id(run)] = angles_of(self._positions(run), self.baseline.torsions)
-        return self._cache[id(run)]
+    @cached_property
+    def _with_positions(self) -> tuple[list[ReferenceRun], Sample]:
+        """The runs with positions, of the spacing that most frames have, and their angles."""
+        runs = _most_common_spacing(self.reference.with_positions)
+        angles = [angles_of(_positions(run), self.baseline.torsions) for run in runs]
+        return runs, Sample.from_runs(angles, runs[0].spacing_ps, _STEP_GROUPS)
 
-    @staticmethod
-    def _positions(run: ReferenceRun) -> NDArray[np.float32]:
-        assert run.positions is not None
-        return run.positions
+
+def _positions(run: ReferenceRun) -> NDArray[np.float32]:
+    assert run.positions is not None
+    return run.positions
 
 
 def _most_common_spacing(runs: Sequence[ReferenceRun]) -> list[ReferenceRun]:
@@ -570,14 +573,3 @@ def _summed_up(reference: Reference) -> list[dict[str, Any]]:
             "ns": sum(row["ns"] for row in rest),
         },
     ]
-
-
-def _versions() -> dict[str, str]:
-    names = ("openmm-sd", "openmm", "torch", "numpy", "deeptime", "mdtraj")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name.replace("-", "_")] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED
+from ..analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, Figure, Verdict
+from ..report.drawing import Picture
 from ..report.page import (
     DASH,
     Cell,
@@ -30,16 +31,14 @@ _MEANING = {
 }
 
 
-def write_page(
-    report: dict[str, Any], pictures: Sequence[tuple[str, str, str]], path: Path
-) -> None:
+def write_page(report: dict[str, Any], pictures: Sequence[Picture], path: Path) -> None:
     """Write the page.
 
     Parameters
     ----------
     report : dict
         The report.
-    pictures : sequence of (str, str, str)
+    pictures : sequence of Picture
         SVG, title and caption.
     path : Path
         Where to.
@@ -56,11 +55,10 @@ def write_page(
     page.write(path)
 
 
-def _beside(one: dict[str, Any] | None) -> str:
+def _beside(one: Figure | None) -> str:
     """A figure with MD's under it."""
-    if one is None:
-        return DASH
-    return figure(one) + (_md(figure(one["reference"])) if one.get("reference") else "")
+    reference = one and one.get("reference")
+    return figure(one) + (_md(figure(reference)) if reference else "")
 
 
 def _md(content: str) -> str:
@@ -109,7 +107,7 @@ def _verdicts(report: dict[str, Any]) -> list[str]:
     return body
 
 
-def _verdict_row(row: dict[str, Any]) -> list[Cell]:
+def _verdict_row(row: Verdict) -> list[Cell]:
     return [
         text(row["what"]),
         number(row["model"], row["model_error"]),
@@ -126,43 +124,34 @@ def _summary(report: dict[str, Any]) -> list[str]:
     first = entries[0]
     jsd = "jsd_phi_psi_bits" if "jsd_phi_psi_bits" in first else "jsd_dihedral_bits"
 
-    def row(label: str, cells: Iterable[str]) -> list[str]:
-        return [label, *cells]
-
-    rows = [
-        row("chains", (f"{entry['chains']:,}" for entry in entries)),
-        row("total time (&micro;s)", (plain(entry["microseconds"], 3) for entry in entries)),
-        row("JSD (bits)", (figure(entry[jsd]) for entry in entries)),
-        row(
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("chains", lambda e: f"{e['chains']:,}"),
+        ("total time (&micro;s)", lambda e: plain(e["microseconds"], 3)),
+        ("JSD (bits)", lambda e: figure(e[jsd])),
+        (
             "&nbsp; an exact model would give",
-            (number(entry[jsd]["expected_of_exact_model"]) for entry in entries),
+            lambda e: number(e[jsd]["expected_of_exact_model"]),
         ),
         *(
-            row(f"population of {text(name)}", (_beside(e["populations"][name]) for e in entries))
+            (f"population of {text(name)}", lambda e, name=name: _beside(e["populations"][name]))
             for name in first["populations"]
         ),
         *(
-            row(f"{text(name)} (ps)", (_beside(e["mfpt_ps"].get(name)) for e in entries))
+            (f"{text(name)} (ps)", lambda e, name=name: _beside(e["mfpt_ps"].get(name)))
             for name in first["mfpt_ps"]
         ),
-        row("draws that fail a gate", (figure(e["gate_failure_fraction"]) for e in entries)),
-        row(
-            "draws with a flipped stereocentre",
-            (figure(e["chirality_flip_fraction"]) for e in entries),
-        ),
-        row("steps dropped after all tries", (figure(e["fallback_fraction"]) for e in entries)),
-        row("solute energy above MD (kT)", (figure(e["solute_energy_excess_kT"]) for e in entries)),
-        row(
+        ("draws that fail a gate", lambda e: figure(e["gate_failure_fraction"])),
+        ("draws with a flipped stereocentre", lambda e: figure(e["chirality_flip_fraction"])),
+        ("steps dropped after all tries", lambda e: figure(e["fallback_fraction"])),
+        ("solute energy above MD (kT)", lambda e: figure(e["solute_energy_excess_kT"])),
+        (
             "&nbsp; median",
-            (number(e["solute_energy_excess_kT"].get("median_excess_kT")) for e in entries),
+            lambda e: number(e["solute_energy_excess_kT"].get("median_excess_kT")),
         ),
-        row(
-            "frames with a clash",
-            (figure((e["geometry"] or {}).get("clash_fraction")) for e in entries),
-        ),
-        row("jumps per second here", (_speed(entry["statistics"]) for entry in entries)),
+        ("frames with a clash", lambda e: figure((e["geometry"] or {}).get("clash_fraction"))),
+        ("jumps per second here", lambda e: _speed(e["statistics"])),
     ]
-    body = [table(head, rows)]
+    body = [table(head, ([label, *map(cell, entries)] for label, cell in rows))]
     reasons = {e["solute_energy_excess_kT"].get("reason") for e in entries} - {None}
     body += [small(f"No energies: {text(reason)}.") for reason in sorted(reasons)]
     body += [small(f"{text(note)}") for note in report["notes"]]
@@ -181,7 +170,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
             table(
                 head,
                 (
-                    row(text(name), (_crossing(e["crossing_times_ps"].get(name)) for e in entries))
+                    [text(name), *(_crossing(e["crossing_times_ps"].get(name)) for e in entries)]
                     for name in crossings
                 ),
             )
@@ -203,11 +192,11 @@ def _speed(statistics: dict[str, Any]) -> str:
 def _crossing(one: dict[str, Any] | None) -> str:
     if one is None:
         return DASH
-    other = one.get("reference")
-    ours = f"{figure(one)} ({one['crossings']:,})"
-    if other is None:
-        return ours
-    return ours + _md(f"{figure(other)} ({other['crossings']:,})")
+    ours, other = (
+        f"{number(one['value'], one['error'])} ({one['crossings']:,})",
+        one.get("reference"),
+    )
+    return ours + (_md(_crossing(other)) if other else "")
 
 
 def _reference(report: dict[str, Any]) -> list[str]:

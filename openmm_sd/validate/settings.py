@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+
+from ..checks import check_number, check_whole
 
 #: Lags of the usual figures, ps; those that the model knows are taken when none are asked for.
 USUAL_LAGS = (10.0, 50.0, 100.0, 500.0)
@@ -62,16 +63,15 @@ class ValidateSettings:
 
     def __post_init__(self) -> None:
         for lag in self.lags if self.lags is not None else ():
-            _positive("lags", lag, "ps")
+            check_number("lags", lag, "ps")
         if self.lags is not None and not self.lags:
             raise ValueError("lags is empty: name at least one lag in ps")
-        _positive("total_us", self.total_us, "microseconds")
+        check_number("total_us", self.total_us, "microseconds")
         for name in ("chains", "batch", "max_tries", "kept_frames", "one_step_starts"):
-            _whole(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name))
         if self.chains < 2:
             raise ValueError("chains must be at least 2: errors come from comparing chains")
-        if self.steps is not None:
-            _whole("steps", self.steps, 4)
+        check_whole("steps", self.steps, least=4)
         if not 0.0 <= self.discard <= 0.9:
             raise ValueError(f"discard must be a share between 0 and 0.9, got {self.discard!r}")
 
@@ -80,13 +80,3 @@ class ValidateSettings:
         if self.steps is not None:
             return self.steps
         return max(_FEWEST_STEPS, math.ceil(self.total_us * 1e6 / (self.chains * lag_ps)))
-
-
-def _positive(name: str, value: Any, unit: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive, in {unit}, got {value!r}")
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..analysis.figures import JensenShannon
 from ..analysis.verdicts import (
     AGREES,
     CLOSE,
     DIFFERS,
     TOLERANCES,
     UNDECIDED,
+    Figure,
+    Figures,
+    Verdict,
     compared,
+    figure,
     judge,
     known,
 )
@@ -25,7 +30,7 @@ _FRAMES_OF_A_HISTOGRAM = 10_000
 _TIMESCALE_LAG = 50.0
 
 
-def verdicts(lag: dict[str, Any], jsd_key: str) -> list[dict[str, Any]]:
+def verdicts(lag: dict[str, Any], jsd_key: str) -> list[Verdict]:
     """Return the verdicts on one lag.
 
     Parameters
@@ -34,12 +39,6 @@ def verdicts(lag: dict[str, Any], jsd_key: str) -> list[dict[str, Any]]:
         The report's entry for that lag.
     jsd_key : str
         Name of the divergence.
-
-    Returns
-    -------
-    list of dict
-        ``what``, ``verdict``, ``unit``, ``model``, ``model_error``, ``reference`` and
-        ``reference_error``.
     """
     rows = [_jsd(lag[jsd_key], jsd_key), _drift(lag["drift"]["last_half_bits"])]
     for name, one in lag["populations"].items():
@@ -65,19 +64,19 @@ def verdicts(lag: dict[str, Any], jsd_key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(what: str, unit: str, one: dict[str, Any], verdict: str, reference: Any) -> dict[str, Any]:
-    return {
-        "what": what,
-        "unit": unit,
-        "model": one["value"],
-        "model_error": one["error"],
-        "reference": reference,
-        "reference_error": None,
-        "verdict": verdict,
-    }
+def _row(what: str, unit: str, one: Figure, verdict: str, reference: float) -> Verdict:
+    return Verdict(
+        what=what,
+        unit=unit,
+        model=one["value"],
+        model_error=one["error"],
+        reference=reference,
+        reference_error=None,
+        verdict=verdict,
+    )
 
 
-def _jsd(jsd: dict[str, Any], key: str) -> dict[str, Any]:
+def _jsd(jsd: JensenShannon, key: str) -> Verdict:
     excess = jsd["value"] - jsd["expected_of_exact_model"]
     verdict = judge(max(excess, 0.0), jsd["error"], TOLERANCES["jsd_bits"])
     if verdict == DIFFERS and jsd["value"] <= TOLERANCES["jsd_bits"]:
@@ -89,23 +88,20 @@ def _jsd(jsd: dict[str, Any], key: str) -> dict[str, Any]:
     return _row(what, "bits", jsd, verdict, jsd["expected_of_exact_model"])
 
 
-def _drift(last: dict[str, Any]) -> dict[str, Any]:
+def _drift(last: Figure) -> Verdict:
     what = "drift: divergence in the last quarter of the chains minus that in the third"
     # A divergence that falls is no drift away from MD.
     verdict = judge(max(last["value"], 0.0), last["error"], TOLERANCES["jsd_bits"])
     return _row(what, "bits", last, verdict, 0.0)
 
 
-def _timescales(by_lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    def at(lag: str, k: int) -> dict[str, Any] | None:
+def _timescales(by_lag: dict[str, Figures]) -> Iterator[Verdict]:
+    def at(lag: str, k: int) -> Verdict | None:
         ours, theirs = by_lag[lag], by_lag[lag].get("reference")
         if theirs is None or k >= len(ours["value"]):
             return None
-        one = {
-            "value": ours["value"][k],
-            "error": ours["error"][k],
-            "reference": {"value": theirs["value"][k], "error": theirs["error"][k]},
-        }
+        other = theirs["value"][k], theirs["error"][k]
+        one = figure(ours["value"][k], ours["error"][k], other)
         what = f"implied timescale number {k + 1} at a lag of {lag} ps"
         return compared(what, one, TOLERANCES["timescale_relative"], True, "ps")
 
@@ -119,7 +115,7 @@ def _timescales(by_lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield (decided or rows)[0]
 
 
-def _structure(lag: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _structure(lag: dict[str, Any]) -> Iterator[Verdict]:
     for key, what, tolerance in (
         ("gate_failure_fraction", "draws that fail a gate", "gate_failure"),
         ("chirality_flip_fraction", "draws with a flipped stereocentre", "chirality"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ...analysis.timeline import Timeline
-from ...analysis.verdicts import AGREES, CLOSE, DIFFERS, TOLERANCES, UNDECIDED, compared
+from ...analysis.verdicts import AGREES, CLOSE, DIFFERS, TOLERANCES, UNDECIDED, Verdict, compared
+from ...integrator.notes import TEMPERATURE
 from ...report.page import number
 from ..record import RunRecord
 from .findings import Findings
@@ -125,24 +126,26 @@ def _percent(value: float) -> str:
 
 
 def _made_for_this(record: RunRecord) -> Check:
-    """Look for the notes of the driver on a model that is not for this system."""
-    signs = (
-        ("trained in implicit solvent", BAD),
-        ("is not the one that the model was trained", BAD),
-        ("temperature", CARE),
-    )
-    for note in record.summary["notes"]:
-        for sign, kind in signs:
-            if sign in note and "model" in note:
-                return Check(
-                    "Is the model made for this system?",
-                    kind,
-                    note,
-                    "the force field, solvent and temperature that it was trained with",
-                    "A model samples what it was trained on, whatever it is put into.",
-                )
+    question = "Is the model made for this system?"
+    if record.mismatches is None:
+        return Check(
+            question,
+            OPEN,
+            "not known: the checkpoint is not there, or that of an earlier version",
+            "a checkpoint that says it",
+            "The notes of the run say what differs, if anything does.",
+        )
+    if record.mismatches:
+        gravest = min(record.mismatches, key=lambda note: note.kind == TEMPERATURE)
+        return Check(
+            question,
+            CARE if gravest.kind == TEMPERATURE else BAD,
+            gravest,
+            "the force field, solvent and temperature that it was trained with",
+            "A model samples what it was trained on, whatever it is put into.",
+        )
     return Check(
-        "Is the model made for this system?",
+        question,
         GOOD,
         "no difference is known between force field, solvent and temperature of the run and those "
         "on the model's card",
@@ -277,8 +280,7 @@ def _crossed(found: Findings) -> Check | None:
         return None
     good, bad = THRESHOLDS["crossings"]
     rarest: dict[str, int] = {}
-    for name, count in found.crossings.items():
-        start, end = name.split(" -> ")
+    for (start, end), count in found.crossings.items():
         pair = " and ".join(sorted((start, end)))
         rarest[pair] = min(rarest.get(pair, count), count)
     # Wells in a row are crossed through each other: the best link of each tells.
@@ -318,27 +320,25 @@ def _halves(found: Findings) -> Check | None:
     )
 
 
-def reference_rows(found: Findings) -> list[dict[str, Any]]:
-    """Return the verdicts on the populations, as `openmm_sd.analysis.verdicts` has them."""
-    rows = []
+def reference_verdicts(found: Findings) -> dict[str, Verdict]:
+    """Return the verdicts on the populations that have a reference, by basin."""
+    verdicts = {}
     for name, one in found.populations.items():
-        if "reference" not in one:
-            continue
-        rare = TOLERANCES["rare_population_relative"] * (one["reference"]["value"] or 0.0)
-        rows.append(
-            compared(f"population of {name}", one, min(TOLERANCES["population"], rare), False, "")
-        )
-    return rows
+        if reference := one.get("reference"):
+            rare = TOLERANCES["rare_population_relative"] * reference["value"]
+            allowed = min(TOLERANCES["population"], rare)
+            verdicts[name] = compared(f"population of {name}", one, allowed, False, "")
+    return verdicts
 
 
 def _reference(found: Findings) -> Check | None:
     question = "Do the populations agree with the reference?"
-    rows = reference_rows(found)
+    rows = list(reference_verdicts(found).values())
     if not rows:
         return Check(
             question,
             OPEN,
-            "no reference" if found.beside is None else "no basins to compare",
+            "no reference" if found.comparison is None else "no basins to compare",
             "a reference, or a model that carries frames",
             "Nothing else on this page can show that the ensemble is right.",
         )
@@ -349,7 +349,7 @@ def _reference(found: Findings) -> Check | None:
     worst = max(
         (
             abs(row["model"] - row["reference"])
-            / math.hypot(row["model_error"], row["reference_error"])
+            / math.hypot(row["model_error"], row["reference_error"] or 0.0)
             for row in rows
             if row["verdict"] == DIFFERS
         ),
@@ -369,7 +369,7 @@ def _reference(found: Findings) -> Check | None:
         + (f"; the largest difference is {worst:.1f} errors" if worst else ""),
         f"within {good:g} errors that are small enough to tell; beyond {bad:g} errors and the "
         "tolerance fails",
-        "The reference is " + (found.beside.description if found.beside else ""),
+        "The reference is " + (found.comparison.description if found.comparison else ""),
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +13,17 @@ from ...analysis import figures
 from ...analysis.equilibrium import (
     JSD_BINS,
     Partition,
+    bin_numbers,
     divergence,
     grouped_histograms,
     histogram_1d,
     histogram_2d,
 )
-from ...analysis.figures import Baseline, figure
-from ...analysis.kinetics import Estimate, crossings, estimate_with_error, grouped_counts
+from ...analysis.figures import Baseline, Staying
+from ...analysis.kinetics import Estimate
 from ...analysis.sample import Sample, mean_and_error, resamplings
 from ...analysis.timeline import Timeline, even_steps, visits
+from ...analysis.verdicts import Figure, Figures, figure
 from ...data.reference import angles_of
 from ...molecule.molecule import Molecule
 from ...molecule.torsions import Torsion, backbone_torsions, torsions
@@ -50,8 +51,34 @@ MOST_MAPS: Final = 6
 MOST_PANELS: Final = 12
 
 
+#: A value for each bin, and its error.
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+class Population(Figure):
+    """The share of the time in a basin, of the run and of its halves."""
+
+    visits: int  # how often the run came into it
+    independent: float  # so many independent frames would have this error
+    halves: list[Figure]
+
+
+class Divergence(Figure):
+    """A Jensen-Shannon divergence, bits, with what sampling alone makes of it."""
+
+    expected_of_same_law: float
+    of: str
+
+
+class Timescales(TypedDict):
+    """Implied timescales, ps, by the lag of the Markov state model in ps."""
+
+    run: dict[str, Figures]
+    reference: dict[str, Figures]
+
+
 @dataclass(frozen=True, eq=False)
-class Beside:
+class Comparison:
     """What a run is compared with.
 
     Attributes
@@ -72,13 +99,13 @@ class Beside:
     in_time: bool
 
 
-def start_frames_beside(
+def with_start_frames(
     frames: NDArray[Any], molecule: Molecule, model: str
-) -> tuple[list[Torsion], Beside]:
+) -> tuple[list[Torsion], Comparison]:
     """Take the equilibrium frames that a model carries for a reference."""
     chosen = torsions(molecule)
     sample = Sample.from_runs([angles_of(frames, chosen)], 1.0)
-    return chosen, Beside(
+    return chosen, Comparison(
         "model's frames",
         f"the {len(frames):,} equilibrium frames that {model} carries, drawn from its training "
         "data. They say what the model was to learn, at best as exactly as so many independent "
@@ -98,7 +125,7 @@ class Findings:
     torsions : list of Torsion
     angles : ndarray
         (T, K) radians.
-    beside : Beside or None
+    comparison : Comparison or None
     partitions : tuple of Partition
     reasons : list of str
         What could not be had, and why.
@@ -107,22 +134,25 @@ class Findings:
     timeline: Timeline
     torsions: list[Torsion]
     angles: NDArray[np.float32]
-    beside: Beside | None
+    comparison: Comparison | None
     partitions: tuple[Partition, ...] = ()
-    populations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    populations: dict[str, Population] = field(default_factory=dict)
+    profiles: dict[str, dict[str, Curve]] = field(default_factory=dict)
     maps: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = field(default_factory=dict)
-    divergence: dict[str, Any] | None = None
-    crossings: dict[str, int] = field(default_factory=dict)
+    divergence: Divergence | None = None
+    crossings: dict[tuple[str, str], int] = field(default_factory=dict)
     step_ps: float | None = None
     n_steps: int = 0
-    timescales: dict[str, dict[str, Any]] = field(default_factory=dict)
-    staying: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timescales: dict[str, Timescales] = field(default_factory=dict)
+    staying: dict[str, Staying] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
 
 def find(
-    record: RunRecord, chosen: list[Torsion], angles: NDArray[np.float32], beside: Beside | None
+    record: RunRecord,
+    chosen: list[Torsion],
+    angles: NDArray[np.float32],
+    comparison: Comparison | None,
 ) -> Findings:
     """Work out everything.
 
@@ -134,10 +164,10 @@ def find(
         What the angles are.
     angles : ndarray
         (T, K) radians.
-    beside : Beside, optional
+    comparison : Comparison, optional
         What to compare with.
     """
-    found = Findings(Timeline(record.times_ps), chosen, angles, beside)
+    found = Findings(Timeline(record.times_ps), chosen, angles, comparison)
     if not chosen:
         found.reasons.append(
             f"{record.molecule.name} has no torsion that can turn: there are no populations, free "
@@ -149,12 +179,12 @@ def find(
             f"The run has {record.n_frames} frame(s): nothing can be said of its ensemble."
         )
         return found
-    if beside is None:
+    if comparison is None:
         found.reasons.append(
             "There is nothing to compare with: neither a reference was given nor frames of the "
             "model at hand (openmm-sd report DIR --reference DATA --model BUNDLE)."
         )
-    sample = beside.sample if beside else Sample.from_runs([angles], 1.0)
+    sample = comparison.sample if comparison else Sample.from_runs([angles], 1.0)
     baseline = Baseline.of(record.molecule, chosen, sample, _SEED)
     found.partitions = baseline.partitions
     if not found.partitions:
@@ -167,7 +197,8 @@ def find(
     _profiles(found)
     _maps(found, record.molecule)
     _divergence(found, baseline)
-    found.crossings = crossings_of(found.partitions, angles)
+    crossed = figures.durations(found.partitions, [angles])
+    found.crossings = {pair: len(frames) for pair, frames in crossed.items()}
     _kinetics(found, record)
     return found
 
@@ -175,45 +206,31 @@ def find(
 # -- equilibrium -----------------------------------------------------------------------------------
 
 
-def states_of(
-    partition: Partition, baseline: Baseline, angles: NDArray[np.float32]
-) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Return the states whose populations are told, and which frames are in each."""
-    labels = partition.label(angles)
-    states = [(name, labels == k) for k, name in enumerate(partition.states)]
-    if baseline.peptide is not None:
-        states.append(("phi>0", labels >= 3))
-    return states
-
-
 def _populations(found: Findings, baseline: Baseline) -> None:
-    theirs = figures.populations(baseline, baseline.sample) if found.beside else {}
+    theirs = figures.populations(baseline, baseline.sample) if found.comparison else {}
     timeline, angles = found.timeline, found.angles
     halves = [timeline.half(second) for second in (False, True)]
     for partition in found.partitions:
-        for name, inside in states_of(partition, baseline, angles):
+        for name, inside in partition.inside(angles).items():
             where = inside.astype(np.int64)
             value, error = (float(one[1]) for one in timeline.shares(where, 2))
-            one = figure(value, error, theirs.get(name))
-            one["visits"] = int(visits(where, 2)[1])
-            # Independent frames that would give this error.
-            one["independent"] = value * (1 - value) / error**2 if error > 0 else math.nan
-            one["halves"] = []
-            for half, part in halves:
-                if half.n_frames:
-                    share, share_error = half.shares(where[part], 2)
-                    one["halves"].append(figure(float(share[1]), float(share_error[1])))
-            found.populations[name] = one
+            shares = [half.shares(where[part], 2) for half, part in halves if half.n_frames]
+            found.populations[name] = Population(
+                **figure(value, error, theirs.get(name)),
+                visits=int(visits(where, 2)[1]),
+                independent=value * (1 - value) / error**2 if error > 0 else math.nan,
+                halves=[figure(float(one[1]), float(own[1])) for one, own in shares],
+            )
 
 
 def _profiles(found: Findings) -> None:
     timeline = found.timeline
     for k, torsion in enumerate(found.torsions[:MOST_PANELS]):
-        cells = _bins(found.angles[:, k], PROFILE_BINS)
+        cells = bin_numbers(found.angles[:, [k]], PROFILE_BINS)
         value, error = timeline.shares(cells, PROFILE_BINS)
-        one: dict[str, Any] = {"run": _free_energy(value, error)}
-        if found.beside is not None:
-            sample = found.beside.sample
+        one = {"run": _free_energy(value, error)}
+        if found.comparison is not None:
+            sample = found.comparison.sample
             sums, counts = sample.sums(
                 lambda before, _, k=k: histogram_1d(before[:, k], PROFILE_BINS)  # type: ignore[misc]
             )
@@ -222,14 +239,7 @@ def _profiles(found: Findings) -> None:
         found.profiles[torsion.name] = one
 
 
-def _bins(angles: NDArray[Any], bins: int) -> NDArray[np.int64]:
-    cell = np.floor((angles.astype(np.float64) + np.pi) / (2 * np.pi) * bins)
-    return cell.astype(np.int64) % bins
-
-
-def _free_energy(
-    share: NDArray[np.float64], error: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _free_energy(share: NDArray[np.float64], error: NDArray[np.float64]) -> Curve:
     """Return -ln p above its minimum in kT, and its error; NaN where nothing was seen."""
     seen = share > 0
     safe = np.where(seen, share, 1.0)
@@ -249,21 +259,20 @@ def _maps(found: Findings, molecule: Molecule) -> None:
         columns = [where.get(frozenset(torsion.atoms[1:3])) for torsion in pair]
         if columns[0] is None or columns[1] is None:
             continue
-        first, second = columns
-        cells = _bins(found.angles[:, first], bins) * bins + _bins(found.angles[:, second], bins)
+        chosen = [columns[0], columns[1]]
+        cells = bin_numbers(found.angles[:, chosen], bins)
         one = {"run": found.timeline.grouped(cells, bins * bins, 1)[0]}
-        if found.beside is not None:
-            chosen = [first, second]
-            one["reference"] = found.beside.sample.sums(
+        if found.comparison is not None:
+            one["reference"] = found.comparison.sample.sums(
                 lambda before, _, c=chosen: histogram_2d(before[:, c], bins)  # type: ignore[misc]
             )[0].sum(0)
         found.maps[pair[0].name, pair[1].name] = one
 
 
 def _divergence(found: Findings, baseline: Baseline) -> None:
-    if found.beside is None:
+    if found.comparison is None:
         return
-    fewest = min(found.timeline.n_frames, found.beside.sample.n_frames)
+    fewest = min(found.timeline.n_frames, found.comparison.sample.n_frames)
     if fewest < _FRAMES_OF_A_DIVERGENCE:
         found.reasons.append(
             f"A Jensen-Shannon divergence needs {_FRAMES_OF_A_DIVERGENCE:,} frames in run and "
@@ -273,11 +282,9 @@ def _divergence(found: Findings, baseline: Baseline) -> None:
     blocks = _BLOCKS
     ours = []
     for columns in baseline.jsd_columns:
-        cells = _bins(found.angles[:, columns[0]], JSD_BINS)
-        if len(columns) == 2:
-            cells = cells * JSD_BINS + _bins(found.angles[:, columns[1]], JSD_BINS)
+        cells = bin_numbers(found.angles[:, list(columns)], JSD_BINS)
         ours.append(found.timeline.grouped(cells, JSD_BINS ** len(columns), blocks))
-    sample = found.beside.sample
+    sample = found.comparison.sample
     theirs = [grouped_histograms(sample, columns) for columns in baseline.jsd_columns]
     one = divergence(
         ours,
@@ -285,29 +292,15 @@ def _divergence(found: Findings, baseline: Baseline) -> None:
         resamplings(blocks, _RESAMPLINGS, _SEED),
         resamplings(sample.n_groups, _RESAMPLINGS, _SEED + 1),
     )
-    found.divergence = {
-        "value": one.value,
-        "error": one.error,
-        "expected_of_same_law": one.expected,
-        "of": "(phi, psi)" if "phi" in baseline.jsd_key else "torsions",
-    }
+    found.divergence = Divergence(
+        value=one.value,
+        error=one.error,
+        expected_of_same_law=one.expected,
+        of="torsions" if baseline.peptide is None else "(phi, psi)",
+    )
 
 
 # -- kinetics --------------------------------------------------------------------------------------
-
-
-def crossings_of(partitions: Sequence[Partition], angles: NDArray[np.float32]) -> dict[str, int]:
-    """Return how often a run went from one basin to another, by both their names."""
-    counted: dict[str, int] = {}
-    for partition in partitions:
-        for cores in partition.cores:
-            rows = crossings([cores.label(angles)])
-            for i, start in enumerate(cores.states):
-                for j, end in enumerate(cores.states):
-                    if i != j:
-                        count = int(((rows[:, 0] == i) & (rows[:, 1] == j)).sum())
-                        counted[f"{start} -> {end}"] = count
-    return counted
 
 
 def _kinetics(found: Findings, record: RunRecord) -> None:
@@ -349,14 +342,14 @@ def _kinetics(found: Findings, record: RunRecord) -> None:
                 "timescales."
             )
             continue
-        theirs: dict[str, Any] = {}
+        theirs: dict[str, Figures] = {}
         their_first, reference = None, None
-        if found.beside is not None and found.beside.in_time:
+        if found.comparison is not None and found.comparison.in_time:
             label = partition.label
-            reference = found.beside.sample.map(lambda run, label=label: label(run))  # type: ignore[misc]
+            reference = found.comparison.sample.map(lambda run, label=label: label(run))  # type: ignore[misc]
             lags = [k * found.step_ps for k in _MSM_STEPS]
             theirs, their_first = _timescales(reference, number, lags)
-        found.timescales[partition.name] = {"run": ours, "reference": theirs}
+        found.timescales[partition.name] = Timescales(run=ours, reference=theirs)
         names = partition.states
         test = figures.staying(first, states, names, np.arange(number), number, _SEED)
         if test is not None:
@@ -367,7 +360,7 @@ def _kinetics(found: Findings, record: RunRecord) -> None:
                 if other is not None:
                     test["reference"] = other
             found.staying[partition.name] = test
-    if found.beside is not None and not found.beside.in_time and found.timescales:
+    if found.comparison is not None and not found.comparison.in_time and found.timescales:
         found.reasons.append(
             "Timescales have nothing to be compared with: the model's frames hold no times "
             "(--reference takes MD that does)."
@@ -376,22 +369,18 @@ def _kinetics(found: Findings, record: RunRecord) -> None:
 
 def _timescales(
     states: Sample, number: int, lags: list[float] | None = None
-) -> tuple[dict[str, Any], Estimate | None]:
+) -> tuple[dict[str, Figures], Estimate | None]:
     """Return implied timescales by lag, and the model of the shortest lag."""
     lags = lags or [k * states.spacing_ps for k in _MSM_STEPS]
-    result: dict[str, Any] = {}
+    result: dict[str, Figures] = {}
     first: Estimate | None = None
     for lag in lags:
-        stride = states.stride(lag)
-        if stride is None or stride >= max(map(len, states.runs)):
-            continue
-        try:
-            one = estimate_with_error(grouped_counts(states, stride, number), lag, seed=_SEED)
-        except ValueError:  # nothing connected
+        one = figures.markov_model(states, lag, number, _SEED)
+        if one is None:
             continue
         count = min(_TIMESCALES, number - 1)
         value, error = one.timescales(count)
-        result[f"{lag:g}"] = figure(value.tolist(), error.tolist())
+        result[f"{lag:g}"] = Figures(value=value.tolist(), error=error.tolist())
         if first is None and lag == lags[0]:
             first = one
     return (result, first) if first is not None else ({}, None)

@@ -36,8 +36,8 @@ from ...report.page import (
 from ...report.viewer import add_viewer, shown_frames
 from ..record import RunRecord, read_run
 from . import pictures
-from .checks import BAD, CARE, GOOD, OPEN, WORDS, Check, check, overall, reference_rows
-from .findings import Beside, Findings, find, start_frames_beside
+from .checks import BAD, CARE, GOOD, OPEN, WORDS, Check, check, overall, reference_verdicts
+from .findings import Comparison, Findings, Timescales, find, with_start_frames
 
 #: The file of a report, in the run's directory.
 REPORT: Final = "report.html"
@@ -98,11 +98,11 @@ def write_report(
     began = time.perf_counter()
     say("reading the run", "")
     record = read_run(folder)
-    chosen, beside, missing = compared_with(record, model, reference, topology, spacing_ps)
+    chosen, comparison, missing = compared_with(record, model, reference, topology, spacing_ps)
     shown = shown_frames(record.n_frames, record.molecule.n_atoms)
     angles, positions = record.look(chosen, shown)
     say("analysing the run", "")
-    found = find(record, chosen, angles, beside)
+    found = find(record, chosen, angles, comparison)
     found.reasons += missing
     checks = check(record, found)
     kind, headline, sentence = overall(record, checks)
@@ -118,7 +118,7 @@ def write_report(
             "headline": headline,
             "checks": [{**vars(one), "answer": WORDS[one.verdict]} for one in checks],
             "populations": found.populations,
-            "crossings": found.crossings,
+            "crossings": {" -> ".join(pair): n for pair, n in found.crossings.items()},
             "implied_timescales_ps": {name: one["run"] for name, one in found.timescales.items()},
             "missing": found.reasons,
         }
@@ -134,7 +134,7 @@ def compared_with(
     reference: Paths,
     topology: str | os.PathLike[str] | None,
     spacing_ps: float | None,
-) -> tuple[list[Torsion], Beside | None, list[str]]:
+) -> tuple[list[Torsion], Comparison | None, list[str]]:
     """Return what is looked at, what it is compared with, and what could not be had."""
     molecule = record.molecule
     if reference:
@@ -144,7 +144,7 @@ def compared_with(
         names = ", ".join(dict.fromkeys(Path(path).name for path in reference))
         return (
             chosen,
-            Beside(
+            Comparison(
                 "MD",
                 f"{names}: {sample.n_frames:,} frames, {sample.total_ps / 1000.0:,.4g} ns, in "
                 f"{sample.n_groups} blocks.",
@@ -160,7 +160,7 @@ def compared_with(
         return chosen, None, missing
     if frames is None or len(frames) < 2:
         return chosen, None, [f"The model {model_name(record)} carries no equilibrium frames."]
-    return (*start_frames_beside(frames, molecule, model_name(record)), [])
+    return (*with_start_frames(frames, molecule, model_name(record)), [])
 
 
 def _model(
@@ -284,8 +284,8 @@ def _checks(checks: list[Check], found: Findings) -> list[str]:
             "and 32 blocks; one in twenty correct figures lies beyond two errors."
         ),
     ]
-    if found.beside is not None:
-        body.append(small(f"Compared with {text(found.beside.description)}"))
+    if found.comparison is not None:
+        body.append(small(f"Compared with {text(found.comparison.description)}"))
     return body
 
 
@@ -340,11 +340,11 @@ def _equilibrium(found: Findings) -> list[str]:
 
 
 def _populations(found: Findings) -> str:
-    verdicts = {row["what"]: row["verdict"] for row in reference_rows(found)}
-    other = found.beside.name if found.beside else "reference"
+    verdicts = reference_verdicts(found)
+    other = found.comparison.name if found.comparison else "reference"
     rows: list[list[Cell]] = []
     for name, one in found.populations.items():
-        verdict = verdicts.get(f"population of {name}")
+        verdict = verdicts[name]["verdict"] if name in verdicts else None
         halves = [*one["halves"], None, None][:2]
         rows.append(
             [
@@ -370,8 +370,8 @@ def _kinetics(record: RunRecord, found: Findings) -> list[str]:
             table(
                 ["from core to core", "number", "per effective ns"],
                 (
-                    [text(name), f"{count:,}", _rate(count, hours)]
-                    for name, count in found.crossings.items()
+                    [text(" -> ".join(pair)), f"{count:,}", _rate(count, hours)]
+                    for pair, count in found.crossings.items()
                 ),
             )
         )
@@ -402,8 +402,8 @@ def _rate(count: int, nanoseconds: float) -> str:
     return number(count / nanoseconds, math.sqrt(count) / nanoseconds) if count else DASH
 
 
-def _timescales(one: dict[str, Any], found: Findings) -> str:
-    other = found.beside.name if found.beside else "reference"
+def _timescales(one: Timescales, found: Findings) -> str:
+    other = found.comparison.name if found.comparison else "reference"
     rows: list[list[Cell]] = []
     for lag, ours in one["run"].items():
         theirs = one["reference"].get(lag)

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...analysis.timeline import Timeline
+from ...report import drawing
 from ...report.drawing import (
     BAND,
     INK,
+    MAP_CAPTION,
     MUTED,
+    ORDINALS,
     PALETTE,
     SHADE,
+    STAYING_TITLE,
+    TIMESCALES_TITLE,
+    Picture,
     angle_axis,
     free_energy_maps,
     grid,
-    logarithmic,
     new_figure,
-    stay,
-    stay_model,
-    stay_reference,
     style,
     svg,
-    timescale_axis,
-    timescale_series,
 )
 from ..record import RunRecord
 from .findings import MOST_PANELS, Findings
@@ -49,47 +48,34 @@ _OUTCOMES: Final = (
     ("novel", PALETTE[3]),
 )
 
-#: A picture for a page: SVG, title, caption.
-Picture = tuple[str, str, str]
 
-
-def draw(name: str, title: str, caption: str, figure: Callable[[], Figure]) -> Picture:
-    """Draw a picture in the style of the reports."""
-    with style():
-        return svg(figure(), name), title, caption
-
-
-def equilibrium(found: Findings) -> Iterator[Picture]:
+@style()
+def equilibrium(found: Findings) -> list[Picture]:
     """Draw maps, free energies and running populations."""
-    other = found.beside.name if found.beside else ""
+    other = found.comparison.name if found.comparison else ""
+    drawn = []
     for k, (names, one) in enumerate(found.maps.items()):
         maps = {"run": one["run"]}
         if "reference" in one:
             maps[other] = one["reference"]
-        yield draw(
-            f"map{k}",
-            f"Free energy of {names[0]} and {names[1]}",
-            "-ln of the histogram, in kT above its minimum. Blank: never visited.",
-            lambda maps=maps, names=names: free_energy_maps(maps, names),  # type: ignore[misc]
-        )
+        title = f"Free energy of {names[0]} and {names[1]}"
+        drawn.append((svg(free_energy_maps(maps, names), f"map{k}"), title, MAP_CAPTION))
     if found.profiles:
         caption = "In kT above the minimum; bars and band are one standard error. "
         if len(found.torsions) > MOST_PANELS:
             caption += f"The first {MOST_PANELS} of {len(found.torsions)} torsions. "
-        yield draw(
-            "profiles",
-            "Free energy of every torsion",
-            caption + "A place that was seen in a single visit has a large bar.",
-            lambda: _profiles(found, other),
-        )
+        caption += "A place that was seen in a single visit has a large bar."
+        title = "Free energy of every torsion"
+        drawn.append((svg(_profiles(found, other), "profiles"), title, caption))
     if found.populations and found.timeline.n_frames > 2:
-        yield draw(
-            "running",
-            "Populations so far",
+        caption = (
             "Share of the time in each basin up to that point. A line that still climbs or falls "
-            "at the end has not settled." + (f" Bands: {other}, one error." if other else ""),
-            lambda: _running(found),
+            "at the end has not settled."
         )
+        if other:
+            caption += f" Bands: {other}, one error."
+        drawn.append((svg(_running(found), "running"), "Populations so far", caption))
+    return drawn
 
 
 def _profiles(found: Findings, other: str) -> Figure:
@@ -142,23 +128,6 @@ def _nanoseconds(timeline: Timeline) -> NDArray[np.float64]:
     return timeline.times_ps / 1000.0
 
 
-def along(found: Findings) -> Picture | None:
-    """Draw torsions against time."""
-    if not found.torsions or found.timeline.n_frames < 2:
-        return None
-    return draw(
-        "along",
-        "Torsions along the run",
-        f"Dots are frames{_thinned(found.timeline.n_frames)}."
-        + (
-            f" The first {_SERIES} of {len(found.torsions)} torsions."
-            if len(found.torsions) > _SERIES
-            else ""
-        ),
-        lambda: _along(found),
-    )
-
-
 def _thinned(count: int) -> str:
     return f", {_DOTS:,} of {count:,}" if count > _DOTS else ""
 
@@ -173,7 +142,11 @@ def _dotted(axis: Axes, x: NDArray[Any], y: NDArray[Any], colour: str) -> None:
     axis.plot(x[shown], y[shown], ".", ms=2.2, color=colour, rasterized=True, alpha=0.8)
 
 
-def _along(found: Findings) -> Figure:
+@style()
+def along(found: Findings) -> Picture | None:
+    """Draw torsions against time."""
+    if not found.torsions or found.timeline.n_frames < 2:
+        return None
     chosen = found.torsions[:_SERIES]
     figure, axes = grid(len(chosen), (8.6, 1.7), 1)
     times = _nanoseconds(found.timeline)
@@ -181,106 +154,57 @@ def _along(found: Findings) -> Figure:
         _dotted(axis, times, np.rad2deg(found.angles[:, k]), _DOT["angle"])
         angle_axis(axis, torsion.name, vertical=True)
     axes[-1].set_xlabel("effective time (ns)")
-    return figure
+    caption = f"Dots are frames{_thinned(found.timeline.n_frames)}."
+    if len(found.torsions) > _SERIES:
+        caption += f" The first {_SERIES} of {len(found.torsions)} torsions."
+    return svg(figure, "along"), "Torsions along the run", caption
 
 
-def kinetics(found: Findings) -> Iterator[Picture]:
+@style()
+def kinetics(found: Findings) -> list[Picture]:
     """Draw implied timescales and the Chapman-Kolmogorov test."""
-    other = found.beside.name if found.beside else ""
-    panels = _timescale_panels(found)
+    other = found.comparison.name if found.comparison else ""
+    drawn = []
+    panels = [
+        (f"{name}, {ORDINALS[k]}", k, one["reference"], [("run", _RUN, one["run"])])
+        for name, one in found.timescales.items()
+        for k in range(len(next(iter(one["run"].values()))["value"]))
+        # What can be seen at two lags at least.
+        if np.isfinite([by["value"][k] for by in one["run"].values()]).sum() > 1
+    ][:MOST_PANELS]
     if panels:
-        yield draw(
-            "timescales",
-            "Implied timescales against the lag of the Markov state model",
+        caption = (
             "Of Markov state models between the basins, which shortens them: compare only figures "
             "made alike. Effective time. Below the shaded diagonal a timescale is shorter than the "
             "lag and cannot be seen; points that noise would make are left out."
-            + (
-                f" With a band of one error: {other}, made alike."
-                if any(one["reference"] for _, _, one in panels)
-                else ""
-            ),
-            lambda: _timescales(panels, other),
         )
-    if _stay_panels(found):
-        yield draw(
-            "staying",
-            "Chapman-Kolmogorov test",
-            "Probability to be in the same basin again: symbols were found at that time, broken "
-            "lines are what the Markov state model of the shortest time predicts"
-            + (f"; {other}: a line with a band, dotted." if _has_reference(found) else "."),
-            lambda: _staying(found, other),
-        )
-
-
-def _has_reference(found: Findings) -> bool:
-    return any("reference" in one for one in found.staying.values())
-
-
-def _timescale_panels(found: Findings) -> list[tuple[str, int, dict[str, Any]]]:
-    """Return what can be seen at two lags at least: partition, number, figures by lag."""
-    panels = []
-    for name, one in found.timescales.items():
-        for k in range(len(next(iter(one["run"].values()))["value"])):
-            seen = [by["value"][k] for by in one["run"].values()]
-            if np.isfinite(seen).sum() > 1:
-                panels.append((name, k, one))
-    return panels[:MOST_PANELS]
-
-
-def _timescales(panels: list[tuple[str, int, dict[str, Any]]], other: str) -> Figure:
-    figure, axes = grid(len(panels), (3.6, 3.0))
-    for axis, (name, k, one) in zip(axes, panels, strict=True):
-        if one["reference"]:
-            timescale_series(axis, one["reference"], k, INK, other, band=True)
-        timescale_series(axis, one["run"], k, _RUN, "run")
-        axis.set_title(f"{name}, {('slowest', 'second', 'third')[k]}")
-        timescale_axis(axis)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
-    return figure
-
-
-def _stay_panels(found: Findings) -> list[tuple[int, str, dict[str, Any]]]:
-    panels = [
-        (k, state, one)
+        if any(reference for _, _, reference, _ in panels):
+            caption += f" With a band of one error: {other}, made alike."
+        figure = drawing.timescales(panels, other)
+        drawn.append((svg(figure, "timescales"), TIMESCALES_TITLE, caption))
+    stays = [
+        (state, k, [("run", _RUN, one)])
         for one in found.staying.values()
         for k, state in enumerate(one["states"])
-        if np.isfinite(stay(one, "found", k)).any()
-    ]
-    return panels[:MOST_PANELS]
+        if drawing.was_seen(one, k)
+    ][:MOST_PANELS]
+    if stays:
+        caption = (
+            "Probability to be in the same basin again: symbols were found at that time, broken "
+            "lines are what the Markov state model of the shortest time predicts"
+        )
+        known = any("reference" in one for one in found.staying.values())
+        caption += f"; {other}: a line with a band, dotted." if known else "."
+        figure = drawing.staying(stays, other)
+        drawn.append((svg(figure, "staying"), STAYING_TITLE, caption))
+    return drawn
 
 
-def _staying(found: Findings, other: str) -> Figure:
-    panels = _stay_panels(found)
-    figure, axes = grid(len(panels), (3.3, 2.6))
-    for axis, (k, state, one) in zip(axes, panels, strict=True):
-        if "reference" in one:
-            stay_reference(axis, one["reference"], k, other)
-        stay_model(axis, one, k, _RUN, "run")
-        axis.set_title(state)
-        logarithmic(axis)
-        axis.set_xlabel("time (ps)")
-        axis.set_ylabel("probability to be back")
-        axis.set_ylim(0, 1.02)
-    axes[0].legend()
-    return figure
-
-
+@style()
 def energies(record: RunRecord, timeline: Timeline) -> Picture | None:
     """Draw potential energy and temperature along the run."""
     if record.n_frames < 2:
         return None
-    return draw(
-        "energies",
-        "Potential energy and temperature in the bursts",
-        f"Dots are frames{_thinned(record.n_frames)}; lines with bands are means of eighths of the "
-        "run with their errors; broken: the thermostat.",
-        lambda: _energies(record, timeline),
-    )
-
-
-def _energies(record: RunRecord, timeline: Timeline) -> Figure:
     figure, axes = grid(2, (8.6, 2.0), 1)
     times = _nanoseconds(timeline)
     block = timeline.blocks(8)
@@ -302,24 +226,20 @@ def _energies(record: RunRecord, timeline: Timeline) -> Figure:
         axis.set_ylabel(label)
     axes[1].axhline(record.summary["temperature_K"], color=MUTED, ls="--", lw=1)
     axes[1].set_xlabel("effective time (ns)")
-    return figure
+    return (
+        svg(figure, "energies"),
+        "Potential energy and temperature in the bursts",
+        f"Dots are frames{_thinned(record.n_frames)}; lines with bands are means of eighths of the "
+        "run with their errors; broken: the thermostat.",
+    )
 
 
+@style()
 def jumps(record: RunRecord) -> Picture | None:
     """Draw what became of the jumps along the run, where something did."""
     tried = record.log["tried"]
     if record.n_frames < 2 or tried[-1] < 2 or tried[-1] == record.log["accepted"][-1]:
         return None
-    return draw(
-        "jumps",
-        "What became of the jumps along the run",
-        "Counts in equal shares of the jumps that were tried.",
-        lambda: _jumps(record),
-    )
-
-
-def _jumps(record: RunRecord) -> Figure:
-    tried = record.log["tried"]
     bars = int(min(_JUMP_BARS, tried[-1]))
     edges = np.linspace(0, tried[-1], bars + 1)
     figure = new_figure(8.6, 2.4)
@@ -334,4 +254,8 @@ def _jumps(record: RunRecord) -> Figure:
     axis.set_xlabel("jumps tried")
     axis.set_ylabel("jumps")
     axis.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, 1.2))
-    return figure
+    return (
+        svg(figure, "jumps"),
+        "What became of the jumps along the run",
+        "Counts in equal shares of the jumps that were tried.",
+    )
