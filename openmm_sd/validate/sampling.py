@@ -55,10 +55,9 @@ class Chains:
     steps: int
     discarded: int
 
-    def sample(self, columns: Sequence[int] | None = None) -> Sample:
+    def sample(self) -> Sample:
         """Return the angles as a sample of independent chains."""
-        angles = self.angles if columns is None else self.angles[:, :, list(columns)]
-        return Sample.from_runs(list(angles), self.spacing_ps, min(GROUPS, len(angles)))
+        return Sample.from_runs(list(self.angles), self.spacing_ps, min(GROUPS, len(self.angles)))
 
 
 def run_chains(
@@ -221,20 +220,7 @@ def one_step(
     torsions: Sequence[Torsion],
     report: Report,
 ) -> Step:
-    """Make one step from given frames, each about as often as the others.
-
-    Parameters
-    ----------
-    model : ScoreModel
-    settings : ValidateSettings
-    lag_ps : float
-    starts : ndarray
-        (M, N, 3) nm.
-    torsions : sequence of Torsion
-        What to keep of every frame.
-    report : callable
-        Called with what is being done and how far it is.
-    """
+    """Make one step from given frames, each about as often as the others; see `run_chains`."""
     from scipy.spatial import cKDTree
 
     number = settings.one_step_starts

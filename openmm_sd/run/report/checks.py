@@ -154,30 +154,34 @@ def _made_for_this(record: RunRecord) -> Check:
     )
 
 
-def _share(record: RunRecord, key: str) -> float:
+def _share(record: RunRecord, key: str, threshold: str) -> tuple[str, str, str]:
+    """Return a share of the jumps that were tried: its verdict, itself and the threshold in words.
+
+    What rests on a few jumps is not praised.
+    """
+    good, bad = THRESHOLDS[threshold]
     tried = record.summary["jumps_tried"]
-    return float(record.summary[key] / tried) if tried else math.nan
-
-
-def _few(record: RunRecord, verdict: str) -> str:
-    """Do not praise what rests on a few jumps."""
-    return OPEN if verdict == GOOD and record.summary["jumps_tried"] < _ENOUGH_JUMPS else verdict
+    share = record.summary[key] / tried if tried else math.nan
+    verdict = _grade(share, good, bad)
+    if verdict == GOOD and tried < _ENOUGH_JUMPS:
+        verdict = OPEN
+    wanted = f"at most {_percent(good)}; more than {_percent(bad)} fails"
+    return verdict, f" ({_percent(share)})" if tried else "", wanted
 
 
 def _accepted(record: RunRecord) -> Check:
     summary = record.summary
     good, bad = THRESHOLDS["accepted"]
-    share = _share(record, "jumps_accepted")
-    if not summary["jumps_tried"]:
-        found = "no jump was tried yet"
-    else:
+    verdict, share, _ = _share(record, "jumps_accepted", "accepted")
+    found = "no jump was tried yet"
+    if summary["jumps_tried"]:
         found = (
-            f"{summary['jumps_accepted']:,} of {summary['jumps_tried']:,} jumps "
-            f"({_percent(share)}), {summary['redraws']:,} redraws"
+            f"{summary['jumps_accepted']:,} of {summary['jumps_tried']:,} jumps{share}, "
+            f"{summary['redraws']:,} redraws"
         )
     return Check(
         "Were most jumps made?",
-        _few(record, _grade(share, good, bad)),
+        verdict,
         found,
         f"at least {_percent(good)} of {_ENOUGH_JUMPS} jumps or more; less than {_percent(bad)} "
         "fails",
@@ -186,37 +190,32 @@ def _accepted(record: RunRecord) -> Check:
 
 
 def _fallbacks(record: RunRecord) -> Check:
-    good, bad = THRESHOLDS["fallbacks"]
-    share = _share(record, "fallbacks")
-    count = record.summary["fallbacks"]
+    verdict, share, wanted = _share(record, "fallbacks", "fallbacks")
     return Check(
         "Were few jumps dropped because every proposal failed?",
-        _few(record, _grade(share, good, bad)),
-        f"{count:,} fallbacks" + (f" ({_percent(share)})" if math.isfinite(share) else ""),
-        f"at most {_percent(good)}; more than {_percent(bad)} fails",
+        verdict,
+        f"{record.summary['fallbacks']:,} fallbacks{share}",
+        wanted,
         "After a fallback MD carries on; effective time does not count the lag.",
     )
 
 
 def _novel(record: RunRecord) -> Check:
-    good, bad = THRESHOLDS["novel"]
-    share = _share(record, "novel")
-    settings = record.summary["settings"]
-    if settings.get("max_novelty") is None:
+    question = "Does the model know the frames it jumped from?"
+    if record.summary["settings"].get("max_novelty") is None:
         return Check(
-            "Does the model know the frames it jumped from?",
+            question,
             OPEN,
             "not checked: the novelty score was switched off",
             "a novelty score (--max-novelty)",
             "A model that meets frames unlike its data makes things up.",
         )
-    count = record.summary["novel"]
+    verdict, share, wanted = _share(record, "novel", "novel")
     return Check(
-        "Does the model know the frames it jumped from?",
-        _few(record, _grade(share, good, bad)),
-        f"{count:,} frames unlike the training data"
-        + (f" ({_percent(share)})" if math.isfinite(share) else ""),
-        f"at most {_percent(good)}; more than {_percent(bad)} fails",
+        question,
+        verdict,
+        f"{record.summary['novel']:,} frames unlike the training data{share}",
+        wanted,
         "From such a frame MD covers the lag instead. The score has blind spots, and models "
         "without one call no frame novel.",
     )
