@@ -20,12 +20,11 @@ from openmm import unit
 from ..files.atomic import why, write_atomically
 from ..files.folder import interrupts
 from ..molecule.topology import pdb_text
-from ..system.box import count_ions, equilibrate, in_implicit_solvent, solvate
+from ..system.box import PreparedBox, count_ions, equilibrate, in_implicit_solvent, solvate
 from ..system.fitting import fitting_models
 from ..system.force_field import (
     DEFAULT_FORCE_FIELD,
     IMPLICIT_FORCE_FIELD,
-    ForceFieldLike,
     file_names,
     water_box,
 )
@@ -212,47 +211,11 @@ def box_of(
     """
     assert settings.force_field is not None
     assert settings.temperature_K is not None
-    files: ForceFieldLike = settings.force_field
     for note in repaired.notes:
         say("note", note)
-    implicit = settings.solvent == "implicit"
-    count = repaired.topology.getNumAtoms()
     began = time.monotonic()
-    if implicit:
-        say("building the system", "implicit solvent")
-        box = in_implicit_solvent(
-            repaired.topology,
-            repaired.positions,
-            force_field=files,
-            hydrogen_mass=settings.hydrogen_mass_amu,
-        )
-    else:
-        say("building the box", "adding water")
-        box = solvate(
-            repaired.topology,
-            repaired.positions,
-            waters=settings.waters,
-            padding=settings.padding_nm,
-            width=settings.box_nm,
-            shape=settings.box_shape,
-            force_field=files,
-            water_model=settings.water_model,
-            ionic_strength=settings.ionic_strength_M,
-            ions=(settings.positive_ion, settings.negative_ion),
-            neutralise=settings.neutralise,
-            cutoff=settings.cutoff_nm,
-            hydrogen_mass=settings.hydrogen_mass_amu,
-            seed=settings.seed,
-        )
-    solvated = {
-        "waters": box.n_waters,
-        "water_box": None if implicit else settings.water_model or water_box(files),
-        "ions": count_ions(box.topology, count),
-        "solute_atoms": count,
-        "solute_charge_e": _charge(box.system, count),
-        "box_shape": None if implicit else settings.box_shape,
-        "box_vectors_nm": _listed(box.box_vectors),
-    }
+    box = _solvated(repaired, settings, say)
+    solvation = _solvation(repaired, settings, box)
     box = equilibrate(
         box,
         temperature=settings.temperature_K,
@@ -264,19 +227,20 @@ def box_of(
         report=say,
     )
     notes = list(repaired.notes)
-    if not settings.neutralise and abs(solvated["solute_charge_e"]) > 0.01:
+    if not settings.neutralise and abs(solvation["solute_charge_e"]) > 0.01:
         notes.append("The box has a net charge, which PME makes up for by a uniform background.")
+    implicit = settings.solvent == "implicit"
     record = {
         "made_by": made_by,
         "from": source.name,
         "sha256": source.sha256,
         "settings": {
             **asdict(replace(settings, force_field=None)),
-            "force_field": list(file_names(files)) or "a ForceField object",
+            "force_field": list(file_names(settings.force_field)) or "a ForceField object",
             "variants": dict(settings.variants),
         },
         "repair": repaired.record,
-        "solvation": solvated,
+        "solvation": solvation,
         "system": {
             "nonbonded": "implicit solvent, no cutoff" if implicit else "PME",
             "constraints": "HBonds",
@@ -300,6 +264,53 @@ def box_of(
         # What JSON holds is what is read again.
         provenance=json.loads(json.dumps(record)),
     )
+
+
+def _solvated(repaired: Repaired, settings: PrepareSettings, say: Report) -> PreparedBox:
+    """Put a structure into the solvent that the settings name."""
+    assert settings.force_field is not None
+    if settings.solvent == "implicit":
+        say("building the system", "implicit solvent")
+        return in_implicit_solvent(
+            repaired.topology,
+            repaired.positions,
+            force_field=settings.force_field,
+            hydrogen_mass=settings.hydrogen_mass_amu,
+        )
+    say("building the box", "adding water")
+    return solvate(
+        repaired.topology,
+        repaired.positions,
+        waters=settings.waters,
+        padding=settings.padding_nm,
+        width=settings.box_nm,
+        shape=settings.box_shape,
+        force_field=settings.force_field,
+        water_model=settings.water_model,
+        ionic_strength=settings.ionic_strength_M,
+        ions=(settings.positive_ion, settings.negative_ion),
+        neutralise=settings.neutralise,
+        cutoff=settings.cutoff_nm,
+        hydrogen_mass=settings.hydrogen_mass_amu,
+        seed=settings.seed,
+    )
+
+
+def _solvation(repaired: Repaired, settings: PrepareSettings, box: PreparedBox) -> dict[str, Any]:
+    """Record what a structure was put into."""
+    assert settings.force_field is not None
+    implicit = settings.solvent == "implicit"
+    count = repaired.topology.getNumAtoms()
+    water = settings.water_model or water_box(settings.force_field)
+    return {
+        "waters": box.n_waters,
+        "water_box": None if implicit else water,
+        "ions": count_ions(box.topology, count),
+        "solute_atoms": count,
+        "solute_charge_e": _charge(box.system, count),
+        "box_shape": None if implicit else settings.box_shape,
+        "box_vectors_nm": _listed(box.box_vectors),
+    }
 
 
 def _listed(vectors: NDArray[np.float64] | None) -> list[list[float]] | None:
