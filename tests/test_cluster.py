@@ -17,10 +17,10 @@ from openmm_sd.cli import main
 from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate import FrameCheck, GenerateSettings, generate
 from openmm_sd.generate.parts import Parts
-from openmm_sd.generate.pool import Processes
 from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 from openmm_sd.rollout.driver import read_rollout, run_rollout
 from openmm_sd.rollout.settings import RolloutSettings
+from openmm_sd.workers.processes import ProcessPool
 from openmm_sd.workers.shares import shares
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra 'cluster')")
@@ -146,7 +146,7 @@ def test_stopped_workers_hand_in_what_they_have(workers, pdb, tmp_path, monkeypa
 
 def test_a_process_that_is_killed_is_replaced(pdb, tmp_path, monkeypatch):
     killed = []
-    start = Processes.start
+    start = ProcessPool.start
 
     def start_and_kill(self, task):
         start(self, task)
@@ -155,7 +155,7 @@ def test_a_process_that_is_killed_is_replaced(pdb, tmp_path, monkeypatch):
             pid = self.pids[task]
             threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
 
-    monkeypatch.setattr(Processes, "start", start_and_kill)
+    monkeypatch.setattr(ProcessPool, "start", start_and_kill)
     said = []
     result = generate(
         *(pdb, tmp_path / "data.h5", dry(plain_runs=2, seeded_runs=1)),

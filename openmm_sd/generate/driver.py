@@ -8,10 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,22 +18,20 @@ from ..data.dataset import Dataset, Run, read_dataset, restore, write_dataset
 from ..files.atomic import file_sha256
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
+from ..system.platforms import md_platform
 from ..system.solute import torsion_terms
-from ..workers.processes import LOSSES
+from ..workers.schedule import Pool, share_out
 from .dynamics import Machine, task_name
 from .engines import run_maker, settled_engine
 from .parts import ATTEMPTS, Parts, describe
 from .peptides import REMARKS, unusual
-from .pool import DaskWorkers, Pool, Processes, Task
+from .pool import DaskWorkers, Task, local_processes
 from .settings import GenerateSettings
 from .start import Start, make_start, read_solute
 
 if TYPE_CHECKING:
     from ..workers.cluster import Where
 
-# OpenCL is left to those who ask for it: without a GPU it is an emulation slower than CPU.
-_GPU: Final = ("CUDA", "HIP")
-_POLL_SECONDS: Final = 0.2
 
 Report = Callable[[str, str], None]
 
@@ -131,9 +128,9 @@ def generate(
 
         elsewhere, processes = local_workers(dask, processes)
     # Workers elsewhere may have platforms that this machine has not.
-    gromacs = settings.engine == "gromacs"
-    platform = "CPU" if gromacs else chosen_platform(None if elsewhere else platform, settings)
-    processes, threads = _processes(processes, threads, platform, settings)
+    gromacs, implicit = settings.engine == "gromacs", settings.solvent == "implicit"
+    platform = "CPU" if gromacs else md_platform(None if elsewhere else platform, implicit)
+    processes, threads = _shared(processes, threads, platform, settings)
     machine = Machine(platform, threads, save_seconds, gmx)
     for what, where in unusual(molecule).items():
         say("warning", f"{', '.join(where)} {REMARKS[what]}")
@@ -153,7 +150,7 @@ def generate(
             )
             job = _Job(parts, start, settings, chosen, machine, processes, stop, say)
 
-            def pool() -> Pool | None:
+            def makers() -> Pool[Task] | None:
                 made_of = (parts, start, settings, chosen)
                 if dask is not None:
                     where = on_workers if elsewhere else platform
@@ -163,10 +160,10 @@ def generate(
                 count = min(processes, len(job.open))
                 if count < 2:
                     return None
-                return Processes(parts, settings, chosen, machine, count, lock)
+                return local_processes(parts, settings, chosen, machine, count, lock)
 
             if job.open and not stop():
-                job.work(pool())
+                job.work(makers())
         return _collect(job, target, identity, stop)
     finally:
         os.close(lock)
@@ -200,22 +197,9 @@ class _Stop:
         self.signalled = True
 
 
-def chosen_platform(name: str | None, settings: GenerateSettings) -> str:
-    """Return the OpenMM platform that runs are made on, if it is there."""
-    from ..bridges import platform_names
-
-    here = platform_names()
-    if name is not None:
-        if name not in here:
-            raise ValueError(f"platform must be one of {', '.join(here)}, got {name!r}")
-        return name
-    if settings.solvent == "implicit":
-        # A few dozen atoms: what the other platforms do beside the forces costs more than those.
-        return "Reference"
-    return next((p for p in (*_GPU, "CPU") if p in here), "Reference")
 
 
-def _processes(
+def _shared(
     wanted: int | None, threads: int | None, platform: str, settings: GenerateSettings
 ) -> tuple[int, int]:
     """Return how many processes there are, and threads in each."""
@@ -312,7 +296,7 @@ class _Job:
         """What was made in that time."""
         return (self.made_ps - self._before_ps) / 1000.0 / max(self.seconds, 1e-9) * 86400.0
 
-    def work(self, pool: Pool | None) -> None:
+    def work(self, pool: Pool[Task] | None) -> None:
         """Make what is missing, until it is made or time to stop; without a pool, here."""
         if pool is not None:
             self._share_out(pool)
@@ -339,40 +323,31 @@ class _Job:
     def _warn(self, text: str) -> None:
         self.say("warning", text)
 
-    def _share_out(self, pool: Pool) -> None:
-        waiting, losses = list(self.open), Counter[Task]()
+    def _share_out(self, pool: Pool[Task]) -> None:
         error: dict[str, Any] | None = None
-        told, self.processes = False, 1
-        try:
-            while waiting or pool.busy:
-                if not told and (error is not None or self.stop()):
-                    told = True
-                    waiting.clear()
-                    pool.stop()
-                slots = pool.slots
-                self.processes = max(self.processes, slots)
-                while waiting and pool.busy < slots:
-                    pool.start(waiting.pop(0))
-                if waiting and not slots:
-                    self.say("waiting for workers", f"{len(waiting)} runs to make")
-                for event in pool.events(_POLL_SECONDS):
-                    if "ps" in event:
-                        self._tell(float(event["ps"]))
-                    if "warn" in event:
-                        self._warn(event["warn"])
-                    if "lost" in event:
-                        task = event["lost"]
-                        losses[task] += 1
-                        if losses[task] > LOSSES:
-                            lost = f"{losses[task]} processes ended while they made it"
-                            event["error"] = f"{task_name(*task)}: {lost}"
-                        elif not told:
-                            self._warn(f"{task_name(*task)}: its process ended; another goes on")
-                            waiting.insert(0, task)
-                    if "error" in event:
-                        error = error or event
-        finally:
-            pool.close()
+        self.processes = 1
+
+        def hear(task: Task, event: dict[str, Any]) -> None:
+            nonlocal error
+            if "ps" in event:
+                self._tell(float(event["ps"]))
+            if "warn" in event:
+                self._warn(event["warn"])
+            if "lost" in event:
+                self._warn(f"{task_name(*task)}: its process ended; another goes on")
+            if "error" in event:
+                error = error or event
+                if "kind" not in event:
+                    error["error"] = f"{task_name(*task)}: {event['error']}"
+
+        def look(waiting: int) -> None:
+            self.processes = max(self.processes, pool.slots)
+            if waiting and not pool.slots:
+                self.say("waiting for workers", f"{waiting} runs to make")
+
+        share_out(
+            self.open, pool, hear, stopped=lambda: error is not None or self.stop(), look=look
+        )
         if error is not None:
             kind = OSError if error.get("kind") == "OSError" else RuntimeError
             raise kind(error["error"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..molecule.torsions import TorsionAtoms
-from ..workers.processes import Helper
+from ..system.platforms import md_platform
+from ..workers.processes import ProcessPool
 from .dynamics import BlownUp, Machine, PieceByPiece, give_up, task_name
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
 from .settings import GenerateSettings
@@ -22,37 +22,15 @@ if TYPE_CHECKING:
 Task = tuple[str, int]
 
 
-class Pool(Protocol):
-    """Makes several runs at the same time.
-
-    Whatever it is made of, pieces of runs end up in the same folder. Events are dicts:
-    ``{"ps": ...}`` (made since the last such event), ``{"warn": ...}``, ``{"lost": task}`` (who
-    made it is gone; the run can be started again), ``{"error": ..., "kind": ...}``.
-    """
-
-    @property
-    def slots(self) -> int:
-        """How many runs can be made at the same time."""
-
-    @property
-    def busy(self) -> int:
-        """How many runs are being made."""
-
-    def start(self, task: Task) -> None:
-        """Begin a run, or go on with it."""
-
-    def events(self, seconds: float) -> list[dict[str, Any]]:
-        """Wait for events, at most so long."""
-
-    def stop(self) -> None:
-        """Have what is being made cut short and kept."""
-
-    def close(self) -> None:
-        """End all."""
-
-
-class Processes:
-    """Processes of this machine, which write to the folder themselves.
+def local_processes(
+    parts: Parts,
+    settings: GenerateSettings,
+    torsions: list[TorsionAtoms],
+    machine: Machine,
+    count: int,
+    lock: int,
+) -> ProcessPool[Task]:
+    """Return processes of this machine, which write to the folder themselves.
 
     Parameters
     ----------
@@ -67,88 +45,16 @@ class Processes:
     lock : int
         Descriptor that says to others that somebody is at work in the folder.
     """
-
-    def __init__(
-        self,
-        parts: Parts,
-        settings: GenerateSettings,
-        torsions: list[TorsionAtoms],
-        machine: Machine,
-        count: int,
-        lock: int,
-    ) -> None:
-        self.slots = count
-        self._lock = lock
-        self._job = {
-            "parts": str(parts.folder.resolve()),
-            "settings": asdict(settings),
-            "torsions": torsions,
-            "machine": asdict(machine),
-        }
-        self._threads = str(machine.threads)
-        self._answers: queue.Queue[tuple[Helper, dict[str, Any] | None]] = queue.Queue()
-        self._idle: list[Helper] = []
-        self._at: dict[Helper, Task] = {}
-        self._told = False
-
-    @property
-    def busy(self) -> int:
-        """How many runs are being made."""
-        return len(self._at)
-
-    @property
-    def pids(self) -> dict[Task, int]:
-        """The process that makes each run."""
-        return {task: helper.pid for helper, task in self._at.items()}
-
-    def start(self, task: Task) -> None:
-        """Begin a run, or go on with it."""
-        if not self._idle:
-            environment = {
-                name: self._threads for name in ("OPENMM_CPU_THREADS", "OMP_NUM_THREADS")
-            }
-            helper = Helper(
-                "openmm_sd.generate.worker", self._answers, environment, keep=(self._lock,)
-            )
-            helper.send(self._job)
-            self._idle.append(helper)
-        helper = self._idle.pop()
-        self._at[helper] = task
-        helper.send(task)
-
-    def events(self, seconds: float) -> list[dict[str, Any]]:
-        """Wait for an event, at most so long."""
-        try:
-            helper, answer = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            return []
-        if answer is None:
-            helper.wait()
-            if helper in self._idle:
-                self._idle.remove(helper)
-            task = self._at.pop(helper, None)
-            return [] if task is None or self._told else [{"lost": task}]
-        if "error" in answer:
-            self._at.pop(helper, None)
-        elif "done" in answer:
-            del self._at[helper]
-            self._idle.append(helper)
-        return [answer]
-
-    def stop(self) -> None:
-        """Have what is being made cut short and kept."""
-        self._told = True
-        for helper in self._at:
-            helper.stop()
-
-    def close(self) -> None:
-        """End all."""
-        for helper in self._at:
-            helper.stop()
-        for helper in (*self._at, *self._idle):
-            helper.dismiss()
-        for helper in (*self._at, *self._idle):
-            helper.wait()
+    job = {
+        "parts": str(parts.folder.resolve()),
+        "settings": asdict(settings),
+        "torsions": torsions,
+        "machine": asdict(machine),
+    }
+    threads = dict.fromkeys(("OPENMM_CPU_THREADS", "OMP_NUM_THREADS"), str(machine.threads))
+    return ProcessPool(
+        "openmm_sd.generate.worker", [threads] * count, lambda task: task, job, keep=(lock,)
+    )
 
 
 class DaskWorkers:
@@ -209,9 +115,10 @@ class DaskWorkers:
         standing = self._parts.standing(task_name(*task), self._settings.frames(task[0]))
         self._pool.submit((*task, standing), task, worker)
 
-    def events(self, seconds: float) -> list[dict[str, Any]]:
+    def events(self, seconds: float) -> list[tuple[Task, dict[str, Any]]]:
         """Wait for pieces, at most so long, write them, and have the next ones made."""
-        return [event for made in self._pool.made(seconds) for event in self._keep(made)]
+        pieces = self._pool.made(seconds)
+        return [(made.tag, event) for made in pieces for event in self._keep(made)]
 
     def _keep(self, made: Made) -> Iterator[dict[str, Any]]:
         task, name = made.tag, task_name(*made.tag)
@@ -290,9 +197,7 @@ class PieceMaker:
     def _here(self) -> Machine:
         """Return what this worker has."""
         if self._machine is None:
-            from .driver import chosen_platform
-
             threads = os.environ.get("OPENMM_CPU_THREADS") or len(os.sched_getaffinity(0))
-            platform = chosen_platform(self._platform, self._settings)
+            platform = md_platform(self._platform, self._settings.solvent == "implicit")
             self._machine = Machine(platform, int(threads), self._save_seconds)
         return self._machine

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import queue
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,7 +29,8 @@ from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..propagator.noise import MAX_SEED
 from ..system.prepared import prepared_sha256
-from ..workers.processes import LOSSES, Helper
+from ..workers.processes import ProcessPool
+from ..workers.schedule import share_out
 from ..workers.shares import shares
 from .driver import Report, Start, plan_run
 from .files import START, SUMMARY, RunError
@@ -42,7 +42,6 @@ from .settings import RunSettings
 ENSEMBLE: Final = "ensemble.json"
 _MODEL: Final = "model.safetensors"
 _NAME: Final = re.compile(r"run-\d{3,}")
-_POLL_SECONDS: Final = 0.5
 _SEED: Final = 1
 
 #: Counters and clocks of single runs that are added up.
@@ -249,65 +248,38 @@ class _Crew:
 
     def work(self, environments: list[dict[str, str]]) -> None:
         """Make all copies, so many at the same time as there are environments."""
-        waiting, losses = list(range(self.copies)), Counter[int]()
-        answers: queue.Queue[tuple[Helper, dict[str, Any] | None]] = queue.Queue()
-        free = list(reversed(environments))
-        at: dict[Helper, tuple[int, dict[str, str]]] = {}
-        ended: set[Helper] = set()
-        noted: set[str] = set()
+        pool = ProcessPool("openmm_sd.run.worker", environments, self._order)
+        waiting, noted = self.copies, set[str]()
         wrong: str | None = None
-        told = False
-        try:
-            while waiting or at:
-                if not told and (self.stopped() or wrong is not None):
-                    told = True
-                    waiting.clear()
-                    for helper in at:
-                        helper.stop()
-                while waiting and free:
-                    k, environment = waiting.pop(0), free.pop()
-                    helper = Helper("openmm_sd.run.worker", answers, environment)
-                    helper.send(self._order(k))
-                    at[helper] = k, environment
-                try:
-                    helper, answer = answers.get(timeout=_POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                k, environment = at[helper]
-                name = self.names[k]
-                if answer is None:
-                    code = helper.wait()
-                    del at[helper]
-                    free.append(environment)
-                    if helper in ended or told:
-                        continue
-                    losses[k] += 1
-                    if losses[k] > LOSSES:
-                        self.failed[name] = f"{losses[k]} processes ended while they made it"
-                    else:
-                        self.say("note", f"{name}: its process ended ({code}); another goes on")
-                        waiting.insert(0, k)
-                elif "error" in answer:
-                    ended.add(helper)
-                    self.failed[name] = answer["error"]
-                    self.say("note", f"{name}: {answer['error']}")
-                    if answer["kind"] == "ValueError":
-                        wrong = wrong or f"{name}: {answer['error']}"
-                elif "done" in answer or "stopped" in answer:
-                    ended.add(helper)
-                elif answer["what"] == "note":
-                    if answer["how_far"] not in noted:
-                        noted.add(answer["how_far"])
-                        self.say("note", answer["how_far"])
-                else:
-                    done = self.copies - len(waiting) - len(at)
-                    where = f"{name}: {answer['what']} {answer['how_far']}".strip()
-                    self.say("running", f"{done} of {self.copies} copies done; {where}")
-        finally:
-            for helper in at:
-                helper.stop()
-            for helper in at:
-                helper.wait()
+
+        def look(count: int) -> None:
+            nonlocal waiting
+            waiting = count
+
+        def hear(k: int, event: dict[str, Any]) -> None:
+            nonlocal wrong
+            name = self.names[k]
+            if "lost" in event:
+                self.say("note", f"{name}: its process ended ({event['lost']}); another goes on")
+            elif "error" in event:
+                self.failed[name] = event["error"]
+                if "kind" in event:
+                    self.say("note", f"{name}: {event['error']}")
+                if event.get("kind") == "ValueError":
+                    wrong = wrong or f"{name}: {event['error']}"
+            elif event.get("what") == "note":
+                if event["how_far"] not in noted:
+                    noted.add(event["how_far"])
+                    self.say("note", event["how_far"])
+            elif "what" in event:
+                done = self.copies - waiting - pool.busy
+                where = f"{name}: {event['what']} {event['how_far']}".strip()
+                self.say("running", f"{done} of {self.copies} copies done; {where}")
+
+        def stopped() -> bool:
+            return self.stopped() or wrong is not None
+
+        share_out(range(self.copies), pool, hear, stopped=stopped, look=look)
         if wrong is not None:
             raise ValueError(wrong)
 

@@ -90,3 +90,31 @@ def working_platform(wanted: str | None) -> str:
         except openmm.OpenMMException as error:
             reason = f"the {name} platform does not work here: {error}"
     raise RuntimeError(reason)
+
+
+def md_platform(wanted: str | None, implicit: bool) -> str:
+    """Choose a platform for MD of many runs, without trying it.
+
+    Parameters
+    ----------
+    wanted : str, optional
+        Name of an OpenMM platform.
+    implicit : bool
+        Whether the solute is alone, in implicit solvent: then it is Reference. Of a few dozen
+        atoms, what the other platforms do beside the forces costs more than those.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    from ..bridges import platform_names
+
+    here = platform_names()
+    if wanted is not None:
+        if wanted not in here:
+            raise ValueError(f"platform must be one of {', '.join(here)}, got {wanted!r}")
+        return wanted
+    if implicit:
+        return "Reference"
+    return next((name for name in _PLATFORMS if name in here), "Reference")

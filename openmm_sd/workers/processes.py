@@ -10,12 +10,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TextIO
+from typing import Any, Generic, TextIO
 
 from ..files.atomic import one_line
-
-#: How often work is given to somebody else after the process that had it was lost.
-LOSSES: Final = 3
+from .schedule import Task
 
 
 class Helper:
@@ -96,6 +94,106 @@ class Helper:
             pass  # cut short by a kill
         finally:
             answers.put((self, None))
+
+
+class ProcessPool(Generic[Task]):
+    """Makes tasks in processes of this machine: a pool for `openmm_sd.workers.schedule`.
+
+    A process answers ``{"done": ...}`` or ``{"stopped": ...}`` at the end of a task, ``{"error":
+    ...}`` where it cannot be made. With `job` it then waits for the next task; without, it ends.
+
+    Parameters
+    ----------
+    module : str
+        What the processes run: ``python -m module``.
+    environments : sequence of mapping
+        Variables of each process; there are so many at the same time.
+    order : callable
+        Returns what a process is told to make a task.
+    job : object, optional
+        What each process is told first.
+    keep : sequence of int
+        File descriptors that they inherit.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        environments: Sequence[Mapping[str, str]],
+        order: Callable[[Task], Any],
+        job: Any = None,
+        keep: Sequence[int] = (),
+    ) -> None:
+        self._module, self._order, self._job, self._keep = module, order, job, keep
+        self.slots = len(environments)
+        self._free = list(reversed(environments))
+        self._environment: dict[Helper, Mapping[str, str]] = {}
+        self._answers: queue.Queue[tuple[Helper, dict[str, Any] | None]] = queue.Queue()
+        self._idle: list[Helper] = []
+        self._at: dict[Helper, Task] = {}
+        self._ended: set[Helper] = set()
+        self._told = False
+
+    @property
+    def busy(self) -> int:
+        """How many tasks are being made."""
+        return len(self._at)
+
+    @property
+    def pids(self) -> dict[Task, int]:
+        """The process that makes each task."""
+        return {task: helper.pid for helper, task in self._at.items()}
+
+    def start(self, task: Task) -> None:
+        """Begin a task, or resume it."""
+        if not self._idle:
+            environment = self._free.pop()
+            helper = Helper(self._module, self._answers, environment, self._keep)
+            self._environment[helper] = environment
+            if self._job is not None:
+                helper.send(self._job)
+            self._idle.append(helper)
+        helper = self._idle.pop()
+        self._at[helper] = task
+        helper.send(self._order(task))
+
+    def events(self, seconds: float) -> list[tuple[Task, dict[str, Any]]]:
+        """Wait for an event, at most so long."""
+        try:
+            helper, answer = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            return []
+        if answer is None:
+            code = helper.wait()
+            self._free.append(self._environment.pop(helper))
+            if helper not in self._at:
+                self._idle.remove(helper)
+                return []
+            task = self._at.pop(helper)
+            lost = helper not in self._ended and not self._told
+            return [(task, {"lost": code})] if lost else []
+        task = self._at[helper]
+        if "error" in answer or (self._job is None and ("done" in answer or "stopped" in answer)):
+            self._ended.add(helper)
+        elif "done" in answer:
+            del self._at[helper]
+            self._idle.append(helper)
+        return [(task, answer)]
+
+    def stop(self) -> None:
+        """Have what is being made cut short and kept."""
+        self._told = True
+        for helper in self._at:
+            helper.stop()
+
+    def close(self) -> None:
+        """End all."""
+        for helper in self._at:
+            helper.stop()
+        for helper in (*self._at, *self._idle):
+            helper.dismiss()
+        for helper in (*self._at, *self._idle):
+            helper.wait()
 
 
 #: What a helper does: it gets the lines of its orders, what sends an answer, and whether to stop.
