@@ -16,8 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "openmm_sd"
 #: From the ground up; what stands in one line may not import its neighbours.
 LAYERS = (
     ("version",),
-    ("checks", "progress"),
-    ("files", "workers"),
+    ("checks",),
+    ("files",),
+    ("workers",),
     ("molecule",),
     ("analysis", "report"),
     ("propagator",),
