@@ -267,7 +267,7 @@ def test_demo_writes_its_four_files(tiny_demo):
 
     folder, done = tiny_demo
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert {path.name for path in folder.iterdir()} > set(FILES)
     summary = json.loads((folder / "summary.json").read_text())
     assert json.loads(done.stdout) == summary
     assert summary.keys() >= SUMMARY

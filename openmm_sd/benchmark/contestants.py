@@ -15,15 +15,16 @@ import torch
 
 from ..bridges import BRIDGES, NotScriptable
 from ..bridges.probe import probe_all
-from ..demo import FRICTION_PER_PS, HYDROGEN_MASS_AMU, STEP_PS
 from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..jump.jump import Jump, gates_of
 from ..model.model import ScoreModel
 from ..molecule.molecule import Molecule
+from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU
 from ..propagator.kernels import Identity
 from ..propagator.script import script_frozen
 from ..rollout.rollout import Rollout
 from ..rollout.settings import RolloutSettings
+from ..run import RunSettings
 from ..system.box import PreparedBox, equilibrate, solvate
 from ..system.plain_md import PlainMD
 from .bridged import ANY_NOVELTY, jump_context
@@ -144,8 +145,8 @@ class Scene:
         integrator = ScoreDynamicsIntegrator(
             model,
             self.temperature,
-            FRICTION_PER_PS,
-            STEP_PS,
+            RunSettings.friction_per_ps,
+            HEAVY_STEP_PS,
             bridge=bridge,
             seed=_SEED,
             **settings,
@@ -201,22 +202,22 @@ def _plain(scene: Scene) -> Contestant:
         scene.box.positions,
         scene.box.box_vectors,
         temperature=scene.temperature,
-        friction=FRICTION_PER_PS,
-        step_ps=STEP_PS,
+        friction=RunSettings.friction_per_ps,
+        step_ps=HEAVY_STEP_PS,
         seed=_SEED,
         platform=scene.platform,
     )
 
     def work() -> float:
         md.steps(_MD_STEPS)
-        return _MD_STEPS * STEP_PS
+        return _MD_STEPS * HEAVY_STEP_PS
 
     return Contestant(PLAIN, work, facts=_in_box(scene))
 
 
 def _in_box(scene: Scene) -> dict[str, Any]:
     atoms = scene.box.topology.getNumAtoms()
-    return {"platform": scene.platform, "atoms": atoms, "step_fs": 1000.0 * STEP_PS}
+    return {"platform": scene.platform, "atoms": atoms, "step_fs": 1000.0 * HEAVY_STEP_PS}
 
 
 def _bursts(scene: Scene) -> Iterator[Contestant]:
@@ -225,7 +226,7 @@ def _bursts(scene: Scene) -> Iterator[Contestant]:
         facts = _in_box(scene) | {"bridge": bridge}
         context, integrator = scene.jumping(model, bridge, burst=_ENDLESS)
         yield Contestant(f"burst, {bridge}", _stepping(context, integrator, _MD_STEPS), facts=facts)
-        context, integrator = scene.jumping(model, bridge, burst=STEP_PS, settleTime=0.0)
+        context, integrator = scene.jumping(model, bridge, burst=HEAVY_STEP_PS, settleTime=0.0)
         step = _stepping(context, integrator, 1, counts=False)
         note = "beside the step of MD"
         yield Contestant(
@@ -244,7 +245,7 @@ def _stepping(
         integrator.step(steps)
         # GPU platforms work ahead of the caller; reading something waits for them.
         context.getState(positions=True)
-        return steps * STEP_PS if counts else 0.0
+        return steps * HEAVY_STEP_PS if counts else 0.0
 
     return work
 
@@ -253,7 +254,7 @@ def _mixed(scene: Scene) -> Iterator[Contestant]:
     for lag in scene.lags_ps:
         context, integrator = scene.jumping(scene.model, scene.bridge, lag=lag)
         burst = integrator.getBurst()._value
-        steps = max(1, round(burst / STEP_PS))
+        steps = max(1, round(burst / HEAVY_STEP_PS))
         yield Contestant(
             f"mixed run, lag {lag:g} ps",
             _cycle(context, integrator, steps),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -79,6 +80,7 @@ def run_mixed(
     settings: RunSettings,
     *,
     report: Report | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Alternate MD bursts and learned jumps, and write what happens to a directory.
 
@@ -102,6 +104,9 @@ def run_mixed(
         How long, how, and what to save.
     report : callable, optional
         Called with what is being done and how far it is.
+    stopped : callable, optional
+        Whether to stop; by default that is up to SIGINT and SIGTERM, of which a second one stops at
+        once.
 
     Returns
     -------
@@ -118,15 +123,16 @@ def run_mixed(
     RunError
         If the run cannot go on: a full disk, MD that blows up, a model that fails.
     KeyboardInterrupt
-        On SIGINT or SIGTERM, after the checkpoint is written. A second signal stops at once.
+        If stopped, after the checkpoint is written.
     """
     say = report or (lambda what, how_far: None)
     plan = plan_run(model, start, settings, say)
     for note in plan.notes:
         say("note", note)
     folder = Path(output)
-    with interrupts() as stopped, locked(folder, "run"):
-        return _Run(plan, folder, say, stopped)()
+    asked = interrupts() if stopped is None else contextlib.nullcontext(stopped)
+    with asked as stop, locked(folder, "run"):
+        return _Run(plan, folder, say, stop)()
 
 
 class _Run:

@@ -8,8 +8,6 @@ way; at the end ``{"done": true}``, ``{"stopped": true}`` or ``{"error": ..., "k
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -35,18 +33,15 @@ def _work(
     given = order["settings"]
     if given["force_field"] is not None:
         given["force_field"] = tuple(given["force_field"])
-    outside = signal.getsignal(signal.SIGTERM)
 
     def tell(what: str, how_far: str) -> None:
         say({"what": what, "how_far": how_far})
-        # Once the run listens to the signal, it finishes its step and saves it. Before, there is
-        # nothing to save and another line to come; afterwards it has been told.
-        if stopped() and signal.getsignal(signal.SIGTERM) is not outside:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         run_mixed(
-            order["model"], order["start"], order["output"], RunSettings(**given), report=tell
+            *(order["model"], order["start"], order["output"], RunSettings(**given)),
+            report=tell,
+            stopped=stopped,
         )
     except KeyboardInterrupt:
         say({"stopped": True})
