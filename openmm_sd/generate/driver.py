@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from ..data.dataset import Dataset, Run, read_dataset, restore, write_dataset
 from ..files.atomic import file_sha256
+from ..files.folder import interrupts
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
 from ..system.platforms import md_platform
@@ -144,7 +143,8 @@ def generate(
             parts.check(identity)
         else:
             parts.settle(identity)
-        with _Stop(minutes) as stop:
+        with interrupts() as signalled:
+            stop = _Stop(signalled, minutes)
             start = _start(
                 parts, topology, positions, molecule, settings, chosen, machine, stop, say
             )
@@ -170,31 +170,14 @@ def generate(
 
 
 class _Stop:
-    """Whether to stop: Ctrl-C or SIGTERM came, or time is up. A second Ctrl-C stops at once."""
+    """Whether to stop: Ctrl-C or SIGTERM came (`signalled`), or time is up."""
 
-    def __init__(self, minutes: float | None) -> None:
-        self.signalled = False
+    def __init__(self, signalled: Callable[[], bool], minutes: float | None) -> None:
+        self.signalled = signalled
         self._end = None if minutes is None else time.monotonic() + 60.0 * minutes
-        self._old: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        return self.signalled or (self._end is not None and time.monotonic() > self._end)
-
-    def __enter__(self) -> _Stop:
-        # Python lets only its main thread listen to signals.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True
+        return self.signalled() or (self._end is not None and time.monotonic() > self._end)
 
 
 
@@ -226,7 +209,7 @@ def _start(
 ) -> Start:
     def say_and_stop(what: str, how_far: str) -> None:
         say(what, how_far)
-        if stop.signalled:  # nothing is lost that was kept: there is no start yet
+        if stop.signalled():  # nothing is lost that was kept: there is no start yet
             raise KeyboardInterrupt
 
     start = parts.load_start()
@@ -372,7 +355,7 @@ def _collect(job: _Job, target: Path, identity: dict[str, Any], stop: _Stop) -> 
             steps += meta["steps"], meta["seconds"]
             platforms.add(meta["platform"])
     if not platforms:
-        if stop.signalled:
+        if stop.signalled():
             raise KeyboardInterrupt
         raise RuntimeError(
             "nothing was made: every run blew up; is the structure sound, and the time step short?"
