@@ -17,6 +17,7 @@ from openmm_sd.cli import main
 from openmm_sd.prepare import PreparedSystem, write_prepared
 from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 from openmm_sd.run import RunSettings, ensemble, merge_runs, run_ensemble, run_mixed
+from openmm_sd.workers import processes
 from openmm_sd.workers.processes import Helper
 
 COMMON = {
@@ -37,7 +38,7 @@ def two(vacuum, model, tmp_path_factory):
     said = []
     helpers = []
 
-    class Killed(ensemble.Helper):
+    class Killed(Helper):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             helpers.append(self)
@@ -45,7 +46,7 @@ def two(vacuum, model, tmp_path_factory):
                 threading.Timer(0.5, os.kill, (self.pid, signal.SIGKILL)).start()
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(ensemble, "Helper", Killed)
+    patch.setattr(processes, "Helper", Killed)
     try:
         merged = run_ensemble(
             *(model, vacuum, folder, RunSettings(**COMMON), 2),

@@ -373,7 +373,7 @@ def _collect(job: _Job, target: Path, identity: dict[str, Any], stop: _Stop) -> 
         "seconds": seconds,
         "ns_per_day": speed,
         "complete": complete,
-        "stopped": stop.signalled,
+        "stopped": stop.signalled(),
         "platform": ", ".join(sorted(platforms)),
         "processes": job.processes,
     }
