@@ -180,8 +180,6 @@ class _Stop:
         return self.signalled() or (self._end is not None and time.monotonic() > self._end)
 
 
-
-
 def _shared(
     wanted: int | None, threads: int | None, platform: str, settings: GenerateSettings
 ) -> tuple[int, int]:
