@@ -203,16 +203,16 @@ def test_a_network_gives_two_workers_what_it_gives_one(workers):
     model = ScoreModel.load("ala2-water")
     settings = RolloutSettings(chains=40, steps=2, lag_ps=10.0)
 
-    def shared():
+    def together():
         return shared.SharedRollout(model, settings, None, workers, 1, lambda *_: None)
 
-    rollout = shared()
+    rollout = together()
     try:
         found = [rollout.advance() for _ in range(2)]
     finally:
         rollout.close()
     alone = shared.BlockMover(model, settings, 1)
-    start = shared().frames
+    start = together().frames
     blocks = [alone.work((k, start[k : k + 32], 0, 2, 99.0), lambda: False)[1] for k in (0, 32)]
     for step in range(2):
         expected = np.concatenate([records[step][0] for records in blocks])
