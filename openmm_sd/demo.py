@@ -11,7 +11,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +24,7 @@ from .files.folder import interrupts
 from .model.model import ScoreModel
 from .molecule.torsions import Torsion, backbone_torsions
 from .prepare.settings import HEAVY_STEP_PS
+from .progress import Progress, silence
 from .run import RunSettings, run_mixed
 from .run.files import CHECKPOINT, LOG, SUMMARY, TOPOLOGY
 from .run.record import read_run
@@ -35,8 +35,6 @@ FILES: Final = ("trajectory.xtc", TOPOLOGY, "ramachandran.png", SUMMARY)
 _OWN: Final = (*FILES, CHECKPOINT, LOG, "report.html")
 # More jumps than there is time for.
 _ENDLESS: Final = 10**9
-
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def run_demo(
     settings: DemoSettings | None = None,
     *,
     force: bool = False,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run the demonstration.
 
@@ -120,7 +118,7 @@ def run_demo(
         What to do.
     force : bool
         Whether to replace the files of an earlier run.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -129,7 +127,7 @@ def run_demo(
         What ``summary.json`` holds, see `openmm_sd.run.run_mixed`.
     """
     settings = settings or DemoSettings()
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     folder = _output_folder(Path(output), force)
     say("loading the model", settings.model)
     model = ScoreModel.load(settings.model).only()
@@ -156,7 +154,7 @@ def run_demo(
                 app.Modeller(molecule.to_topology(), molecule.positions * unit.nanometer),
                 folder,
                 settings.of_the_run(),
-                report=tell,
+                progress=tell,
                 stopped=lambda: asked() or time.monotonic() > until,
             )
         except KeyboardInterrupt:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from .progress import Progress, silence
 
 # torch before OpenMM, which loads openmm-torch's plugin when it is imported.
 import torch  # isort: skip
@@ -186,7 +188,7 @@ def _check_state(context: openmm.Context, integrator: ScoreDynamicsIntegrator) -
 
 def examine(
     platforms: Sequence[str] | None = None,
-    report: Callable[[str, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Try every bridge on every platform.
 
@@ -194,7 +196,7 @@ def examine(
     ----------
     platforms : sequence of str, optional
         Only these; all of this machine by default.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -208,7 +210,7 @@ def examine(
     if unknown:
         raise ValueError(f"platform must be one of {here}, got {unknown[0]!r}")
     chosen = [name for name in here if platforms is None or name in platforms]
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     say("evaluating bridges", ", ".join(chosen))
     probes = probe_all(list(BRIDGES), chosen, fresh=True)
     good = [pair for pair, answer in probes.items() if answer.ok]

@@ -160,7 +160,7 @@ def test_a_process_that_is_killed_is_replaced(pdb, tmp_path, monkeypatch):
     result = generate(
         *(pdb, tmp_path / "data.h5", dry(plain_runs=2, seeded_runs=1)),
         processes=2,
-        report=lambda what, how_far: said.append(f"{what}: {how_far}"),
+        progress=lambda what, how_far: said.append(f"{what}: {how_far}"),
     )
     assert result["complete"]
     assert any("plain-00000: its process ended; another goes on" in line for line in said)
@@ -228,7 +228,7 @@ def test_a_shared_rollout_goes_on_alone(workers, shaken, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run_rollout(shaken, tmp_path / "cut", settings, dask=workers, report=interrupt)
+        run_rollout(shaken, tmp_path / "cut", settings, dask=workers, progress=interrupt)
     assert len(read_rollout(tmp_path / "cut")) == 3
     whole = run_rollout(shaken, tmp_path / "cut", settings)
     assert whole["complete"]
@@ -249,7 +249,7 @@ def test_a_rollout_stopped_between_two_records_goes_on_with_workers(
 
     common = {"format": format, "every": 3}
     with pytest.raises(KeyboardInterrupt):
-        run_rollout(shaken, tmp_path / "cut", settings, report=interrupt, **common)
+        run_rollout(shaken, tmp_path / "cut", settings, progress=interrupt, **common)
     assert json.loads((tmp_path / "cut" / "rollout.json").read_text())["steps_done"] == 5
     # The workers choose their devices here, which is no other setting.
     later = replace(settings, device="auto")

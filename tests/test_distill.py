@@ -66,7 +66,7 @@ def test_the_student_comes_near_the_teacher(calls, left):
         return float(((answers[0] - answers[1]) ** 2).mean())
 
     before = distance()
-    train([task], settings, report=lambda record: None)
+    train([task], settings, progress=lambda record: None)
     assert before > 0.01
     assert distance() < left * before
     # Both levels are the teacher's own.
@@ -129,10 +129,10 @@ def test_distillation_goes_on(tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        distill_bundle(model, output, settings, report=stop)
+        distill_bundle(model, output, settings, progress=stop)
     assert not output.exists()
     steps = []
-    distill_bundle(model, output, settings, report=lambda what, how_far: steps.append(how_far))
+    distill_bundle(model, output, settings, progress=lambda what, how_far: steps.append(how_far))
     assert not any("step 1," in text for text in steps)
     assert ScoreModel.load(output).card["training"]["steps"] == 3
 

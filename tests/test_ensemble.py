@@ -51,7 +51,7 @@ def two(vacuum, model, tmp_path_factory):
         merged = run_ensemble(
             *(model, vacuum, folder, RunSettings(**COMMON), 2),
             processes=2,
-            report=lambda what, how_far: said.append(f"{what}: {how_far}"),
+            progress=lambda what, how_far: said.append(f"{what}: {how_far}"),
         )
     finally:
         patch.undo()

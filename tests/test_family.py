@@ -781,5 +781,5 @@ def test_the_trainer_takes_it():
         max_steps=120, minutes=5.0, batch_size=64, learning_rate=4e-3, warmup_steps=5, ema_decay=0.9
     )
     before = held_out_loss(model, pairs, how, [1.0])[1.0]
-    train([Part(model, pairs)], how, report=lambda record: None)
+    train([Part(model, pairs)], how, progress=lambda record: None)
     assert held_out_loss(model, pairs, how, [1.0])[1.0] < 0.95 * before

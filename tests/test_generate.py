@@ -310,7 +310,7 @@ def test_runs_that_blow_up(pdb, tmp_path, monkeypatch):
         tmp_path / "data.h5",
         implicit(plain_runs=3),
         processes=1,
-        report=lambda what, how_far: said.append(f"{what}: {how_far}"),
+        progress=lambda what, how_far: said.append(f"{what}: {how_far}"),
     )
     assert result["left_out"] == ["plain-00001"]
     assert result["complete"]

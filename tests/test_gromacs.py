@@ -307,13 +307,13 @@ def test_auto_says_why(pdb, tmp_path):
         engine="auto", solvent="implicit", plain_ps=1.0, warm_up_ps=0.0, spacing_ps=0.2
     )
     result = generate(
-        pdb, tmp_path / "a.h5", settings, processes=1, report=lambda *text: said.append(text)
+        pdb, tmp_path / "a.h5", settings, processes=1, progress=lambda *text: said.append(text)
     )
     assert ("engine openmm", "GROMACS has no implicit solvent") in said
     assert result["provenance"]["engine"].startswith("OpenMM")
     # What is there decides, without another measurement.
     said.clear()
-    again = generate(pdb, tmp_path / "a.h5", settings, report=lambda *text: said.append(text))
+    again = generate(pdb, tmp_path / "a.h5", settings, progress=lambda *text: said.append(text))
     assert again["seconds"] == 0.0
     assert not said
 

@@ -117,7 +117,9 @@ def engines(vacuum, jitter, pdb, monkeypatch):
         chosen = TrainSettings(
             max_steps=6, batch_size=16, bf16=False, report_seconds=0.0, rare_first=False
         )
-        train([Part(model, pairs)], chosen, checkpoint=folder / "state", report=lambda record: None)
+        train(
+            [Part(model, pairs)], chosen, checkpoint=folder / "state", progress=lambda record: None
+        )
         state = [tensor.numpy().tobytes() for tensor in model.state_dict().values()]
         (folder / "weights").write_bytes(b"".join(state))
 

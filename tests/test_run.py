@@ -124,7 +124,7 @@ def test_files_of_a_run(watery, jitter, tmp_path, format):
     said = []
     summary = run_mixed(
         *(jitter, watery, tmp_path / "out", settings(jumps=3, format=format)),
-        report=lambda *words: said.append(words),
+        progress=lambda *words: said.append(words),
     )
     names = {"checkpoint.npz", "log.csv", "start", "summary.json", "topology.pdb"}
     assert {f.name for f in (tmp_path / "out").iterdir()} == {*names, FORMATS[format]}
@@ -229,7 +229,7 @@ def test_a_finished_run_is_extended(watery, jitter, tmp_path, format):
     said = []
     again = run_mixed(
         *(jitter, watery, longer, settings(jumps=2, format=format)),
-        report=lambda *words: said.append(words),
+        progress=lambda *words: said.append(words),
     )
     assert stable(again) == stable(first)
     assert said[-1][0] == "done before"
@@ -313,7 +313,7 @@ def test_a_stopped_run_has_all_its_frames_on_the_disk(
     with pytest.raises(KeyboardInterrupt):
         run_mixed(
             *(jitter, vacuum, out, settings(format=format)),
-            report=lambda *words: said.append(words),
+            progress=lambda *words: said.append(words),
         )
     monkeypatch.undo()
     assert said[-1][0] == "stopped"
@@ -455,7 +455,7 @@ def test_a_model_that_always_fails_is_plain_md(kind, platform, friction, ala2, t
     said = []
     chosen = settings(jumps=8, every_ps=None, platform=platform, friction_per_ps=friction)
     summary = run_mixed(
-        *(model, prepared, tmp_path / "out", chosen), report=lambda *words: said.append(words)
+        *(model, prepared, tmp_path / "out", chosen), progress=lambda *words: said.append(words)
     )
     assert (summary["jumps_tried"], summary["jumps_accepted"]) == (8, 0)
     assert summary["fallbacks"] == 8
@@ -528,7 +528,7 @@ def test_notes_where_force_field_and_temperature_are_others(vacuum, ala2, tmp_pa
     chosen = settings(jumps=2, temperature_K=310.0)
     for _ in range(2):  # the second time the run is finished already
         summary = run_mixed(
-            *(model, prepared, tmp_path / "out", chosen), report=lambda *words: said.append(words)
+            *(model, prepared, tmp_path / "out", chosen), progress=lambda *words: said.append(words)
         )
         (field,) = [note for note in summary["notes"] if "force field (charmm36.xml)" in note]
         assert "trained with (amber99sbildn.xml, tip3p.xml)" in field

@@ -418,7 +418,7 @@ def test_training_resumes(data, tmp_path, capfd):
             raise Stop
 
     with pytest.raises(Stop):
-        train_bundle([data], parts, settings(), report=interrupt)
+        train_bundle([data], parts, settings(), progress=interrupt)
     assert not parts.exists()
     with pytest.raises(ValueError, match="other settings .batch_size"):
         train_bundle([data], parts, settings(batch_size=8))
@@ -878,7 +878,7 @@ def test_molecules_that_are_trained_together_share_their_weights(tmp_path):
     before = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
     means = [part.model.stiff_mean.clone() for part in parts]
     quiet = replace(TOGETHER, report_seconds=1e9)
-    record = train(parts, quiet, lags_ps=[2.0], report=lambda record: None)
+    record = train(parts, quiet, lags_ps=[2.0], progress=lambda record: None)
     after = [held_out_loss(p.model, p.held_out, TOGETHER, [2.0])[2.0] for p in parts]
     assert after[0] < 0.97 * before[0], (before, after)
     assert after[1] < 0.97 * before[1], (before, after)
@@ -899,14 +899,14 @@ def test_a_training_of_several_goes_on(tmp_path):
 
     settings = replace(TOGETHER, max_steps=12)
     whole = two_parts()
-    train(whole, settings, report=lambda record: None)
+    train(whole, settings, progress=lambda record: None)
     file = tmp_path / "state"
     with pytest.raises(Stop):
-        train(two_parts(), settings, checkpoint=file, report=interrupt)
+        train(two_parts(), settings, checkpoint=file, progress=interrupt)
     with pytest.raises(ValueError, match="other molecules, data or networks, or another order"):
         train(two_parts()[::-1], settings, checkpoint=file)
     again = two_parts()
-    record = train(again, settings, checkpoint=file, report=lambda record: None)
+    record = train(again, settings, checkpoint=file, progress=lambda record: None)
     assert record.steps == 12
     for one, other in zip(whole, again, strict=True):
         named = dict(other.model.named_parameters())
@@ -924,7 +924,7 @@ def test_every_molecule_has_pairs_in_each_step(monkeypatch):
 
     monkeypatch.setattr(trainer, "denoising_loss", counted)
     parts = [replace(part, held_out=None) for part in two_parts()]
-    train(parts, replace(TOGETHER, max_steps=2), report=lambda record: None)
+    train(parts, replace(TOGETHER, max_steps=2), progress=lambda record: None)
     assert seen == [(8, 8), (24, 6)] * 2
     with pytest.raises(ValueError, match="a batch of 1 pairs is too small for 2 molecules"):
         train(parts, replace(TOGETHER, batch_size=1))

@@ -20,6 +20,7 @@ from ..jump.jump import Jump, gates_of
 from ..model.model import ScoreModel
 from ..molecule.molecule import Molecule
 from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU
+from ..progress import Progress
 from ..propagator.kernels import Identity
 from ..propagator.script import script_frozen
 from ..rollout.rollout import Rollout
@@ -29,7 +30,7 @@ from ..system.box import PreparedBox, equilibrate, solvate
 from ..system.plain_md import PlainMD
 from .bridged import ANY_NOVELTY, jump_context
 from .chains import alkane, shaken, untrained
-from .measure import Contestant, Report
+from .measure import Contestant
 from .published import CALLS, OneCall, PublishedNetwork
 
 #: What everything is compared with.
@@ -96,7 +97,7 @@ class Scene:
     batches: tuple[int, ...]
     lags_ps: tuple[float, ...]
     atoms: tuple[int, ...]
-    say: Report
+    say: Progress
 
     @property
     def molecule(self) -> Molecule:
@@ -125,7 +126,7 @@ class Scene:
             time=self.equilibration_ps,
             platform=self.platform,
             seed=_SEED,
-            report=self.say,
+            progress=self.say,
         )
 
     def context(self, system: openmm.System, integrator: openmm.Integrator) -> openmm.Context:

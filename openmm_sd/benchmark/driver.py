@@ -17,13 +17,13 @@ from ..bridges import platform_names
 from ..checks import check_number, check_whole
 from ..files.atomic import write_json
 from ..model.model import ScoreModel
+from ..progress import Progress, silence
 from ..rollout.settings import checked_device
 from ..system.platforms import platform_and_bridge
 from ..version import versions
 from .contestants import GROUPS, PLAIN, Scene, contestants
 from .measure import (
     Contestant,
-    Report,
     Turn,
     machine_line,
     quartiles,
@@ -94,7 +94,7 @@ def run_benchmark(
     settings: BenchmarkSettings | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure, with all contestants in turn.
 
@@ -104,7 +104,7 @@ def run_benchmark(
         What is measured.
     output : str or PathLike, optional
         File for the result, JSON.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -121,7 +121,7 @@ def run_benchmark(
         If nothing has the name asked for.
     """
     settings = settings or BenchmarkSettings()
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     began = time.perf_counter()
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise ValueError(f"output: there is no directory {Path(output).absolute().parent}")
@@ -233,7 +233,7 @@ def _complete(row: dict[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(keys), **row}
 
 
-def _memory(settings: BenchmarkSettings, say: Report) -> list[dict[str, Any]]:
+def _memory(settings: BenchmarkSettings, say: Progress) -> list[dict[str, Any]]:
     rows = []
     for steps in _MEMORY_STEPS:
         say("measuring", f"memory of a rollout of {steps} steps")

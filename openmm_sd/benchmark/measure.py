@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..progress import Progress
 from ..system.plain_md import ns_per_day
-
-Report = Callable[[str, str], None]
 
 # Work before anything is timed: TorchScript watches the first call and compiles in the second.
 _WARM = 3
@@ -56,7 +55,7 @@ class Turn:
 
 
 def take_turns(
-    contestants: Sequence[Contestant], repeats: int, seconds: float, say: Report
+    contestants: Sequence[Contestant], repeats: int, seconds: float, say: Progress
 ) -> dict[str, list[Turn]]:
     """Time contestants in turn, so that whatever else the machine does hits all of them alike.
 

@@ -39,5 +39,5 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     names = [field.name for field in fields(BenchmarkSettings) if hasattr(arguments, field.name)]
     given = {name: getattr(arguments, name) for name in names}
     settings = BenchmarkSettings(**{name: v for name, v in given.items() if v is not None})
-    result = run_benchmark(settings, output=arguments.output, report=progress)
+    result = run_benchmark(settings, output=arguments.output, progress=progress)
     return Outcome(result["rows"], as_text(result))

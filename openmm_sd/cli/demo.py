@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
 
     given = {field.name: getattr(arguments, field.name) for field in fields(DemoSettings)}
     settings = DemoSettings(**{name: value for name, value in given.items() if value is not None})
-    summary = run_demo(arguments.output, settings, force=arguments.force, report=progress)
+    summary = run_demo(arguments.output, settings, force=arguments.force, progress=progress)
     text = (
         f"{summary['jumps_accepted']} of {summary['jumps_tried']} jumps accepted, "
         f"{summary['redraws']} redraws, {summary['fallbacks']} fallbacks\n"

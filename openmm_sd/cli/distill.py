@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     )
     training = {f.name: given[f.name] for f in fields(settings.training) if f.name in given}
     settings = replace(settings, training=replace(settings.training, **training))
-    result = distill_bundle(arguments.model, arguments.output, settings, report=progress)
+    result = distill_bundle(arguments.model, arguments.output, settings, progress=progress)
     if result is None:  # another process writes the bundle and says so
         return Outcome({}, "", quiet=True)
     return Outcome(

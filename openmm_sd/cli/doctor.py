@@ -27,6 +27,6 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     from ..doctor import as_text, examine
 
-    findings = examine(arguments.platform, report=progress)
+    findings = examine(arguments.platform, progress=progress)
     works = any(cell["ok"] for row in findings["bridges"].values() for cell in row.values())
     return Outcome(findings, as_text(findings), 0 if works else 1)

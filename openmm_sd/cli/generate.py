@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         minutes=arguments.minutes,
         **({} if arguments.save_seconds is None else {"save_seconds": arguments.save_seconds}),
         force=arguments.force,
-        report=progress,
+        progress=progress,
         dask=arguments.dask,
     )
     text = (

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         settings,
         append=arguments.append,
         force=arguments.force,
-        report=progress,
+        progress=progress,
     )
     text = (
         f"{result['molecule']} ({result['formula']}), {result['atoms']} atoms: "

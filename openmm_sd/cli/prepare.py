@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             neutralise=not arguments.no_neutralise,
         ),
         force=arguments.force,
-        report=progress,
+        progress=progress,
     )
     return Outcome(record, _described(record))
 

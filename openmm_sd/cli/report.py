@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         reference=[path for several in arguments.reference or () for path in several],
         topology=arguments.topology,
         spacing_ps=arguments.reference_spacing,
-        report=progress,
+        progress=progress,
     )
     return Outcome(found, told(found))
 

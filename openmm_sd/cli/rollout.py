@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         format=arguments.format,
         every=arguments.every,
         minutes=arguments.minutes,
-        report=progress,
+        progress=progress,
         molecule=arguments.molecule,
         dask=arguments.dask,
     )

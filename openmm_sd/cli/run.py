@@ -95,14 +95,14 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             processes=arguments.processes,
             reports=not arguments.no_report,
             reference=arguments.reference or (),
-            report=progress,
+            progress=progress,
         )
         return Outcome(merged, _merged(merged, arguments.output), 1 if merged["failed"] else 0)
     for option in ("devices", "processes"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for several runs (--copies N)")
     summary = run_mixed(
-        arguments.model, arguments.start, arguments.output, settings, report=progress
+        arguments.model, arguments.start, arguments.output, settings, progress=progress
     )
     report = "" if arguments.no_report else _report(arguments, progress)
     plain, mixed = summary["md_ns_per_day"], summary["effective_ns_per_day"]
@@ -151,7 +151,7 @@ def _report(arguments: argparse.Namespace, progress: Progress) -> str:
             arguments.output,
             model=arguments.model,
             reference=arguments.reference or (),
-            report=progress,
+            progress=progress,
         )
     except Exception as error:  # the run is done and on the disk, whatever its report stumbles over
         hint = f"openmm-sd report {arguments.output} --debug says where"

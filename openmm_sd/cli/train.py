@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             arguments.datasets,
             arguments.output,
             settings,
-            report=progress,
+            progress=progress,
         )
         return Outcome(
             result,
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             f"{result['held_out_frames']} held-out frames are, the highest score among them is "
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
-    made = train_bundle(arguments.datasets, arguments.output, settings, report=progress)
+    made = train_bundle(arguments.datasets, arguments.output, settings, progress=progress)
     if made is None:  # another process writes the bundle and says so
         return Outcome({}, "", quiet=True)
     result = made

@@ -20,6 +20,7 @@ from ..molecule.frames import FrameCheck, constraint_lengths, missing_hydrogens
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
 from ..molecule.topology import TopologyTable, formula, read_topology
+from ..progress import Progress, silence
 from .dataset import BIASED, Dataset, Run, merge, quantise, read_dataset, restore, write_dataset
 
 # mdtraj numbers the frames of all other formats and calls that time.
@@ -65,8 +66,6 @@ _SINGLE: Final = frozenset(
     )
 )
 _LISTED: Final = 6
-
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def import_trajectories(
     *,
     append: bool = False,
     force: bool = False,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make a data set from trajectories, a run a file.
 
@@ -137,7 +136,7 @@ def import_trajectories(
         Whether to add to an existing data set of the same molecule.
     force : bool
         Whether to replace an existing file.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -158,7 +157,7 @@ def import_trajectories(
         settings = replace(settings, kind=BIASED)
     elif settings.kind == BIASED:
         raise ValueError(f"runs of kind {BIASED} need log weights")
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     began = time.monotonic()
     target = Path(output)
     if not trajectories:
@@ -332,7 +331,7 @@ class _Reader:
     """Reads trajectories one after the other; the first frame ever defines the molecule."""
 
     def __init__(
-        self, solute: _Solute, settings: ImportSettings, molecule: Molecule | None, say: Report
+        self, solute: _Solute, settings: ImportSettings, molecule: Molecule | None, say: Progress
     ) -> None:
         self._solute = solute
         self._settings = settings

@@ -17,6 +17,7 @@ from ..files.atomic import file_sha256
 from ..files.folder import interrupts
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
+from ..progress import Progress, silence
 from ..system.platforms import md_platform
 from ..system.solute import torsion_terms
 from ..workers.schedule import Pool, share_out
@@ -30,9 +31,6 @@ from .start import Start, make_start, read_solute
 
 if TYPE_CHECKING:
     from ..workers.cluster import Where
-
-
-Report = Callable[[str, str], None]
 
 
 def generate(
@@ -49,7 +47,7 @@ def generate(
     minutes: float | None = None,
     save_seconds: float = 30.0,
     force: bool = False,
-    report: Report | None = None,
+    progress: Progress | None = None,
     dask: Where | None = None,
 ) -> dict[str, Any]:
     """Make a data set by molecular dynamics, or go on with one.
@@ -81,7 +79,7 @@ def generate(
         Each run is saved this often; a kill loses no more.
     force : bool
         Whether to replace an existing data set.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
     dask : str, int, distributed.Client or cluster, optional
         Have the runs made by the workers of a Dask cluster: ``"local"`` or a number of workers for
@@ -103,7 +101,7 @@ def generate(
         If stopped before there was anything to write.
     """
     settings = settings or GenerateSettings()
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     target = Path(output)
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory: make it first")
@@ -203,7 +201,7 @@ def _start(
     torsions: list[TorsionAtoms],
     machine: Machine,
     stop: _Stop,
-    say: Report,
+    say: Progress,
 ) -> Start:
     def say_and_stop(what: str, how_far: str) -> None:
         say(what, how_far)
@@ -247,7 +245,7 @@ class _Job:
         machine: Machine,
         processes: int,
         stop: _Stop,
-        say: Report,
+        say: Progress,
     ) -> None:
         self.parts, self.start, self.settings = parts, start, settings
         self.torsions, self.machine, self.processes = torsions, machine, processes

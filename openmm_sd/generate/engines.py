@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..progress import Progress
 from .parts import Parts
 from .settings import GenerateSettings
-
-Report = Callable[[str, str], None]
 
 
 def run_maker(engine: str) -> Callable[..., bool]:
@@ -32,7 +31,7 @@ def settled_engine(
     platform: str | None,
     gmx: str | None,
     dask: Any,
-    say: Report,
+    say: Progress,
 ) -> GenerateSettings:
     """Return settings that name an engine which is there.
 

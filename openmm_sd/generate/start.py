@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from openmm import app, unit
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms
 from ..prepare import load_structure, solvate
+from ..progress import Progress
 from ..system.force_field import complete_bonds, load_force_field, make_implicit_system, make_system
 from ..system.structure import count_waters
 from .settings import GenerateSettings
@@ -28,8 +29,6 @@ _BAROSTAT_STEPS: Final = 10
 # A new box is relaxed in pieces, so that progress can be told and the user can stop it.
 _PIECES: Final = 50
 _NAN: Final = "the box did not survive its equilibration: positions are not finite"
-
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def make_start(
     torsions: Sequence[TorsionAtoms],
     platform: str,
     threads: int,
-    say: Report,
+    say: Progress,
 ) -> Start:
     """Solvate, relax and copy a solute.
 
@@ -258,7 +257,7 @@ def _relaxed(
     settings: GenerateSettings,
     platform: str,
     threads: int,
-    say: Report,
+    say: Progress,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Heat the cell up; where its size is open, find the mean size at the pressure wanted."""
     copy = openmm.XmlSerializer.clone(system)

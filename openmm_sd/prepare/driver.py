@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from openmm import unit
 from ..files.atomic import why, write_atomically
 from ..files.folder import interrupts
 from ..molecule.topology import pdb_text
+from ..progress import Progress, silence
 from ..system.box import PreparedBox, count_ions, equilibrate, in_implicit_solvent, solvate
 from ..system.fitting import fitting_models
 from ..system.force_field import (
@@ -41,8 +42,6 @@ _PDB_ATOMS: Final = 99_999
 # Where neither the user nor a model says otherwise; what `openmm-sd generate` takes, too.
 _ROOM_TEMPERATURE_K: Final = 300.0
 
-Report = Callable[[str, str], None]
-
 
 def prepare(
     source: Any,
@@ -51,13 +50,13 @@ def prepare(
     *,
     positions: Any = None,
     force: bool = False,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make a prepared directory, whole or not at all.
 
     Parameters
     ----------
-    source, positions, report
+    source, positions, progress
         As for `prepare_system`.
     output : str or PathLike
         The directory; see `openmm_sd.system.prepared`. ``solute.pdb`` is there too: the repaired
@@ -87,8 +86,8 @@ def prepare(
     with interrupts() as stopped, _unfinished(target) as folder:
 
         def say(what: str, how_far: str) -> None:
-            if report is not None:
-                report(what, how_far)
+            if progress is not None:
+                progress(what, how_far)
             if stopped():
                 raise KeyboardInterrupt
 
@@ -107,7 +106,7 @@ def prepare_system(
     settings: PrepareSettings | None = None,
     *,
     positions: Any = None,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> PreparedSystem:
     """Repair a structure, put it into a box of water, or implicit solvent, and relax it.
 
@@ -121,7 +120,7 @@ def prepare_system(
         What is decided.
     positions : Quantity or array, shape (N, 3), optional
         Of a Topology; bare numbers are nm.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -134,7 +133,7 @@ def prepare_system(
     ValueError
         If it cannot be done; one line that says why.
     """
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     return _prepared(source, positions, settings or PrepareSettings(), say)[0]
 
 
@@ -148,7 +147,7 @@ def read_source(source: Any, positions: Any = None, frame: int | None = None) ->
 
 
 def _prepared(
-    source: Any, positions: Any, settings: PrepareSettings, say: Report
+    source: Any, positions: Any, settings: PrepareSettings, say: Progress
 ) -> tuple[PreparedSystem, Repaired]:
     structure = read_source(source, positions, settings.frame)
     say("repairing", structure.name)
@@ -187,7 +186,7 @@ def box_of(
     repaired: Repaired,
     settings: PrepareSettings,
     platform: str,
-    say: Report,
+    say: Progress,
     *,
     made_by: str,
     source: Structure,
@@ -224,7 +223,7 @@ def box_of(
         step_size=settings.step_ps,
         platform=platform,
         seed=settings.seed,
-        report=say,
+        progress=say,
     )
     notes = list(repaired.notes)
     if not settings.neutralise and abs(solvation["solute_charge_e"]) > 0.01:
@@ -266,7 +265,7 @@ def box_of(
     )
 
 
-def _solvated(repaired: Repaired, settings: PrepareSettings, say: Report) -> PreparedBox:
+def _solvated(repaired: Repaired, settings: PrepareSettings, say: Progress) -> PreparedBox:
     """Put a structure into the solvent that the settings name."""
     assert settings.force_field is not None
     if settings.solvent == "implicit":

@@ -43,9 +43,10 @@ from ..files.journal import GrowingFile, read_checkpoint, write_checkpoint
 from ..files.trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
 from ..model.model import ScoreModel, model_digest
 from ..molecule.topology import mdtraj_topology, pdb_text
+from ..progress import Progress, silence
 from ..version import versions
 from .rollout import Rollout
-from .settings import FORMATS, Report, RolloutSettings, _whole
+from .settings import FORMATS, RolloutSettings, _whole
 from .start import read_start_frames
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run_rollout(
     every: int = 1,
     minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
-    report: Report | None = None,
+    progress: Progress | None = None,
     molecule: str | None = None,
     dask: Where | None = None,
 ) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def run_rollout(
         Stop after this time, with a checkpoint; the same call goes on from there.
     checkpoint_seconds : float
         Time between checkpoints, s.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
     molecule : str, optional
         Which of a family's molecules.
@@ -142,7 +143,7 @@ def run_rollout(
     for name, value in (("minutes", minutes), ("checkpoint_seconds", checkpoint_seconds)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value!r}")
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     if not isinstance(model, ScoreModel):
         say("loading the model", os.fspath(model))
         model = ScoreModel.load(model)
@@ -243,7 +244,7 @@ class _Run:
         self._wall = 0.0
         self._buffer: list[tuple[int, NDArray[np.float32]]] = []
 
-    def __call__(self, minutes: float | None, interval: float, say: Report) -> dict[str, Any]:
+    def __call__(self, minutes: float | None, interval: float, say: Progress) -> dict[str, Any]:
         rollout, settings = self._rollout, self._rollout.settings
         if self._resume():
             summary: dict[str, Any] = json.loads(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +13,6 @@ from ..propagator.noise import MAX_SEED
 
 #: File formats of a trajectory, with the file each one gives.
 FORMATS: Final = {name: _TRAJECTORIES[name] for name in ("xtc", "h5")}
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)

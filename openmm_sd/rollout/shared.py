@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..model.model import ScoreModel
+from ..progress import Progress
 from ..workers.cluster import Pool, Where, is_local, local_workers
 from .rollout import Mover, Rollout
-from .settings import Report, RolloutSettings, device_name
+from .settings import RolloutSettings, device_name
 
 # There are so many blocks, if that leaves a block so many chains. Both are the same whatever the
 # number of workers: the results of a network depend by rounding on what it gets at once.
@@ -88,7 +89,7 @@ class SharedRollout(Rollout):
         frames: ArrayLike | None,
         where: Where,
         every: int,
-        say: Report,
+        say: Progress,
     ) -> None:
         if is_local(where) and settings.device.startswith("cuda:"):
             raise ValueError(

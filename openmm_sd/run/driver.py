@@ -28,6 +28,7 @@ from ..jump.jump import ERRORS, JumpError
 from ..model.model import ScoreModel
 from ..molecule.topology import pdb_text, subtopology
 from ..prepare import PreparedSystem, read_prepared, write_prepared
+from ..progress import Progress, silence
 from ..propagator.noise import MAX_SEED
 from ..system.imaging import Imaging
 from ..system.plain_md import PlainMD, ns_per_day
@@ -45,7 +46,7 @@ from .files import (
     RunError,
     read_checkpoint,
 )
-from .plan import Plan, Report, Start, noting, plan_run
+from .plan import Plan, Start, noting, plan_run
 from .settings import PRECISE_PLATFORMS, RunSettings
 from .start import build
 
@@ -79,7 +80,7 @@ def run_mixed(
     output: str | os.PathLike[str],
     settings: RunSettings,
     *,
-    report: Report | None = None,
+    progress: Progress | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Alternate MD bursts and learned jumps, and write what happens to a directory.
@@ -102,7 +103,7 @@ def run_mixed(
         Directory, made where it does not exist; new, empty, or with a run of the same settings.
     settings : RunSettings
         How long, how, and what to save.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
     stopped : callable, optional
         Whether to stop; by default that is up to SIGINT and SIGTERM, of which a second one stops at
@@ -125,7 +126,7 @@ def run_mixed(
     KeyboardInterrupt
         If stopped, after the checkpoint is written.
     """
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     plan = plan_run(model, start, settings, say)
     for note in plan.notes:
         say("note", note)
@@ -138,7 +139,9 @@ def run_mixed(
 class _Run:
     """A run and the directory it is written to."""
 
-    def __init__(self, plan: Plan, folder: Path, say: Report, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, say: Progress, stopped: Callable[[], bool]
+    ) -> None:
         self._plan, self._folder = plan, folder
         self._say, self._stopped = say, stopped
         self._steps = 0

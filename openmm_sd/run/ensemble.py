@@ -27,12 +27,13 @@ from ..files.atomic import write_atomically
 from ..files.folder import interrupts, locked
 from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
+from ..progress import Progress, silence
 from ..propagator.noise import MAX_SEED
 from ..system.prepared import prepared_sha256
 from ..workers.processes import ProcessPool
 from ..workers.schedule import share_out
 from ..workers.shares import shares
-from .driver import Report, Start, plan_run
+from .driver import Start, plan_run
 from .files import START, SUMMARY, RunError
 from .record import RunRecord, read_run
 from .report.page import compared_with
@@ -68,7 +69,7 @@ def run_ensemble(
     processes: int | None = None,
     reports: bool = False,
     reference: Sequence[str | os.PathLike[str]] = (),
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make several copies of a mixed run, with different seeds, and merge what they say.
 
@@ -95,7 +96,7 @@ def run_ensemble(
         Whether each copy gets its ``report.html``.
     reference : sequence of str or PathLike
         For these reports, and for the basins of the merged populations.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -111,7 +112,7 @@ def run_ensemble(
     KeyboardInterrupt
         On SIGINT or SIGTERM, after all copies have written their checkpoints.
     """
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     if copies < 1:
         raise ValueError(f"copies must be at least 1, got {copies}")
     if settings.seed + copies - 1 > MAX_SEED:
@@ -237,7 +238,7 @@ class _Crew:
     job: dict[str, Any]
     settings: RunSettings
     copies: int
-    say: Report
+    say: Progress
     stopped: Callable[[], bool]
     failed: dict[str, str] = field(default_factory=dict)
 

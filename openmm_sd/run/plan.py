@@ -7,7 +7,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -20,13 +20,13 @@ from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..integrator.notes import OTHER, Note
 from ..jump.jump import ERRORS, Jump
 from ..model.model import ScoreModel, model_digest
+from ..progress import Progress
 from ..system.fitting import fitting_model
 from ..system.force_field import water_box
 from ..system.solute import find_solute
 from .settings import RunSettings
 from .start import Source, force_field, model_mismatch, open_start, other_force_field
 
-Report = Callable[[str, str], None]
 Start = Any  # what `run_mixed` says
 
 # What the solute alone, in water already, and a prepared system have no use for.
@@ -38,7 +38,7 @@ def plan_run(
     model: ScoreModel | str | os.PathLike[str] | None,
     start: Start,
     settings: RunSettings,
-    say: Report,
+    say: Progress,
 ) -> Plan:
     """Decide all that was left open, and refuse what cannot be run; see `run_mixed`."""
     given = model

@@ -247,7 +247,7 @@ def build(
         time=settings.equilibration_ps,
         platform=platform,
         seed=settings.seed,
-        report=say,
+        progress=say,
     )
     made: dict[str, Any] = {"made_by": "openmm-sd run", "from": source.name}
     return PreparedSystem.from_box(

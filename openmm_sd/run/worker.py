@@ -40,7 +40,7 @@ def _work(
     try:
         run_mixed(
             *(order["model"], order["start"], order["output"], RunSettings(**given)),
-            report=tell,
+            progress=tell,
             stopped=stopped,
         )
     except KeyboardInterrupt:

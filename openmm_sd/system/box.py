@@ -9,7 +9,7 @@ import contextlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from ..progress import Progress, silence
 from .force_field import (
     DEFAULT_FORCE_FIELD,
     IMPLICIT_FORCE_FIELD,
@@ -259,7 +260,7 @@ def equilibrate(
     friction: float = 1.0,
     platform: str = "CPU",
     seed: int = 1,
-    report: Callable[[str, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> PreparedBox:
     """Minimise a box and run a moment of MD: a fifth of it heats up, the rest finds the volume.
 
@@ -283,7 +284,7 @@ def equilibrate(
         OpenMM platform of the MD.
     seed : int
         Of velocities, thermostat and barostat.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -297,7 +298,7 @@ def equilibrate(
     Minimising is always done on the CPU platform: the minimiser's kernels of OpenMM 8.6.1 crash
     under pocl, the OpenCL of machines without a GPU.
     """
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     say("minimising", "")
     positions = _minimise(box)
     if not np.isfinite(positions).all():

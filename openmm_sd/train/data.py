@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..molecule.frames import constraint_lengths
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import slow_torsions
+from ..progress import Progress
 from ..propagator.alignment import align_frames
 from ..version import __version__
 from .markov import CellModel, Cells
@@ -42,8 +43,6 @@ _SHORTEST_HELD_OUT: Final = 20
 _NOVELTY_FRAMES: Final = 20_000
 #: The displacement bound is this many times the largest displacement seen.
 _DISPLACEMENT_MARGIN: Final = 1.5
-
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ class TrainingData:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, settings: StageSettings, device: torch.device | str, say: Report
+        cls, dataset: Dataset, settings: StageSettings, device: torch.device | str, say: Progress
     ) -> TrainingData:
         """Prepare a data set.
 
@@ -304,7 +303,7 @@ def make_card(
     return card
 
 
-def read_by_molecule(datasets: Sequence[Path | str], say: Report) -> list[Dataset]:
+def read_by_molecule(datasets: Sequence[Path | str], say: Progress) -> list[Dataset]:
     """Read data sets and merge those of one molecule.
 
     Parameters

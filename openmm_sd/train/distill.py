@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ..model.card import Card, Training
 from ..model.model import ScoreModel, model_digest
+from ..progress import Progress, silence
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.sampler import interpolate_by_lag
-from .data import Report
 from .driver import (
     check_bundle_path,
     checkpoint_of,
@@ -53,7 +53,7 @@ def distill_bundle(
     output: Path | str,
     settings: DistillSettings | None = None,
     *,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Distil a model to one or two network calls a jump and write the bundle.
 
@@ -67,7 +67,7 @@ def distill_bundle(
         of that name with ``.checkpoint`` added; the same call goes on from it.
     settings : DistillSettings, optional
         How.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -77,7 +77,7 @@ def distill_bundle(
         ``torchrun`` started several.
     """
     settings = settings or DistillSettings()
-    say = (report if leads() else None) or (lambda what, how_far: None)
+    say = (progress if leads() else None) or silence
     output = Path(output)
     check_bundle_path(output)
     if not isinstance(model, ScoreModel) and output.resolve() == Path(model).resolve():
@@ -94,7 +94,7 @@ def distill_bundle(
             tasks,
             settings.training,
             checkpoint=checkpoint_of(output),
-            report=progress_report(settings.training, say),
+            progress=progress_report(settings.training, say),
             team=team,
         )
     if not team.leads:

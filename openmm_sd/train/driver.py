@@ -19,8 +19,8 @@ from ..files.atomic import file_sha256
 from ..model.card import Training
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
+from ..progress import Progress, silence
 from .data import (
-    Report,
     TrainingData,
     check_names,
     make_card,
@@ -56,7 +56,7 @@ def train_bundle(
     output: Path | str,
     settings: StageSettings | None = None,
     *,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """Train a model on data sets and write its bundle.
 
@@ -71,7 +71,7 @@ def train_bundle(
         the file of that name with ``.checkpoint`` added; the same call goes on from it.
     settings : StageSettings, optional
         What and how.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -80,7 +80,7 @@ def train_bundle(
         The card's training part, and where the bundle is. None in all processes but the first.
     """
     settings = settings or StageSettings()
-    say = (report if leads() else None) or (lambda what, how_far: None)
+    say = (progress if leads() else None) or silence
     output = Path(output)
     check_output(output, datasets)
     several = read_by_molecule(datasets, say)
@@ -106,7 +106,7 @@ def train_bundle(
             settings.training,
             lags_ps=shown[:: 3 if family else 2],
             checkpoint=checkpoint_of(output),
-            report=progress_report(settings.training, say),
+            progress=progress_report(settings.training, say),
             team=team,
         )
     if not team.leads:
@@ -181,7 +181,7 @@ def _single(
     lags: tuple[float, float],
     settings: StageSettings,
     device: torch.device,
-    say: Report,
+    say: Progress,
 ) -> list[Network]:
     """Return the network of one molecule, in a list."""
     (data,) = taught
@@ -199,7 +199,7 @@ def _family(
     lags: tuple[float, float],
     settings: StageSettings,
     device: torch.device,
-    say: Report,
+    say: Progress,
 ) -> list[Network]:
     """Return networks that share their weights: of those with data, then of those without."""
     say("measuring the coordinates", f"{len(members)} molecules")
@@ -254,7 +254,7 @@ def _models(
     lags: tuple[float, float],
     training: Training,
     settings: StageSettings,
-    say: Report,
+    say: Progress,
 ) -> list[ScoreModel]:
     """Return the models of the molecules with data."""
     # What is recommended goes for the slowest of them.
@@ -331,7 +331,7 @@ def history_entry(record: TrainingRecord, settings: TrainSettings, team: Team) -
     }
 
 
-def progress_report(settings: TrainSettings, say: Report) -> Callable[[TrainingRecord], None]:
+def progress_report(settings: TrainSettings, say: Progress) -> Callable[[TrainingRecord], None]:
     """Return what tells how far a training is."""
 
     def progress(record: TrainingRecord) -> None:
@@ -352,7 +352,7 @@ def add_novelty(
     output: Path | str,
     settings: StageSettings | None = None,
     *,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Give a bundle a novelty score made from its training data; all else stays as it is.
 
@@ -368,7 +368,7 @@ def add_novelty(
         `held_out`, `drop_ps` and the seed of training are used: those that the model was trained
         with, so that the held-out runs are the same. And `without`: what only the runs show that
         are left out is novel.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -377,7 +377,7 @@ def add_novelty(
         The card's entry ``novelty``, and where the new bundle is.
     """
     settings = settings or StageSettings()
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     output = Path(output)
     check_output(output, datasets)
     model = ScoreModel.load(bundle).only()

@@ -235,7 +235,7 @@ def train(
     *,
     lags_ps: Sequence[float] = (1.0, 10.0, 100.0),
     checkpoint: Path | str | None = None,
-    report: Callable[[TrainingRecord], None] | None = None,
+    progress: Callable[[TrainingRecord], None] | None = None,
     team: Team | None = None,
 ) -> TrainingRecord:
     """Train the networks of one or several molecules in place, to their averaged weights.
@@ -252,7 +252,7 @@ def train(
     checkpoint : Path or str, optional
         Written atomically at every report and at the end; when it exists, training resumes from it.
         One made with other settings (but for `minutes` and `report_seconds`) is refused.
-    report : callable, optional
+    progress : callable, optional
         Called with the record whenever an entry was added to its history; a line on standard error
         by default.
     team : Team, optional
@@ -270,7 +270,7 @@ def train(
     KeyboardInterrupt
         On SIGINT or SIGTERM to any of the processes, after the step and the checkpoint.
     """
-    return _Training(tasks, settings, lags_ps, checkpoint, report, team).run()
+    return _Training(tasks, settings, lags_ps, checkpoint, progress, team).run()
 
 
 class _Training:
@@ -282,12 +282,12 @@ class _Training:
         settings: TrainSettings,
         lags_ps: Sequence[float],
         checkpoint: Path | str | None,
-        report: Callable[[TrainingRecord], None] | None,
+        progress: Callable[[TrainingRecord], None] | None,
         team: Team | None,
     ) -> None:
         device = next(tasks[0].model.parameters()).device
         self.team = team = team or Team(device)
-        self.tasks, self.settings, self.report = tasks, settings, report
+        self.tasks, self.settings, self.progress = tasks, settings, progress
         nodes = tasks[0].model.lag_nodes()
         low, high = float(nodes[0]), float(nodes[-1])
         self.lags_ps = [lag for lag in lags_ps if low * 0.999 <= lag <= high * 1.001]
@@ -406,10 +406,10 @@ class _Training:
                     {f"{before}{lag:g}": round(v, 5) for lag, v in losses.items()}
                 )
         self.record.history.append(entry)
-        if self.report is None:
+        if self.progress is None:
             print(f"train: {entry}", file=sys.stderr, flush=True)
         else:
-            self.report(self.record)
+            self.progress(self.record)
 
     def _save(self) -> None:
         if self.path is not None and self.team.leads:

@@ -30,11 +30,12 @@ from ..data.reference import (
 from ..files.atomic import finite, write_json
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion
+from ..progress import Progress, silence
 from ..version import versions
 from . import plots
 from .energy import BOLTZMANN_KJ_PER_MOL_K, VacuumEnergy
 from .page import write_page
-from .sampling import Chains, Report, Step, one_step, read_chains, run_chains
+from .sampling import Chains, Step, one_step, read_chains, run_chains
 from .settings import USUAL_LAGS, ValidateSettings
 from .verdicts import verdicts
 
@@ -55,7 +56,7 @@ def validate(
     reference: Any | None,
     output: str | os.PathLike[str],
     settings: ValidateSettings | None = None,
-    progress: Report | None = None,
+    progress: Progress | None = None,
     *,
     topology: str | os.PathLike[str] | None = None,
     spacing_ps: float | None = None,
@@ -101,7 +102,7 @@ def validate(
         If something does not fit, before anything is run.
     """
     settings = settings or ValidateSettings()
-    say = progress or (lambda what, how_far: None)
+    say = progress or silence
     began = time.perf_counter()
     folder = _checked_output(Path(output), force)
     name = str(model) if isinstance(model, (str, os.PathLike)) else ""
@@ -164,7 +165,7 @@ def _opened(
     beside: Path,
     topology: str | os.PathLike[str] | None,
     spacing_ps: float | None,
-    say: Report,
+    say: Progress,
 ) -> Reference:
     """Return the reference, whatever it was given as; see `validate`."""
     solute = model.molecules[0]
@@ -207,7 +208,7 @@ class _Validation:
         settings: ValidateSettings,
         chosen: Sequence[Torsion],
         sample: Sample,
-        say: Report,
+        say: Progress,
     ) -> None:
         self.model, self.settings, self.say = model, settings, say
         self.molecule = model.molecules[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from ..data.reference import angles_of
 from ..model.model import ScoreModel
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import Torsion
+from ..progress import Progress
 from ..rollout.driver import read_rollout
 from ..rollout.rollout import Rollout
 from ..rollout.settings import RolloutSettings
 from .settings import ValidateSettings
-
-Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ def run_chains(
     lag_ps: float,
     starts: NDArray[np.float32],
     torsions: Sequence[Torsion],
-    report: Report,
+    progress: Progress,
 ) -> Chains:
     """Run chains at one lag.
 
@@ -79,7 +78,7 @@ def run_chains(
         (M, N, 3) nm: frames to start from.
     torsions : sequence of Torsion
         What to keep of every frame.
-    report : callable
+    progress : callable
         Called with what is being done and how far it is.
     """
     steps = settings.steps_at(lag_ps)
@@ -97,7 +96,7 @@ def run_chains(
             angles[:, step - discarded] = angles_of(frames, torsions)
             keeper.offer(frames)
         speed = step * chains / max(time.monotonic() - began, 1e-6)
-        report(what, f"step {step} of {steps}, {chains} chains, {speed:.0f} jumps/s")
+        progress(what, f"step {step} of {steps}, {chains} chains, {speed:.0f} jumps/s")
     return Chains(lag_ps, lag_ps, angles, keeper.frames(), rollout.statistics(), steps, discarded)
 
 
@@ -218,13 +217,13 @@ def one_step(
     lag_ps: float,
     starts: NDArray[np.float32],
     torsions: Sequence[Torsion],
-    report: Report,
+    progress: Progress,
 ) -> Step:
     """Make one step from given frames, each about as often as the others; see `run_chains`."""
     from scipy.spatial import cKDTree
 
     number = settings.one_step_starts
-    report(f"one step of {lag_ps:g} ps", f"from {number} frames")
+    progress(f"one step of {lag_ps:g} ps", f"from {number} frames")
     # Another seed than the chains', which would repeat their first step.
     rollout = Rollout(
         model, _rollout_settings(settings, lag_ps, number, 1, seed_shift=1), frames=starts

@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app
 
+from ...progress import Progress
 from ...system.platforms import working_platform
 from ..settings import GenerateSettings
 from ..start import _minimised, make_context
@@ -31,8 +31,6 @@ _OPENMM_FIRST, _OPENMM_STEPS = 50, 300
 _GROMACS_STEPS: Final = (400, 2400)
 _DAY_S: Final = 86400.0
 
-Report = Callable[[str, str], None]
-
 
 def faster_engine(
     settings: GenerateSettings,
@@ -41,7 +39,7 @@ def faster_engine(
     platform: str | None,
     gmx: str | None,
     dask: Any,
-    say: Report,
+    say: Progress,
 ) -> str:
     """Return ``openmm`` or ``gromacs``, and say why.
 
@@ -87,7 +85,7 @@ def _measured(
     topology: app.Topology,
     positions: NDArray[np.float64],
     program: Gromacs,
-    say: Report,
+    say: Progress,
 ) -> dict[str, float]:
     """Return ns a day of each engine."""
     n = topology.getNumAtoms()

@@ -15,10 +15,11 @@ from openmm import app, unit
 
 from ...files.atomic import write_json
 from ...molecule.molecule import Molecule
+from ...progress import Progress
 from ...system.box import PreparedBox, count_ions, solute_width, solvate
 from ...system.force_field import make_system
 from ..settings import GenerateSettings
-from ..start import Report, Start, _has, _minimised, _scaled, _system
+from ..start import Start, _has, _minimised, _scaled, _system
 from .check import compare
 from .mdp import dynamics, pressure
 from .program import BrokenRunError, Gromacs
@@ -47,7 +48,7 @@ def make_start(
     program: Gromacs,
     threads: int,
     folder: Path,
-    say: Report,
+    say: Progress,
 ) -> Start:
     """Solvate a solute, write it for GROMACS, compare energies, and relax it.
 
@@ -229,7 +230,7 @@ def _relaxed(
     box: NDArray[np.float64],
     settings: GenerateSettings,
     threads: int,
-    say: Report,
+    say: Progress,
     tail: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Heat the box up and, where its size is open, give it the mean size at the pressure wanted."""

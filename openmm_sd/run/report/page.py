@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from ...data.reference import chosen_torsions, read_reference
 from ...files.atomic import finite
 from ...model.model import ScoreModel
 from ...molecule.torsions import Torsion, torsions
+from ...progress import Progress, silence
 from ...report.page import (
     DASH,
     Cell,
@@ -42,7 +43,6 @@ from .findings import Comparison, Findings, Timescales, find, with_start_frames
 #: The file of a report, in the run's directory.
 REPORT: Final = "report.html"
 
-Say = Callable[[str, str], None]
 Paths = Sequence[str | os.PathLike[str]]
 
 _RATES: Final = (
@@ -61,7 +61,7 @@ def write_report(
     reference: Paths = (),
     topology: str | os.PathLike[str] | None = None,
     spacing_ps: float | None = None,
-    report: Say | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``report.html`` into a run's directory, from the files that are there.
 
@@ -80,7 +80,7 @@ def write_report(
         Of reference trajectories that have none.
     spacing_ps : float, optional
         Time between the reference's frames, ps, where its files do not say.
-    report : callable, optional
+    progress : callable, optional
         Called with what is being done and how far it is.
 
     Returns
@@ -94,7 +94,7 @@ def write_report(
     ValueError
         If there is no run, its files do not fit each other, or the reference does not fit it.
     """
-    say = report or (lambda what, how_far: None)
+    say = progress or silence
     began = time.perf_counter()
     say("reading the run", "")
     record = read_run(folder)
