@@ -92,8 +92,11 @@ def train_bundle(
         members = taught[: len(several)]
         lags = _lags_in_common(taught)
         torch.manual_seed(settings.training.seed)
-        build = _family if family else _single
-        networks = build(taught, members, lags, settings, team.device, say)
+        if family:
+            say("measuring the coordinates", f"{len(members)} molecules")
+            networks = _family(taught, members, lags, settings, team.device)
+        else:
+            networks = [_single(taught[0], lags, settings, team.device)]
         # A step has more pairs of a larger molecule.
         parts = [
             Part(network, data.pairs, data.held_out, _heavy_atoms(data) if family else 1.0)
@@ -176,21 +179,15 @@ def _lags_in_common(taught: Sequence[TrainingData]) -> tuple[float, float]:
 
 
 def _single(
-    taught: Sequence[TrainingData],
-    members: Sequence[TrainingData],
-    lags: tuple[float, float],
-    settings: StageSettings,
-    device: torch.device,
-    say: Progress,
-) -> list[Network]:
-    """Return the network of one molecule, in a list."""
-    (data,) = taught
+    data: TrainingData, lags: tuple[float, float], settings: StageSettings, device: torch.device
+) -> Network:
+    """Return the network of one molecule."""
     arguments = {"lag_min_ps": lags[0], "lag_max_ps": lags[1], **settings.network_settings}
     network = build_network(
         data.molecule, data.some_frames(), arguments, settings.network, settings.init
     ).to(device)
     fit_statistics(network, data.pairs, settings.training.seed)
-    return [network]
+    return network
 
 
 def _family(
@@ -199,10 +196,8 @@ def _family(
     lags: tuple[float, float],
     settings: StageSettings,
     device: torch.device,
-    say: Progress,
 ) -> list[Network]:
     """Return networks that share their weights: of those with data, then of those without."""
-    say("measuring the coordinates", f"{len(members)} molecules")
     arguments = {**settings.network_settings, "lag_min_ps": lags[0], "lag_max_ps": lags[1]}
     statistics = family_statistics(
         [(data.molecule, data.pairs) for data in members],
