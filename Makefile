@@ -6,23 +6,36 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads that spin take the cores that OpenMM needs.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-physics lint docs clean
+.PHONY: help demo test test-physics lint docs constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
 
-$(VENV)/.ready: pyproject.toml setup.py
+# uv unpacks PyTorch's gigabytes many times faster than pip, which does it where uv cannot be had.
+# constraints.txt names the version of every package, so that a set-up next year is that of today.
+INSTALL = UV_CONSTRAINT=constraints.txt UV_BUILD_CONSTRAINT=constraints.txt PIP_CONSTRAINT=constraints.txt \
+    $$(if test -x $(BIN)/uv; then echo $(BIN)/uv pip install --python $(BIN)/python; \
+    else echo $(BIN)/pip install; fi) --quiet
+
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openmm-sd needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[openmm-torch,test]'
+	-$(BIN)/pip install --quiet 'uv<1'
+	$(INSTALL) --editable '.[openmm-torch,test]'
 	@touch $@
 
+# make constraints - the newest versions into constraints.txt, for 'make test' to decide about
+constraints: $(VENV)/.ready
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+	    --custom-compile-command 'make constraints' --extra openmm-torch --extra test --extra docs \
+	    pyproject.toml --output-file constraints.txt
+
 # The native bridge, where there is a C++ compiler; everything else works without.
-PLUGIN := $(shell find plugin -path plugin/build -prune -o -type f -print)
+PLUGIN := plugin/setup.py plugin/pyproject.toml $(shell find plugin/openmmapi plugin/platforms \
+    plugin/python plugin/serialization -name '*.cpp' -o -name '*.h' -o -name '*.py')
 $(VENV)/.native: $(VENV)/.ready $(PLUGIN)
 	@if command -v $${CXX:-c++} >/dev/null; then \
-	    $(BIN)/pip install --quiet --force-reinstall --no-deps ./plugin && touch $@; \
+	    $(BIN)/pip install --quiet --no-build-isolation --force-reinstall --no-deps ./plugin && touch $@; \
 	else echo "no C++ compiler here: the native bridge is left out" >&2; fi
 
 demo: $(VENV)/.ready
@@ -42,7 +55,7 @@ test-physics: $(VENV)/.ready $(VENV)/.native
 
 # make docs - the documentation as HTML, warnings are errors
 docs: $(VENV)/.ready
-	$(BIN)/pip install --quiet '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 clean:

@@ -266,19 +266,19 @@ def _hints(
 
 
 def _torchforce_hint(broken: list[str], versions: dict[str, str | None]) -> str:
-    ours = versions["torch"] or ""
-    if versions["openmmtorch"] == "1.5" and not ours.startswith("2.9."):
+    ours, build = versions["torch"] or "", versions["openmmtorch"] or ""
+    install_hint = BRIDGES["torchforce"].install_hint
+    if not ours.startswith(("2.10.", "2.11.", "2.12.")):
         return (
-            f"torchforce: openmmtorch 1.5 works with torch 2.9 only, here is {ours} (with 2.10 it "
-            f"fails at its first evaluation, newer ones it cannot be imported with): "
-            f"{BRIDGES['torchforce'].install_hint}"
+            f"torchforce: openmm-torch 1.10 works with torch 2.10 to 2.12, here is {ours}: "
+            f"{install_hint}"
         )
-    if broken == ["OpenCL"]:
+    if broken == ["CUDA"] and build.endswith("+cpu"):
         return (
-            "torchforce on OpenCL: openmmtorch 1.5's kernels do not fit OpenMM 8.6 (undefined "
-            "symbol); bridge='pythonforce' works there"
+            "torchforce on CUDA: acellera-openmmtorch-cpu has no kernels for it; uninstall it and "
+            "install acellera-openmmtorch-cu13 (with torch 2.10: acellera-openmmtorch-cu12)"
         )
-    return f"torchforce on {', '.join(broken)}: {BRIDGES['torchforce'].install_hint}"
+    return f"torchforce on {', '.join(broken)}: {install_hint}"
 
 
 def as_text(findings: dict[str, Any]) -> str:

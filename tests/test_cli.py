@@ -243,8 +243,11 @@ def test_doctor_without_openmmtorch(monkeypatch):
     (hint, opencl) = doctor._hints(bridges, {"openmmtorch": None, "torch": "2.13.0"}, ["CPU"])
     assert "pip install" in hint
     assert "pocl-opencl-icd" in opencl
-    hint = doctor._hints(bridges, {"openmmtorch": "1.5", "torch": "2.13.0"}, ["OpenCL"])[0]
-    assert "2.9" in hint
+    hint = doctor._hints(bridges, {"openmmtorch": "1.10+cpu", "torch": "2.13.0"}, ["OpenCL"])[0]
+    assert "2.10 to 2.12" in hint
+    bridges["torchforce"] = {"CPU": fine["CPU"], "CUDA": {"ok": False, "detail": "no kernel"}}
+    hint = doctor._hints(bridges, {"openmmtorch": "1.10+cpu", "torch": "2.12.1"}, ["CUDA"])[0]
+    assert "acellera-openmmtorch-cu13" in hint
 
 
 def test_a_wrong_landing_is_found(monkeypatch):

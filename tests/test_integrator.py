@@ -1422,7 +1422,7 @@ def test_restore_refuses_other_integrators(ala2):
 
 
 def test_system_xml_with_pythonforce(peptide, ala2):
-    """The System's XML carries the propagator; openmm-torch 1.5 cannot do this on OpenMM 8.6."""
+    """The System's XML carries the propagator; openmm-torch 1.10 cannot do this on OpenMM 8.6."""
     engine = Engine("pythonforce", "Reference")
     context, integrator = start(engine, Shift(ala2.n_atoms, SHIFT), peptide, ala2)
     text = openmm.XmlSerializer.serialize(context.getSystem())

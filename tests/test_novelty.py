@@ -71,24 +71,13 @@ def rotation(seed):
 def by_torchani(molecule, frames):
     """The vectors as torchani has them, which is their definition."""
     with warnings.catch_warnings():
+        # It says which of its extensions are not compiled.
         warnings.simplefilter("ignore")
-        torchani = pytest.importorskip("torchani", exc_type=ImportError)
-        elements = sorted(set(molecule.atomic_numbers))
-        computer = torchani.AEVComputer.cover_linearly(
-            radial_cutoff=5.1,
-            angular_cutoff=3.5,
-            radial_eta=19.7,
-            angular_eta=12.5,
-            radial_dist_divisions=16,
-            angular_dist_divisions=8,
-            zeta=14.1,
-            angle_sections=4,
-            num_species=len(elements),
-            angular_start=0.8,
-            radial_start=0.8,
-        )
+        aev = pytest.importorskip("torchani.aev", exc_type=ImportError)
+    elements = sorted(set(molecule.atomic_numbers))
+    computer = aev.AEVComputer.like_2x(num_species=len(elements))
     species = torch.tensor([[elements.index(z) for z in molecule.atomic_numbers]])
-    return computer((species.expand(len(frames), -1), 10.0 * frames)).aevs
+    return computer(species.repeat(len(frames), 1), 10.0 * frames)
 
 
 @pytest.mark.parametrize(

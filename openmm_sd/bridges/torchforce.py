@@ -1,7 +1,6 @@
 """The bridge through openmm-torch: the scripted propagator runs inside the Context, in C++."""
 
 import contextlib
-import importlib.metadata
 import io
 import re
 import warnings
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..files.atomic import first_line
 from ..jump.jump import Jump
 from ..propagator.script import script, script_frozen
+from ..version import versions
 from .base import FORCE_NAME, PARAMETERS, Bridge, NotScriptable, platform_names
 
 # Platforms on which openmm-torch moves the module to the GPU.
@@ -53,7 +53,7 @@ class PeriodicJump(torch.nn.Module):
         novelty: Tensor,
     ) -> tuple[Tensor, Tensor]:
         # openmm-torch asks for gradients of the positions, even of a module that outputs forces.
-        # A return within this block is all that freezing can take (torch 2.9).
+        # A return within this block is all that freezing can take.
         with torch.no_grad():
             return self.asked(positions, box, number, attempt, candidates, seed, lag, novelty)
 
@@ -119,7 +119,7 @@ class TorchForceBridge(Bridge):
         wrapped = (PeriodicJump if periodic else OpenJump)(jump, particles)
         try:
             # Frozen it is faster, and survives an exception in the propagator, which otherwise
-            # crashes openmm-torch 1.5. But weights that have become constants would stay on the
+            # crashes openmm-torch 1.10. But weights that have become constants would stay on the
             # CPU when openmm-torch moves the module to a GPU.
             gpu = bool(_GPU_PLATFORMS & set(platform_names()))
             module = script(wrapped) if gpu else script_frozen(wrapped)
@@ -138,7 +138,7 @@ class TorchForceBridge(Bridge):
         return {
             "openmm": openmm.__version__,
             "torch": torch.__version__,
-            "openmmtorch": importlib.metadata.version("openmmtorch"),
+            "openmmtorch": versions(("openmmtorch",)).get("openmmtorch", "unknown"),
         }
 
 
@@ -156,7 +156,7 @@ def load_plugin() -> type[openmm.Force]:
     did not find torch's and were left out without a word, so they are loaded here once more.
     """
     try:
-        # openmm-torch 1.5 imports OpenMM by its old name, which prints a line on standard error.
+        # openmm-torch 1.10 imports OpenMM by its old name, which prints a line on standard error.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             import openmmtorch

@@ -289,7 +289,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
         Notes
         -----
-        openmm-torch 1.5 crashes when a System with its force is copied or read from XML under
+        openmm-torch 1.10 crashes when a System with its force is copied or read from XML under
         OpenMM 8.6; without the force both work. `attach` of another integrator adds it again.
         """
         for index in reversed(range(system.getNumForces())):

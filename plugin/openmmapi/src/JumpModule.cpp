@@ -1,6 +1,6 @@
 #include "internal/JumpModule.h"
 #include "openmm/OpenMMException.h"
-#include <ATen/ATen.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 #include <sstream>

@@ -1,7 +1,7 @@
 // A propagator that AOTInductor has compiled, as a class of TorchScript's: so the module of a jump,
 // with its noise, its tries and its gates, stays the same and only calls another network.
 
-#include <ATen/ATen.h>
+#include <ATen/ops/cat.h>
 #include <cstdlib>
 #include <fstream>
 #include <memory>

@@ -3,7 +3,7 @@
 #include "openmm/common/ContextSelector.h"
 #include "openmm/common/NonbondedUtilities.h"
 #include "openmm/internal/ContextImpl.h"
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -152,7 +152,7 @@ void CommonCalcScoreDynamicsForceKernel::undoWrapping(at::Tensor& gathered) {
         for (int k = 0; k < 3; k++)
             to[3 * i + k] = shift[k];
     }
-    gathered = gathered - moved.to(device);
+    gathered = gathered.sub(moved.to(device));
 }
 
 void CommonCalcScoreDynamicsForceKernel::addDisplacement(const at::Tensor& displacement) {

@@ -1,6 +1,6 @@
 #include "ReferenceScoreDynamicsKernels.h"
 #include "openmm/reference/ReferencePlatform.h"
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 using namespace OpenMM;
 using namespace ScoreDynamicsPlugin;
