@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """On which frames does the novelty score of ala2-water fire, and what does it cost?
 
-    python benchmarks/novelty.py [--data DIR] [--model BUNDLE] [--seed 1] [--json F] [--png F]
+python benchmarks/novelty.py --data data --json FILE
 
 Scores frames that should pass (training runs, held-out runs, each region of the map, chains of the
 model itself) and frames that should not: cis and half-turned peptide bonds, stretched molecules,
@@ -14,25 +13,30 @@ that fire.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import openmm
 import torch
 from numpy.typing import NDArray
 from openmm import app
+from shared import (
+    JSON,
+    SEED,
+    Command,
+    option,
+    phi_psi,
+    positions_of,
+    run_command,
+    write_json,
+)
 
 from openmm_sd import ScoreModel
-from openmm_sd.analysis import BASINS, basins, dihedral
-from openmm_sd.data.dataset import BIASED, merge, read_dataset
+from openmm_sd.analysis import BASINS, basins
+from openmm_sd.data.dataset import BIASED, Run, merge, read_dataset
 from openmm_sd.propagator.script import script_frozen
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
@@ -43,34 +47,25 @@ Frames = NDArray[np.floating[Any]]
 DATA = ("ala2-water.h5", "ala2-water-more.h5")
 #: Axis of each peptide bond, the atoms that turn with it, and its torsion omega.
 PEPTIDE_BONDS = {
-    "ACE-ALA": ((4, 6), range(6, 22), (1, 4, 6, 8)),
-    "ALA-NME": ((14, 16), range(16, 22), (8, 14, 16, 18)),
+    "ACE-ALA": ((4, 6), list(range(6, 22)), (1, 4, 6, 8)),
+    "ALA-NME": ((14, 16), list(range(16, 22)), (8, 14, 16, 18)),
 }
-PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 CA, CB, C, O_ACE = 8, 10, 14, 5
 #: Force constant of the restraint on omega, kJ/mol: holds it within 10 degrees at 300 K.
 RESTRAINT = 500.0
+#: Frames of each case that is made.
 EACH = 200
-"""Frames of each case that is made."""
 
 
-def main() -> None:
-    """Score and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", help="folder of the data sets")
-    parser.add_argument("--model", default="ala2-water", help="shipped model or bundle")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", metavar="FILE", help="write the table here, too")
-    parser.add_argument("--png", metavar="FILE", help="draw the scores")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    model = ScoreModel.load(arguments.model)
+def score(options: argparse.Namespace) -> int:
+    """Score the frames, and print what was found."""
+    model = ScoreModel.load(options.model)
     if model.novelty is None:
-        sys.exit(f"{arguments.model} has no novelty score")
+        print(f"{options.model} has no novelty score")
+        return 2
     scripted = script_frozen(model.novelty)
     threshold = model.novelty.threshold
-
-    cases = cases_of(model, Path(arguments.data), arguments.seed)
+    cases = cases_of(model, options.data, options.seed)
     scores = {}
     for name, frames in cases.items():
         parts = torch.tensor(np.asarray(frames, dtype=np.float32)).split(1000)
@@ -95,44 +90,14 @@ def main() -> None:
     microseconds = {str(size): cost(scripted, cases["held-out MD"], size) for size in (1, 64)}
     for size, value in microseconds.items():
         print(f"{value:.0f} us a frame in batches of {size}, one thread")
-    if arguments.json:
-        record = {"threshold": threshold, "rows": rows, "us_per_frame": microseconds}
-        Path(arguments.json).write_text(json.dumps(record, indent=1))
-    if arguments.png:
-        draw(scores, arguments.png)
+    write_json(options.json, {"threshold": threshold, "rows": rows, "us_per_frame": microseconds})
+    return 0
 
 
 def cases_of(model: ScoreModel, folder: Path, seed: int) -> dict[str, Frames]:
     """Return the frames to score by what they are."""
     rng = np.random.default_rng(seed)
-    entry = model.card.get("novelty", {})
-    data = merge([read_dataset(folder / name) for name in DATA])
-    # Seeded runs owe their first ps to how they were started; training leaves it out.
-    plain = [run for run in data.runs if run.kind != BIASED]
-    kept, held = split_runs(plain, 0.1, 1)
-    left_out = set(entry.get("runs_left_out", []))
-
-    def frames_of(runs: list[Any]) -> Frames:
-        parts = [
-            run.positions[round(1.0 / run.spacing_ps) if run.kind == "seeded" else 0 :]
-            for run in runs
-        ]
-        return np.concatenate(parts)
-
-    training = frames_of([run for run in kept if run.name not in left_out])
-    training = training[rng.choice(len(training), 20_000, replace=False)]
-    held_out = frames_of([run for run in held if run.name not in left_out])
-    cases = {"training MD": training, "held-out MD": held_out}
-    state = basins(dihedral(held_out, PHI), dihedral(held_out, PSI))
-    for k, name in enumerate(BASINS):
-        if (state == k).any():
-            cases[f"held-out MD, {name}"] = held_out[state == k]
-    biased = np.concatenate([run.positions[::10] for run in data.runs if run.kind == BIASED])
-    cases["MD under a bias (not trained on)"] = biased
-    if left_out:
-        cases["runs left out: ACE-ALA cis"] = frames_of(
-            [run for run in kept if run.name in left_out]
-        )[::10]
+    cases, held_out = dynamics_of_data(model, folder, rng)
     if model.start_frames is not None:
         cases["start frames of the bundle"] = model.start_frames
         for lag in (10.0, 100.0):
@@ -140,57 +105,94 @@ def cases_of(model: ScoreModel, folder: Path, seed: int) -> dict[str, Frames]:
             cases[f"chains of the model, 20 jumps of {lag:g} ps"] = np.concatenate(
                 [chains.advance() for _ in range(20)]
             )
-
     some = held_out[rng.choice(len(held_out), EACH, replace=False)].astype(np.float64)
+    return (
+        cases
+        | unlike(model, some, seed)
+        | {"mirror images of held-out MD (D)": held_out * np.array([1.0, 1.0, -1.0])}
+    )
+
+
+def dynamics_of_data(
+    model: ScoreModel, folder: Path, rng: np.random.Generator
+) -> tuple[dict[str, Frames], Frames]:
+    """Return frames of the data sets by what they are, and all held-out ones."""
+    entry = model.card.get("novelty", {})
+    data = merge([read_dataset(folder / name) for name in DATA])
+    kept, held = split_runs([run for run in data.runs if run.kind != BIASED], 0.1, 1)
+    left_out = set(entry.get("runs_left_out", []))
+
+    def frames_of(runs: list[Run], out: bool = False) -> Frames:
+        # Seeded runs owe their first ps to how they were started; training leaves it out.
+        return np.concatenate(
+            [
+                run.positions[round(1.0 / run.spacing_ps) if run.kind == "seeded" else 0 :]
+                for run in runs
+                if (run.name in left_out) == out
+            ]
+        )
+
+    training = frames_of(kept)
+    training = training[rng.choice(len(training), 20_000, replace=False)]
+    held_out = frames_of(held)
+    cases = {"training MD": training, "held-out MD": held_out}
+    state = basins(*phi_psi(held_out).T)
+    for k, name in enumerate(BASINS):
+        if (state == k).any():
+            cases[f"held-out MD, {name}"] = held_out[state == k]
+    biased = np.concatenate([run.positions[::10] for run in data.runs if run.kind == BIASED])
+    cases["MD under a bias (not trained on)"] = biased
+    if left_out:
+        cases["runs left out: ACE-ALA cis"] = frames_of(kept, out=True)[::10]
+    return cases, held_out
+
+
+def unlike(model: ScoreModel, some: Frames, seed: int) -> dict[str, Frames]:
+    """Return frames made from some held-out ones, most of them unlike any MD."""
+    cases: dict[str, Frames] = {}
     for name, (axis, side, _) in PEPTIDE_BONDS.items():
         for degrees in (30, 60, 90, 180):
-            cases[f"{name} omega turned by {degrees}, rigid"] = np.array(
-                [turned(frame, axis, list(side), degrees) for frame in some]
-            )
-    start = some[0]
-    cases["MD in implicit solvent, 300 K"] = dynamics(model, start, seed)
-    cases["MD in implicit solvent, 600 K"] = dynamics(model, start, seed, kelvin=600.0)
+            cases[f"{name} omega turned by {degrees}, rigid"] = turned(some, axis, side, degrees)
+    start = some[:1]
+    cases["MD in implicit solvent, 300 K"] = dynamics(model, start[0], seed)
+    cases["MD in implicit solvent, 600 K"] = dynamics(model, start[0], seed, kelvin=600.0)
     for name, (axis, side, torsion) in PEPTIDE_BONDS.items():
-        cis = turned(start, axis, list(side), 180)
+        cis, half = (turned(start, axis, side, degrees)[0] for degrees in (180, 90))
         cases[f"{name} cis, MD at 300 K"] = dynamics(model, cis, seed)
-        half = turned(start, axis, list(side), 90)
         cases[f"{name} omega held at 90, MD at 300 K"] = dynamics(
-            model, half, seed, restrained=(torsion, np.pi / 2)
+            model, half, seed, restrained=torsion
         )
-    cases["bond CA-C 10 % longer"] = np.array([stretched(x, CA, C, 1.1, 14) for x in some])
-    cases["bond CA-C 20 % longer"] = np.array([stretched(x, CA, C, 1.2, 14) for x in some])
-    cases["bond CA-CB 20 % longer"] = np.array([stretched(x, CA, CB, 1.2, 10, 14) for x in some])
+    cases["bond CA-C 10 % longer"] = stretched(some, CA, C, 1.1, slice(14, 22))
+    cases["bond CA-C 20 % longer"] = stretched(some, CA, C, 1.2, slice(14, 22))
+    cases["bond CA-CB 20 % longer"] = stretched(some, CA, CB, 1.2, slice(10, 14))
     cases["all distances 5 % longer"] = 1.05 * some
     cases["all distances 10 % longer"] = 1.1 * some
     clash = some.copy()
     apart = clash[:, O_ACE] - clash[:, CB]
     clash[:, O_ACE] = clash[:, CB] + 0.15 * apart / np.linalg.norm(apart, axis=1, keepdims=True)
     cases["O of ACE 0.15 nm from CB"] = clash
-    cases["mirror images of held-out MD (D)"] = held_out * np.array([1.0, 1.0, -1.0])
     return cases
 
 
-def turned(frame: Frames, axis: tuple[int, int], side: list[int], degrees: float) -> Frames:
-    """Return the frame with the atoms of one side turned about a bond."""
-    frame = frame.copy()
-    origin = frame[axis[0]]
-    direction = frame[axis[1]] - origin
-    direction /= np.linalg.norm(direction)
-    angle, arms = np.deg2rad(degrees), frame[side] - origin
-    along = np.outer(arms @ direction, direction)
-    frame[side] = (
+def turned(frames: Frames, axis: tuple[int, int], side: list[int], degrees: float) -> Frames:
+    """Return frames (T, N, 3) with the atoms of one side turned about a bond."""
+    frames = frames.copy()
+    origin = frames[:, axis[:1]]
+    direction = frames[:, axis[1:]] - origin
+    direction /= np.linalg.norm(direction, axis=2, keepdims=True)
+    angle, arms = np.deg2rad(degrees), frames[:, side] - origin
+    along = (arms * direction).sum(axis=2, keepdims=True) * direction
+    frames[:, side] = (
         origin + along + (arms - along) * np.cos(angle) + np.cross(direction, arms) * np.sin(angle)
     )
-    return frame
+    return frames
 
 
-def stretched(
-    frame: Frames, still: int, moved: int, factor: float, first: int, end: int = 22
-) -> Frames:
-    """Return the frame with a bond longer by a factor; atoms `first` to `end` go along."""
-    frame = frame.copy()
-    frame[first:end] += (frame[moved] - frame[still]) * (factor - 1.0)
-    return frame
+def stretched(frames: Frames, still: int, moved: int, factor: float, along: slice) -> Frames:
+    """Return frames with a bond longer by a factor; some atoms go along."""
+    frames = frames.copy()
+    frames[:, along] += ((frames[:, moved] - frames[:, still]) * (factor - 1.0))[:, None]
+    return frames
 
 
 def dynamics(
@@ -198,16 +200,16 @@ def dynamics(
     start: Frames,
     seed: int,
     kelvin: float = 300.0,
-    restrained: tuple[tuple[int, int, int, int], float] | None = None,
+    restrained: tuple[int, int, int, int] | None = None,
 ) -> Frames:
-    """Minimise, let 5 ps pass, and return a frame each 0.5 ps."""
+    """Minimise, let 5 ps pass, and return a frame each 0.5 ps; a torsion may be held at 90."""
     molecule = model.molecules[0]
     forcefield = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
     system = forcefield.createSystem(molecule.to_topology(), constraints=app.HBonds)
     if restrained is not None:
         force = openmm.CustomTorsionForce(f"{RESTRAINT}*(1-cos(theta-centre))")
         force.addPerTorsionParameter("centre")
-        force.addTorsion(*restrained[0], [restrained[1]])
+        force.addTorsion(*restrained, [np.pi / 2])
         system.addForce(force)
     integrator = openmm.LangevinMiddleIntegrator(kelvin, 1.0, 0.002)
     integrator.setRandomNumberSeed(seed)
@@ -220,7 +222,7 @@ def dynamics(
     frames = []
     for _ in range(EACH):
         integrator.step(250)
-        frames.append(context.getState(positions=True).getPositions(asNumpy=True)._value)
+        frames.append(positions_of(context))
     return np.array(frames)
 
 
@@ -236,20 +238,17 @@ def cost(scripted: torch.jit.ScriptModule, frames: Frames, batch: int) -> float:
     return round(float(np.median(times)) / batch * 1e6, 1)
 
 
-def draw(scores: dict[str, Frames], file: str) -> None:
-    """Draw the range of each case's scores, half of them thick, and the threshold."""
-    figure, axes = plt.subplots(figsize=(8, 0.28 * len(scores) + 1), layout="constrained")
-    for place, found in enumerate(reversed(scores.values())):
-        low, first, middle, third, high = np.quantile(found, [0, 0.25, 0.5, 0.75, 1])
-        axes.plot([low, high], [place, place], color="0.6", linewidth=1)
-        axes.plot([first, third], [place, place], color="C0", linewidth=5)
-        axes.plot(middle, place, "k|")
-    axes.axvline(1.0, color="C3")
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(scores)), list(reversed(scores)))
-    axes.set_xlabel("novelty score / threshold")
-    figure.savefig(file, dpi=120)
-
+COMMANDS = {
+    "score": Command(
+        score,
+        [
+            option("--data", type=Path, default=Path("data"), help="folder of the data sets"),
+            option("--model", default="ala2-water", help="shipped model or bundle"),
+            SEED,
+            JSON,
+        ],
+    )
+}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(__doc__, COMMANDS))

@@ -1,6 +1,6 @@
 """The figures of ``docs/concepts.md``: the schedule of a mixed run; lags, chains and MD.
 
-    python benchmarks/concepts.py docs [--seed 1] [--chains 512] [--only lags]
+    python benchmarks/figures.py docs --chains 512 --only lags
 
 From the shipped model ``ala2-water`` and the two plain runs (17.1 ns) of ``data/ala2-water.h5``; on
 one CPU core some five minutes. The schedule is a drawing, not to scale; all else is measured, and
@@ -11,69 +11,48 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from shared import SEED, Command, new_figure, option, phi_psi, plain_runs, run_command
 
 from openmm_sd import Rollout, RolloutSettings, ScoreModel
-from openmm_sd.analysis import basins, dihedral
+from openmm_sd.analysis import basins
 from openmm_sd.analysis.equilibrium import histogram_1d
 from openmm_sd.analysis.kinetics import grouped_counts, mode_correlations
 from openmm_sd.analysis.sample import Sample, mean_and_error, resamplings, spread, weighted
-from openmm_sd.data.dataset import read_dataset
+from openmm_sd.data.dataset import Run, read_dataset
 
 MODEL = "ala2-water"
 DATA = Path(__file__).parents[1] / "data" / "ala2-water.h5"
-PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 ALPHA_R = 2
 RESAMPLES = 200
-# Lags whose answer is shown, ps, and the number of frames of MD that jump.
+#: Lags whose answer is shown, ps, and the number of frames of MD that jump.
 SHOWN_LAGS_PS = (1.0, 10.0, 100.0)
 JUMPS = 8192
-# Lags of the chains, ps, and their length at least; correlations are looked at after this time.
+#: Lags of the chains, ps, and their length at least; correlations are looked at after this time.
 CHAIN_LAGS_PS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 CHAIN_PS = 200.0
 LONGEST_MD_LAG_PS = 60.0
 LOOK_PS = 50.0
-# Length of what is shown of a trajectory, and around a crossing, ps.
+#: Length of what is shown of a trajectory, and around a crossing, ps.
 STRETCH_PS = 1500.0
 CROSSING_PS = 30.0
 BLUE, RED, GREY = "#0072b2", "#d55e00", "0.35"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the figures go")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--chains", type=int, default=512)
-    parser.add_argument("--only", choices=("schedule", "lags", "timescales", "paths"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    model = ScoreModel.load(MODEL)
-    runs = [run for run in read_dataset(DATA).runs if run.kind == "plain"]
-    drawings: dict[str, Callable[[Path], None]] = {
-        "schedule": draw_schedule,
-        "lags": lambda file: draw_lags(model, runs, options.seed, file),
-        "timescales": lambda file: draw_timescales(model, runs, options, file),
-        "paths": lambda file: draw_paths(model, runs, options.seed, file),
-    }
-    for name, draw in drawings.items():
+def figures(options: argparse.Namespace) -> None:
+    """Draw the figures into a folder, and print what they show."""
+    model, runs = ScoreModel.load(MODEL), plain_runs(read_dataset(DATA))
+    for name, draw in DRAWINGS.items():
         if options.only in (None, name):
-            draw(options.folder / f"concepts-{name}.png")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size, inches."""
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+            draw(model, runs, options).savefig(options.folder / f"concepts-{name}.png")
 
 
 def chains_of(model: ScoreModel, lag: float, steps: int, chains: int, seed: int) -> NDArray:
@@ -81,12 +60,7 @@ def chains_of(model: ScoreModel, lag: float, steps: int, chains: int, seed: int)
     settings = RolloutSettings(chains=chains, lag_ps=lag, seed=seed, batch=256)
     rollout = Rollout(model, settings)
     frames = [rollout.frames, *(rollout.advance() for _ in range(steps))]
-    return np.stack([angles(f) for f in frames], axis=1)
-
-
-def angles(frames: NDArray) -> NDArray:
-    """phi and psi, (..., 2) in radians."""
-    return np.stack([dihedral(frames, PHI), dihedral(frames, PSI)], axis=-1)
+    return np.stack([phi_psi(f) for f in frames], axis=1)
 
 
 def helical(torsions: NDArray) -> NDArray[np.int64]:
@@ -97,7 +71,7 @@ def helical(torsions: NDArray) -> NDArray[np.int64]:
 # -- the schedule ----------------------------------------------------------------------------------
 
 
-def draw_schedule(file: Path) -> None:
+def draw_schedule(model: ScoreModel, runs: list[Run], options: argparse.Namespace) -> Figure:
     """Draw what moves when, and what the clocks say meanwhile."""
     burst, settle, jump = 3.0, 2.4, 0.5
     figure = new_figure(9.0, 4.4)
@@ -137,21 +111,21 @@ def draw_schedule(file: Path) -> None:
     clocks.plot([], [], "k^", label="a frame is written")
     clocks.legend(frameon=False, loc="upper left")
     clocks.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file)
+    return figure
 
 
 # -- one model, any lag ----------------------------------------------------------------------------
 
 
-def draw_lags(model: ScoreModel, runs: list, seed: int, file: Path) -> None:
+def draw_lags(model: ScoreModel, runs: list[Run], options: argparse.Namespace) -> Figure:
     """Draw where psi is, a lag after alphaR: in MD, and after one jump from the same frames."""
     figure = new_figure(9.0, 3.0)
     axes = figure.subplots(1, len(SHOWN_LAGS_PS), sharex=True)
-    torsions = [angles(run.positions) for run in runs]
+    torsions = [phi_psi(run.positions) for run in runs]
     spacing = runs[0].spacing_ps
     sample = Sample.from_runs(torsions, spacing)
     centres = np.linspace(-180, 180, 73)[:-1] + 2.5
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed)
     print("psi a lag after alphaR: largest difference, model from MD, of the share in a bin")
     for axis, lag in zip(axes, SHOWN_LAGS_PS, strict=True):
         stride = round(lag / spacing)
@@ -160,7 +134,7 @@ def draw_lags(model: ScoreModel, runs: list, seed: int, file: Path) -> None:
             return histogram_1d(after[helical(before) == 1, 1])
 
         counts, _ = sample.sums(later, stride)
-        draws = resamplings(len(counts), RESAMPLES, seed)
+        draws = resamplings(len(counts), RESAMPLES, options.seed)
         found = counts.sum(0) / counts.sum()
         many = weighted(counts, draws)
         error = spread(many / many.sum(1, keepdims=True))
@@ -174,7 +148,7 @@ def draw_lags(model: ScoreModel, runs: list, seed: int, file: Path) -> None:
         noise = torch.randn(JUMPS, model.noise_size, generator=generator)
         with torch.no_grad():
             frames = model.propagator(torch.tensor(start), torch.full((JUMPS,), lag), noise)
-        mine = histogram_1d(angles(frames.numpy())[:, 1]) / JUMPS
+        mine = histogram_1d(phi_psi(frames.numpy())[:, 1]) / JUMPS
         axis.bar(centres, mine, 5.0, color=RED, alpha=0.55, label="model, one jump")
         axis.plot(centres, found, color="k", lw=1.2, label="MD")
         axis.fill_between(
@@ -185,7 +159,7 @@ def draw_lags(model: ScoreModel, runs: list, seed: int, file: Path) -> None:
         print(f"{lag:g} ps: {np.abs(mine - found).max():.4f} of {found.max():.4f}")
     axes[0].set_ylabel("share of frames")
     axes[-1].legend(frameon=False, fontsize=8)
-    figure.savefig(file)
+    return figure
 
 
 # -- timescales and populations --------------------------------------------------------------------
@@ -212,10 +186,10 @@ def population(states: Sample, seed: int) -> tuple[float, float]:
     return float(value[0]), float(error[0])
 
 
-def draw_timescales(model: ScoreModel, runs: list, options: argparse.Namespace, file: Path) -> None:
+def draw_timescales(model: ScoreModel, runs: list[Run], options: argparse.Namespace) -> Figure:
     """Draw what chains of jumps of many lags say of alphaR, beside MD."""
     seed, spacing = options.seed, runs[0].spacing_ps
-    md = Sample.from_runs([helical(angles(run.positions)) for run in runs], spacing)
+    md = Sample.from_runs([helical(phi_psi(run.positions)) for run in runs], spacing)
     lags = np.unique(np.round(np.geomspace(spacing, LONGEST_MD_LAG_PS, 22) / spacing)) * spacing
     curve = np.array([relaxation(md, lag, seed) for lag in lags])
     known, known_error = population(md, seed)
@@ -255,7 +229,7 @@ def draw_timescales(model: ScoreModel, runs: list, options: argparse.Namespace, 
     right.set(xscale="log", xlabel="lag (ps)", ylabel="population of alphaR", ylim=(0, 0.5))
     right.set_title("Equilibrium")
     right.legend(frameon=False, loc="lower right", fontsize=9)
-    figure.savefig(file)
+    return figure
 
 
 # -- paths -----------------------------------------------------------------------------------------
@@ -275,13 +249,13 @@ def crossing(torsions: NDArray) -> int:
     return int(known[change[0] + 1])
 
 
-def draw_paths(model: ScoreModel, runs: list, seed: int, file: Path) -> None:
+def draw_paths(model: ScoreModel, runs: list[Run], options: argparse.Namespace) -> Figure:
     """Draw psi along MD and along chains: what lies between two frames is not there."""
     spacing = runs[0].spacing_ps
     steps = round(STRETCH_PS / spacing)
-    traces = [("MD", spacing, angles(runs[0].positions[: steps + 1]))]
+    traces = [("MD", spacing, phi_psi(runs[0].positions[: steps + 1]))]
     for lag in (10.0, 100.0):
-        chain = chains_of(model, lag, round(STRETCH_PS / lag), 1, seed)[0]
+        chain = chains_of(model, lag, round(STRETCH_PS / lag), 1, options.seed)[0]
         traces.append((f"chain of jumps, lag {lag:g} ps", lag, chain))
     figure = new_figure(9.0, 4.8)
     grid = figure.add_gridspec(3, 2, width_ratios=(2.2, 1.0))
@@ -311,8 +285,26 @@ def draw_paths(model: ScoreModel, runs: list, seed: int, file: Path) -> None:
     zoom.set(yticks=(-90, 0, 90, 180))
     zoom.set_title("the first crossing of each", fontsize=9)
     zoom.legend(frameon=False, fontsize=8, loc="lower left")
-    figure.savefig(file)
+    return figure
 
+
+DRAWINGS = {
+    "schedule": draw_schedule,
+    "lags": draw_lags,
+    "timescales": draw_timescales,
+    "paths": draw_paths,
+}
+COMMANDS = {
+    "figures": Command(
+        figures,
+        [
+            option("folder", type=Path, help="where the figures go"),
+            option("--chains", type=int, default=512),
+            option("--only", choices=tuple(DRAWINGS)),
+            SEED,
+        ],
+    )
+}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(__doc__, COMMANDS))
