@@ -308,8 +308,13 @@ def calls(options: argparse.Namespace) -> None:
     """
     model = ScoreModel.load(options.model)
     for number in CALLS:
-        network, frames = model.propagator.with_calls(number), model.start_frames
-        changed = ScoreModel(network, model.molecules[0], dict(model.card), start_frames=frames)
+        changed = ScoreModel(
+            model.propagator.with_calls(number),
+            model.molecules[0],
+            dict(model.card),
+            start_frames=model.start_frames,
+            novelty=model.novelty,
+        )
         measure(options, f"calls-{number:02d}", changed, {"calls": number})
 
 
