@@ -46,12 +46,15 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint $(VENV)/.native
-	$(BIN)/pytest -m 'not slow'
+# A process a core, each with whole files of tests.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-# make test-physics - the long physics tests as well (about half an hour)
+test: lint $(VENV)/.native
+	$(BIN)/pytest -m 'not slow' $(PARALLEL)
+
+# make test-physics - the long physics tests as well 
 test-physics: $(VENV)/.ready $(VENV)/.native
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # make docs - the documentation as HTML, warnings are errors
 docs: $(VENV)/.ready

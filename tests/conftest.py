@@ -1,9 +1,15 @@
 """Systems that the tests share, and the loop over bridges and platforms."""
 
 import functools
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
+
+# One thread a process where several share the cores: two that both want all of them are slower.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _name in ("OPENMM_CPU_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
 
 # torch before OpenMM, which loads openmm-torch's plugin when it is imported.
 import torch  # noqa: F401  # isort: skip
