@@ -1,0 +1,238 @@
+"""Water MD of capped amino acids and pairs of them, for a model of peptides.
+
+    python benchmarks/peptides.py structures FOLDER [VAL LEU-SER ...]
+    python benchmarks/peptides.py md FOLDER [--gmx GMX] [--only NAME]
+
+``structures`` builds ACE-X-NME and ACE-X-Y-NME: the backbone from bond lengths and angles, L and
+trans by construction, side chains by PDBFixer, hydrogens and charges as at pH 7 (HID, HIE and HIP
+by name), minimised in implicit solvent. Handedness at CA and at CB, amide bonds and the total
+charge are checked. ``md`` makes 2 ns a pass of each: a plain run and short ones from starts spread
+over phi, psi and chi1, with ``openmm-sd generate``'s GROMACS engine (amber99sbildn, tip3p, 300 K, a
+dodecahedron with a counter-ion where it is charged). Data sets appear one by one, ``NAME.PASS.h5``
+in FOLDER/data; killed, the same command resumes.
+
+`HELD_OUT` and `HELD_OUT_PAIRS` are for judging a model: nothing is trained on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from shared import Command, option, run_command
+
+from openmm_sd.generate import GenerateSettings, generate
+from openmm_sd.generate.peptides import REMARKS, unusual
+from openmm_sd.molecule.molecule import Molecule
+
+import openmm  # isort: skip
+from openmm import app, unit  # isort: skip
+from pdbfixer import PDBFixer  # isort: skip
+
+TRAINED = "ALA GLY VAL SER LEU ASP LYS TYR THR GLU ASN PRO ARG MET CYS TRP HID HIP".split()
+HELD_OUT = "GLN ILE PHE HIE".split()
+PAIRS = (
+    "ALA-ALA GLY-ALA LEU-SER ALA-GLY VAL-LEU ASP-LYS TYR-ALA SER-VAL LEU-ASP THR-TYR GLU-LYS "
+    "ASN-GLY ALA-PRO PRO-ALA VAL-THR LYS-LEU GLY-ASN GLU-ALA PRO-GLU LEU-PRO ARG-GLU MET-ALA "
+    "TRP-GLY CYS-SER ASP-ARG ALA-TRP HID-ALA LEU-MET THR-CYS GLY-HIP"
+).split()
+HELD_OUT_PAIRS = "ALA-VAL SER-LEU GLN-ILE LYS-GLU GLY-PHE VAL-PRO".split()
+#: Passes in the order in which a model can use them.
+PASSES = [
+    *((name, 1) for name in TRAINED + HELD_OUT),
+    *((name, 2) for name in TRAINED),
+    *((name, 1) for name in PAIRS),
+    *((name, 3) for name in TRAINED),
+    *((name, number) for number in (2, 3) for name in HELD_OUT),
+    *((name, 1) for name in HELD_OUT_PAIRS),
+]
+#: Charges at pH 7, e; which atom chi1 ends at where it is not CG.
+CHARGES = {"ASP": -1, "GLU": -1, "LYS": 1, "ARG": 1, "HIP": 1}
+CHI1 = {"VAL": "CG1", "ILE": "CG1", "SER": "OG", "THR": "OG1", "CYS": "SG"}
+#: Forms whose protonation PDBFixer would guess.
+FORMS = ("HID", "HIE", "HIP", "ASP", "GLU", "LYS", "CYS")
+#: Least distance between periodic copies and least width of the box, nm; volume of a water and of
+#: an atom of the solute, nm^3.
+GAP, LEAST_WIDTH, PER_WATER, PER_ATOM = 1.0, 2.6, 0.0305, 0.009
+FOLDER = option("folder", type=Path, metavar="FOLDER")
+Place = NDArray[np.float64]
+
+
+def placed(a: Place, b: Place, c: Place, length: float, angle: float, torsion: float) -> Place:
+    """Where an atom is that is bonded to `c`; angstroms and degrees."""
+    along = (c - b) / np.linalg.norm(c - b)
+    normal = np.cross(b - a, along)
+    normal /= np.linalg.norm(normal)
+    bend, turn = np.deg2rad(angle), np.deg2rad(torsion)
+    side = np.cos(turn) * np.cross(normal, along) + np.sin(turn) * normal
+    return np.asarray(c + length * (np.sin(bend) * side - np.cos(bend) * along))
+
+
+def standard(form: str) -> str:
+    """What a PDB file calls a form of a residue."""
+    return "HIS" if form.startswith("HI") else form
+
+
+def backbone(forms: list[str]) -> str:
+    """PDB text of ACE, the residues up to CB, and NME: L, trans, extended."""
+    methyl, carbon = np.zeros(3), np.array([1.507, 0.0, 0.0])
+    nitrogen = placed(np.array([0.0, 1.0, 0.0]), methyl, carbon, 1.329, 116.2, 180.0)
+    oxygen = placed(nitrogen, methyl, carbon, 1.231, 120.5, 180.0)
+    atoms = [("CH3", "ACE", methyl), ("C", "ACE", carbon), ("O", "ACE", oxygen)]
+    numbers, before = [1, 1, 1], methyl
+    for number, form in enumerate(forms, 2):
+        phi, psi = (-65.0 if form == "PRO" else -80.0), 145.0
+        alpha = placed(before, carbon, nitrogen, 1.458, 121.7, 180.0)
+        next_carbon = placed(carbon, nitrogen, alpha, 1.525, 111.0, phi)
+        residue = [("N", nitrogen), ("CA", alpha), ("C", next_carbon)]
+        residue.append(("O", placed(nitrogen, alpha, next_carbon, 1.231, 120.5, psi + 180.0)))
+        if form != "GLY":
+            side = placed(carbon, nitrogen, alpha, 1.53, 110.5, phi - 120.0)
+            residue.append(("CB", side))
+        atoms += [(name, standard(form), x) for name, x in residue]
+        numbers += [number] * len(residue)
+        before, carbon = alpha, next_carbon
+        nitrogen = placed(residue[0][1], alpha, carbon, 1.329, 116.2, psi)
+    end = placed(before, carbon, nitrogen, 1.458, 121.7, 180.0)
+    atoms += [("N", "NME", nitrogen), ("C", "NME", end)]
+    numbers += [len(forms) + 2] * 2
+    lines = [
+        f"ATOM  {k:5d}  {name:<3s} {residue:3s} A{number:4d}    "
+        f"{x[0]:8.3f}{x[1]:8.3f}{x[2]:8.3f}  1.00  0.00          {name[0]:>2s}"
+        for k, ((name, residue, x), number) in enumerate(zip(atoms, numbers, strict=True), 1)
+    ]
+    return "\n".join([*lines, "TER", "END\n"])
+
+
+def completed(forms: list[str]) -> tuple[app.Topology, Place, float]:
+    """Side chains and hydrogens put to a backbone, minimised; positions in nm, charge in e."""
+    reference = openmm.Platform.getPlatformByName("Reference")
+    fixer = PDBFixer(pdbfile=io.StringIO(backbone(forms)), platform=reference)
+    fixer.missingResidues = {}
+    fixer.findMissingAtoms()
+    fixer.missingTerminals = {}
+    fixer.addMissingAtoms(seed=1)
+    field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+    modeller = app.Modeller(fixer.topology, fixer.positions)
+    variants = [None, *(form if form in FORMS else None for form in forms), None]
+    modeller.addHydrogens(field, variants=variants, platform=reference)
+    system = field.createSystem(
+        modeller.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds
+    )
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), reference)
+    context.setPositions(modeller.positions)
+    openmm.LocalEnergyMinimizer.minimize(context, 5.0, 400)
+    state = context.getState(positions=True)
+    x = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    (force,) = (f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
+    charges = (force.getParticleParameters(k)[0]._value for k in range(len(x)))
+    return modeller.topology, x, float(sum(charges))
+
+
+def check(name: str, molecule: Molecule, forms: list[str], charge: float) -> None:
+    """Refuse what is not L, trans and of the charge that was meant."""
+    for what, where in unusual(molecule).items():
+        raise ValueError(f"{name}: {', '.join(where)} {REMARKS[what]}")
+    labels = zip(molecule.residue_ids, molecule.atom_names, strict=True)
+    at = {label: molecule.positions[k] for k, label in enumerate(labels)}
+    ids = list(dict.fromkeys(molecule.residue_ids))
+    for number, form in zip(ids[1:-1], forms, strict=True):
+        if form in ("ILE", "THR"):
+            heavy = ("CG1", "CG2") if form == "ILE" else ("OG1", "CG2")
+            centre, *arms = (at[number, atom] for atom in ("CB", "CA", *heavy))
+            # S in isoleucine, R in threonine: CA, the heavier branch and CG2 turn alike.
+            if np.linalg.det(np.array(arms) - centre) <= 0.0:
+                raise ValueError(f"{name}: {form} has the other hand at CB")
+    if abs(charge - sum(CHARGES.get(form, 0) for form in forms)) > 1e-3:
+        raise ValueError(f"{name}: the charge is {charge:g}")
+
+
+def seeded_torsions(forms: list[str]) -> list[str]:
+    """Torsions that short runs are spread over: phi, psi and chi1 of each residue."""
+    names = ["ACE", *map(standard, forms), "NME"]
+    ids = [f"{name}{k}" for k, name in enumerate(names, 1)]
+    found = []
+    for k, form in enumerate(forms, 1):
+        before, own, behind = ids[k - 1 : k + 2]
+        if form != "PRO":
+            found.append(f"{before}:C,{own}:N,{own}:CA,{own}:C")
+        found.append(f"{own}:N,{own}:CA,{own}:C,{behind}:N")
+        if form not in ("GLY", "ALA", "PRO"):
+            found.append(f"{own}:N,{own}:CA,{own}:CB,{own}:{CHI1.get(form, 'CG')}")
+    return found
+
+
+def structures(options: argparse.Namespace) -> None:
+    """Build structures and what the runs of each need to know."""
+    folder = options.folder / "structures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in options.names or [*TRAINED, *HELD_OUT, *PAIRS, *HELD_OUT_PAIRS]:
+        forms = name.split("-")
+        topology, x, charge = completed(forms)
+        check(name, Molecule.from_topology(topology, x, name), forms, charge)
+        with open(folder / f"ACE-{name}-NME.pdb", "w") as file:
+            app.PDBFile.writeFile(topology, x * unit.nanometer, file, keepIds=True)
+        across = 2.0 * float(np.linalg.norm(x - (x.min(0) + x.max(0)) / 2, axis=1).max())
+        width = max(LEAST_WIDTH, across + GAP)
+        room = width**3 * np.sqrt(0.5) - PER_ATOM * len(x)  # a rhombic dodecahedron
+        waters = int(np.ceil(room / PER_WATER / 10) * 10)
+        facts = {"waters": waters, "torsions": seeded_torsions(forms), "charge": round(charge)}
+        (folder / f"ACE-{name}-NME.json").write_text(json.dumps(facts, indent=1) + "\n")
+        print(f"{name}: {len(x)} atoms, charge {round(charge)}, {waters} waters", flush=True)
+
+
+def md(options: argparse.Namespace) -> int:
+    """Make the passes that are missing; 130 where it was stopped."""
+    folder = options.folder / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, number in PASSES:
+        if options.only not in (None, name):
+            continue
+        source = options.folder / "structures" / f"ACE-{name}-NME.pdb"
+        target = folder / f"ACE-{name}-NME.{number}.h5"
+        if target.exists() and not target.with_name(f"{target.name}.parts").exists():
+            continue
+        facts: dict[str, Any] = json.loads(source.with_suffix(".json").read_text())
+        single = "-" not in name
+        made = generate(
+            source,
+            target,
+            GenerateSettings(
+                engine="gromacs",
+                waters=facts["waters"],
+                plain_ps=600.0 if single else 500.0,
+                seeded_runs=7 if single else 5,
+                seeded_ps=200.0,
+                equilibration_ps=80.0,
+                spacing_ps=0.5,
+                pull_ps=9.0,
+                seed=number,
+            ),
+            torsions=facts["torsions"],
+            name=f"ACE-{name}-NME",
+            processes=1,
+            threads=1,
+            gmx=options.gmx,
+        )
+        print(f"{target.name}: {made['ns']:.2f} ns, {made['ns_per_day']} ns/day", flush=True)
+        if made["stopped"]:
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_command(
+            __doc__,
+            {
+                "structures": Command(structures, [FOLDER, option("names", nargs="*")]),
+                "md": Command(md, [FOLDER, option("--gmx"), option("--only", metavar="NAME")]),
+            },
+        )
+    )
