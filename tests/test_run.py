@@ -699,7 +699,7 @@ def test_a_file_that_cannot_grow(on_disk, tmp_path, format, seconds, size, named
         *("--model", on_disk / "model.safetensors", "--jumps", 600, "--lag", 10),
         *("--burst", 0.02, "--every", 0.014, "--platform", "Reference"),
         *("--bridge", "pythonforce", "--seed", 7, "--format", format, "--json"),
-        *("--checkpoint-seconds", seconds),
+        *("--checkpoint-seconds", seconds, "--no-report"),
     ]
     command = list(map(str, command))
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited(size))
