@@ -71,14 +71,12 @@ class GenerateSettings:
         Of everything.
     """
 
-    engine: str = "openmm"
     solvent: str = "explicit"
     force_field: tuple[str, ...] = ()
     water_model: str | None = None
     waters: int | None = None
     padding_nm: float | None = None
     box_nm: float | None = None
-    box_shape: str | None = None
     pressure_bar: float = 1.0
     equilibration_ps: float = 100.0
     cutoff_nm: float = 0.9
@@ -96,6 +94,8 @@ class GenerateSettings:
     pull_ps: float = 15.0
     drop_ps: float = 0.5
     seed: int = 1
+    engine: str = "openmm"
+    box_shape: str | None = None
 
     def __post_init__(self) -> None:
         if self.solvent not in ("explicit", "implicit"):
