@@ -207,7 +207,11 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """Have Linux end GROMACS, with a checkpoint, when the process that started it is killed."""
+    """Have Linux end GROMACS when the process that started it is killed.
+
+    A parent of several threads sends the signal more than once, and a second one makes GROMACS end
+    without a checkpoint: what it did since the last one may be lost.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
