@@ -411,26 +411,54 @@ class _Training:
         else:
             self.progress(self.record)
 
+    def _kept(self) -> dict:
+        kept = asdict(self.settings)
+        # These may change between the parts of a resumed training.
+        del kept["minutes"], kept["report_seconds"]
+        return kept
+
     def _save(self) -> None:
-        if self.path is not None and self.team.leads:
-            _save(
-                *(self.path, self.of_what, self.settings, self.model, self.average),
-                *(self.optimiser, self.generator, self.record),
-            )
+        if self.path is None or not self.team.leads:
+            return
+        content = {
+            "settings": self._kept(),
+            "of_what": self.of_what,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state().cpu(),
+            "record": asdict(self.record),
+        }
+        with replacing(self.path) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)
+
+    def _read(self) -> dict | str | None:
+        """Read the checkpoint, if there is one; return why not if it is of another training."""
+        if self.path is None or not self.path.exists():
+            return None
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        advice = "give the same settings, or remove that file"
+        try:
+            require_same(f"{self.path} was", content["settings"], self._kept(), advice)
+        except ValueError as error:
+            return str(error)
+        if content.get("of_what") != self.of_what:
+            return f"{self.path} was made with other molecules, data or networks, or another order"
+        return content
 
     def _resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Go on from the checkpoint, if there is one; all processes do, or refuse it."""
         if self.path is None:
             return
-        content = self.team.broadcast(
-            _read(self.path, self.of_what, self.settings) if self.team.leads else None
-        )
+        content = self.team.broadcast(self._read() if self.team.leads else None)
         if isinstance(content, str):
             raise ValueError(content)
         if content is not None:
-            _restore(
-                *(content, self.model, self.average, self.optimiser, self.generator, self.record)
-            )
+            self.model.load_state_dict(content["model"])
+            self.average.load_state_dict(content["average"])
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.generator.set_state(content["generator"])
+            self.record = TrainingRecord(**content["record"])
 
 
 class _StepLoss(torch.nn.Module):
@@ -487,65 +515,3 @@ def _counts(total: int, shares: Sequence[float]) -> list[int]:
     if min(counts) < 1:
         raise ValueError(f"a batch of {total} pairs is too small for {len(shares)} molecules")
     return counts
-
-
-def _kept(settings: TrainSettings) -> dict:
-    kept = asdict(settings)
-    # These may change between the parts of a resumed training.
-    del kept["minutes"], kept["report_seconds"]
-    return kept
-
-
-def _save(
-    path: Path,
-    of_what: list[str],
-    settings: TrainSettings,
-    model: torch.nn.Module,
-    average: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
-    record: TrainingRecord,
-) -> None:
-    content = {
-        "settings": _kept(settings),
-        "of_what": of_what,
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "generator": generator.get_state().cpu(),
-        "record": asdict(record),
-    }
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
-
-
-def _read(path: Path, of_what: list[str], settings: TrainSettings) -> dict | str | None:
-    """Read a checkpoint, if there is one; return why not if it does not belong to this training."""
-    if not path.exists():
-        return None
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    advice = "give the same settings, or remove that file"
-    try:
-        require_same(f"{path} was", content["settings"], _kept(settings), advice)
-    except ValueError as error:
-        return str(error)  # for all processes of the training
-    if content.get("of_what") != of_what:
-        return f"{path} was made with other molecules, data or networks, or another order"
-    return content
-
-
-def _restore(
-    content: dict,
-    model: torch.nn.Module,
-    average: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
-    record: TrainingRecord,
-) -> None:
-    model.load_state_dict(content["model"])
-    average.load_state_dict(content["average"])
-    optimiser.load_state_dict(content["optimiser"])
-    generator.set_state(content["generator"])
-    record.steps = content["record"]["steps"]
-    record.minutes = content["record"]["minutes"]
-    record.history = content["record"]["history"]
