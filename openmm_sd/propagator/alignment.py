@@ -30,37 +30,19 @@ _MAX_FRAMES: Final = 1000
 def choose_frame_atoms(
     molecule: Molecule, frames: NDArray[np.floating[Any]]
 ) -> tuple[int, int, int]:
-    """Choose the three atoms that define a molecule's local coordinate system.
+    """Choose the bonded atoms (a, b, c) that carry a molecule's local coordinate system.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule.
-    frames : ndarray, shape (T, N, 3)
-        Whole frames in nm that show how it moves; their position and orientation do not matter.
-        A hundred or more of the training data, spread over it, do well; the molecule's own
-        reference frame alone (T = 1) gives a frame that is sound but not picked for stiffness.
+    The origin is at b, in the middle, the first axis points from b to a, and c lies in the plane of
+    the first two axes. `frames`, (T, N, 3) nm, whole, show how the molecule moves; their position
+    and orientation do not matter. A hundred or more of the training data, spread over it, do well;
+    the reference frame alone (T = 1) gives a frame that is sound but not picked for stiffness.
 
-    Returns
-    -------
-    (a, b, c) : tuple of int
-        Atoms bonded as a-b-c. The origin is at b, the first axis along b to a, and c lies in the
-        plane of the first two axes.
-
-    Raises
-    ------
-    ValueError
-        If the frames do not fit the molecule, or if no three bonded atoms stay off a line (two
-        atoms, or a linear molecule).
-
-    Notes
-    -----
-    Among the bonded triples that are never near a line, those with the fewest hydrogens are
-    looked at, and of these the one is taken in whose coordinate system the molecule's atoms move
-    the least (sum of variances): a floppy angle swings everything else about, and so does a stiff
-    one at the far end of a chain, so the measure finds stiff and central triples. Ties, as with a
-    single frame, go to the triple whose middle atom is nearest to the centroid. The order of a and
-    c is settled by the same measure.
+    Of the bonded triples that are never near a line, those with the fewest hydrogens are looked at,
+    and of these the one is taken in whose coordinate system the atoms move least (sum of
+    variances): a floppy angle swings everything else about, and so does a stiff one at the far end
+    of a chain. Ties, as with a single frame, go to the triple whose middle atom is nearest to the
+    centroid. The same measure settles the order of a and c. ValueError if the frames do not fit the
+    molecule or every bonded triple comes near a line.
     """
     x = np.asarray(frames, dtype=np.float64)
     if x.ndim != 3 or x.shape[1:] != (molecule.n_atoms, 3) or len(x) == 0:
@@ -95,21 +77,8 @@ def choose_frame_atoms(
 def alignment_atoms(molecule: Molecule) -> list[int]:
     """Return the atoms on which one frame of a molecule is aligned onto another.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule; its reference frame shows whether its heavy atoms lie on a line.
-
-    Returns
-    -------
-    list of int
-        The heavy atoms; all atoms if there are fewer than three heavy ones or if these lie on a
-        line, which leaves the rotation about it undetermined.
-
-    Raises
-    ------
-    ValueError
-        If all atoms together lie on a line.
+    These are the heavy atoms, or all atoms if there are fewer than three heavy ones or these lie on
+    a line, which leaves the rotation about it undetermined. ValueError if all atoms lie on a line.
     """
     heavy = list(molecule.heavy)
     if _off_a_line(molecule.positions[heavy]):
@@ -123,23 +92,10 @@ def alignment_atoms(molecule: Molecule) -> list[int]:
 
 
 def to_local(frame: Tensor, a: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Express frames in the coordinate system of three of their atoms.
+    """Express frames (B, N, 3) in the coordinate system of three atoms from `choose_frame_atoms`.
 
-    Parameters
-    ----------
-    frame : Tensor
-        (B, N, 3), nm.
-    a, b, c : int
-        As `choose_frame_atoms` gives them.
-
-    Returns
-    -------
-    local : Tensor
-        (B, N, 3), nm; ``frame = origin + local @ axes^T``.
-    origin : Tensor
-        (B, 1, 3), nm.
-    axes : Tensor
-        (B, 3, 3), a proper rotation; its columns are the axes.
+    Returns local (B, N, 3) and origin (B, 1, 3) in the unit of the frames, and axes (B, 3, 3), the
+    columns of a proper rotation: ``frame = origin + local @ axes^T``.
     """
     origin = frame[:, b]
     e1 = F.normalize(frame[:, a] - origin, dim=-1)
@@ -151,19 +107,9 @@ def to_local(frame: Tensor, a: int, b: int, c: int) -> tuple[Tensor, Tensor, Ten
 
 
 def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
-    """Turn and shift frames onto others: Kabsch, proper rotations, unweighted over some atoms.
+    """Turn and shift frames (B, N, 3) onto others: Kabsch, proper rotations, unweighted.
 
-    Parameters
-    ----------
-    moving, reference : Tensor
-        (B, N, 3), nm.
-    atoms : Tensor
-        Indices of the atoms whose distances are minimised.
-
-    Returns
-    -------
-    Tensor
-        (B, N, 3), `moving` after the best proper rotation and translation.
+    `atoms` are the indices of the atoms whose distances are minimised.
     """
     away, m, centre = _covariance(moving, reference, atoms)
     u, _, v = torch.linalg.svd(m)
@@ -174,11 +120,10 @@ def align_frames(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
 
 
 def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
-    """Turn and shift frames onto others, however far apart, by least squares.
+    """Turn and shift frames as `align_frames` does, however far apart they are.
 
     The best rotation is the top eigenvector of a 4x4 matrix (Horn 1987), found by squaring the
     matrix again and again and polished by Newton's method: no host synchronisation, no branches.
-    Takes and returns what `align_frames` does.
     """
     away, m, centre = _covariance(moving, reference, atoms)
     turn = torch.stack(
@@ -207,11 +152,11 @@ def align_far(moving: Tensor, reference: Tensor, atoms: Tensor) -> Tensor:
 
 
 def align_nearby(moving: Tensor, reference: Tensor, atoms: Tensor, steps: int) -> Tensor:
-    """Turn and shift frames onto others that are nearly aligned already, by least squares.
+    """Turn and shift frames as `align_frames` does, if they are nearly aligned already.
 
     Newton's method on the rotation: unlike a singular value decomposition it needs no host
-    synchronisation, and it can be captured in a CUDA graph. Takes and returns what `align_frames`
-    does, and the number of Newton steps; each squares what is left of the error.
+    synchronisation, and it can be captured in a CUDA graph. Each step squares what is left of the
+    error.
     """
     away, m, centre = _covariance(moving, reference, atoms)
     start = torch.eye(3, dtype=m.dtype, device=m.device).expand_as(m)

@@ -57,24 +57,14 @@ class Propagator(torch.nn.Module):
         self.noise_size = noise_size
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
-        """Return the frame one lag later; see the class docstring for shapes and units."""
         raise TypeError(f"{type(self).__name__} does not define forward(frame, lag, noise)")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a conformance report.
+    """One line of a conformance report: a measured figure or a reason is its `detail`.
 
-    Attributes
-    ----------
-    name : str
-        What was checked.
-    passed : bool
-        Whether the kernel did what the contract asks.
-    detail : str
-        The measured figure or the reason.
-    required : bool
-        False for lines that inform but do not decide.
+    A line that is not `required` informs and does not decide.
     """
 
     name: str
@@ -220,8 +210,6 @@ def check_propagator(
 
 
 class _Inputs(NamedTuple):
-    """What a kernel is called with."""
-
     frames: Tensor
     lag: Tensor
     noise: Tensor

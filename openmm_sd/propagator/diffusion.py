@@ -36,7 +36,7 @@ class DiffusionPropagator(Propagator):
     n_atoms, noise_size : int
         As in `Propagator`.
     heavy_atoms : sequence of int
-        The atoms on which a proposal is aligned to the frame.
+        The atoms on which a proposal is aligned to the frame, three or more.
     lag_min_ps, lag_max_ps : float
         Range of lags the model is trained for, ps.
     n_lag_nodes : int

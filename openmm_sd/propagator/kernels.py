@@ -13,13 +13,7 @@ from .contract import Propagator
 
 
 class Identity(Propagator):
-    """Returns the frame it was given.
-
-    Parameters
-    ----------
-    n_atoms : int
-        Number of atoms.
-    """
+    """Returns the frame it was given."""
 
     def __init__(self, n_atoms: int) -> None:
         super().__init__(n_atoms, 0)
@@ -30,17 +24,8 @@ class Identity(Propagator):
 
 
 class Shift(Propagator):
-    """Moves every atom by one constant vector, fixed in the laboratory.
+    """Moves every atom by one constant vector (nm), fixed in the laboratory.
 
-    Parameters
-    ----------
-    n_atoms : int
-        Number of atoms.
-    shift : tuple of float
-        The vector, nm.
-
-    Notes
-    -----
     Meant for checking a bridge: a vector fixed in space does not commute with rotations.
     """
 
@@ -60,8 +45,6 @@ class Rotation(Propagator):
 
     Parameters
     ----------
-    n_atoms : int
-        Number of atoms.
     degrees : float
         Angle of the turn.
     axis : tuple of float
@@ -107,7 +90,7 @@ class OrnsteinUhlenbeck(Propagator):
     Parameters
     ----------
     n_atoms : int
-        Number of atoms, at least 2.
+        At least 2.
     relaxation_time : float
         :math:`\tau`, ps.
     sigma : float

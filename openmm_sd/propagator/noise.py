@@ -17,19 +17,9 @@ MAX_SEED = 2**31 - 1
 
 
 def philox(counter: Tensor, key_0: int, key_1: int) -> Tensor:
-    """Ten rounds of Philox4x32.
+    """Ten rounds of Philox4x32 of a counter, (4, n) int64 with entries in [0, 2**32).
 
-    Parameters
-    ----------
-    counter : Tensor
-        (4, n) int64, each entry in [0, 2**32).
-    key_0, key_1 : int
-        The two 32-bit words of the key.
-
-    Returns
-    -------
-    Tensor
-        (4, n) int64, each entry uniform in [0, 2**32).
+    The keys are 32-bit words. Returns the same shape, each entry uniform in [0, 2**32).
     """
     device = counter.device
     multiplier = torch.tensor([[0xD2511F53], [0xCD9E8D57]], dtype=torch.int64, device=device)
@@ -50,53 +40,22 @@ def philox(counter: Tensor, key_0: int, key_1: int) -> Tensor:
 def standard_normal(
     seed: int, jump: int, attempt: int, candidates: int, size: int, device: torch.device
 ) -> Tensor:
-    """Standard normal numbers that depend on nothing but the arguments.
+    """Draw standard normal numbers, (candidates, size) float32, that depend only on the arguments.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the run, 0 to `MAX_SEED`.
-    jump : int
-        Number of the jump, from 0 (any non-negative 64-bit integer).
-    attempt : int
-        Number of the first try within the jump, from 0.
-    candidates : int
-        How many tries to draw for, one row each. The row of a try does not depend on the others
-        drawn with it.
-    size : int
-        Numbers a row, the propagator's ``noise_size``.
-    device : torch.device
-        Where the numbers are made.
-
-    Returns
-    -------
-    Tensor
-        (candidates, size) float32.
+    `seed` is 0 to `MAX_SEED`; `jump`, from 0, any non-negative 64-bit integer; `attempt` the number
+    of the first try within the jump, from 0; `candidates` how many tries to draw for; `size` the
+    propagator's ``noise_size``. The row of a try does not depend on the others drawn with it.
     """
     rows = torch.arange(candidates, dtype=torch.int64, device=device) + attempt
     return _normals(rows, jump, size, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
 
 
 def standard_normal_rows(seed: int, jump: int, attempt: int, rows: Tensor, size: int) -> Tensor:
-    """Standard normal numbers of chosen chains of a rollout.
+    """Draw standard normal numbers, (n, size) float32, for chosen chains of a rollout.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the run, 0 to `MAX_SEED`.
-    jump : int
-        Number of the step, from 0.
-    attempt : int
-        Number of the try within the step, from 0 to 2**31 - 1.
-    rows : Tensor
-        (n,) int64, each in [0, 2**32): the chains, on the device where the numbers are to be made.
-    size : int
-        Numbers a chain, the propagator's ``noise_size``.
-
-    Returns
-    -------
-    Tensor
-        (n, size) float32. What a chain gets does not depend on the other chains asked for.
+    `rows`, (n,) int64, each in [0, 2**32), are the chains, on the device where the numbers are to
+    be made; `jump` is the number of the step and `attempt` that of the try within it, from 0 to
+    2**31 - 1. What a chain gets does not depend on the other chains asked for.
     """
     # The try goes into the key's second word, which `standard_normal` leaves at zero; the top bit
     # keeps a rollout's numbers apart from those of a mixed run with the same seed.

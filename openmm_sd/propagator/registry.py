@@ -61,17 +61,9 @@ def register_architecture(name: str, cls: type[torch.nn.Module]) -> None:
 
 
 def architecture(name: str) -> type[torch.nn.Module]:
-    """Return the class of a name.
+    """Return the class of a name, one of :func:`known_architectures`.
 
-    Parameters
-    ----------
-    name : str
-        One of :func:`known_architectures`.
-
-    Raises
-    ------
-    ValueError
-        If nothing is known under that name, or what is known cannot be imported.
+    ValueError if nothing is known under that name, or what is known cannot be imported.
     """
     if name in _registered:
         return _registered[name]
@@ -94,13 +86,7 @@ def architecture(name: str) -> type[torch.nn.Module]:
 
 
 def architecture_name(cls: type[torch.nn.Module]) -> str | None:
-    """Return the name under which a class is known, or None.
-
-    Parameters
-    ----------
-    cls : type
-        The class itself: a subclass is another architecture.
-    """
+    """Return the name of a class, or None if it has none: a subclass is another architecture."""
     for name, known in _registered.items():
         if known is cls:
             return name

@@ -21,23 +21,11 @@ from torch import Tensor
 def karras_levels(
     sigma_min: float, sigma_max: float, n_calls: int, rho: float = 7.0
 ) -> list[float]:
-    """Return the falling noise levels at which the denoiser is called.
+    """Return the `n_calls` noise levels, falling, at which the denoiser is called.
 
-    Equation 5 of Karras et al. 2022 (arXiv:2206.00364), without the final zero.
-
-    Parameters
-    ----------
-    sigma_min, sigma_max : float
-        Last and first level, in units of the data's width.
-    n_calls : int
-        How many levels.
-    rho : float
-        Larger values put more levels at low noise.
-
-    Returns
-    -------
-    list of float
-        `n_calls` levels from `sigma_max` down to `sigma_min`; a single one is `sigma_max`.
+    Equation 5 of Karras et al. 2022 (arXiv:2206.00364), without the final zero, from `sigma_max` to
+    `sigma_min` in units of the data's width; a single level is `sigma_max`. Larger `rho` puts more
+    levels at low noise.
     """
     if not 0.0 < sigma_min < sigma_max:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
@@ -52,24 +40,13 @@ def karras_levels(
 def solver_coefficients(
     levels: list[float], centred: bool = False
 ) -> list[tuple[float, float, float]]:
-    """Return DPM-Solver++(2M) as multiply-adds.
+    """Return DPM-Solver++(2M) as multiply-adds: (a_k, b_k, c_k), one a level.
 
     With y_k the sample at level k and D_k the denoiser's answer there, one step is
     ``y_(k+1) = a_k y_k + b_k D_k + c_k D_(k-1)``. The last step goes to noise zero and returns D.
     Second order in two denoiser answers, one call a step (Lu et al. 2022, arXiv:2211.01095,
-    algorithm 2, written for data prediction with alpha = 1).
-
-    Parameters
-    ----------
-    levels : list of float
-        Falling noise levels.
-    centred : bool
-        Whether the first step adds all of D; see `multistep_coefficients`.
-
-    Returns
-    -------
-    list of (float, float, float)
-        (a_k, b_k, c_k), one a level.
+    algorithm 2, written for data prediction with alpha = 1). If `centred`, the first step adds all
+    of D; see `multistep_coefficients`.
     """
     coefficients = []
     step_before = 0.0
@@ -91,27 +68,16 @@ def solver_coefficients(
 def multistep_coefficients(levels: list[float], order: int) -> list[list[float]]:
     """Return an exponential multistep solver of any order as multiply-adds.
 
+    Each level has (a, b_0, b_1, ...), padded with zeros to the same length:
+    ``y_(k+1) = a y_k + b_0 D_k + b_1 D_(k-1) + ...``. The last step goes to noise zero and returns
+    D.
+
     The flow dy/dln(sigma) = y - D is integrated exactly for an answer D that is a polynomial in
-    asinh(2 sigma) through the last `order` answers. That variable is even in time on the scale
-    where data of width 1 takes shape. With the denoiser of Gaussians of width 0.4, 0.7, 1 and 1.3,
-    third order, 8 calls and `starting_width`, widths came out -3.6, -0.8, 0 and +0.1 % wrong;
-    `solver_coefficients` left 2 to 4 %.
+    asinh(2 sigma) through the last `order` answers, fewer in the first steps. That variable is even
+    in time on the scale where data of width 1 takes shape. With the denoiser of Gaussians of width
+    0.4, 0.7, 1 and 1.3, third order, 8 calls and `starting_width`, widths came out -3.6, -0.8, 0
+    and +0.1 % wrong; `solver_coefficients` left 2 to 4 %.
 
-    Parameters
-    ----------
-    levels : list of float
-        Falling noise levels.
-    order : int
-        How many answers are used; fewer in the first steps.
-
-    Returns
-    -------
-    list of list of float
-        For each level (a, b_0, b_1, ...): ``y_(k+1) = a y_k + b_0 D_k + b_1 D_(k-1) + ...``, padded
-        with zeros to the same length. The last step goes to noise zero and returns D.
-
-    Notes
-    -----
     The noise a sample begins with is centred on zero, while the data, a displacement here, has its
     mean m elsewhere. The exact flow would carry that offset along: data of width w would come out
     around m (1 - w / sigma), as if a share w / sigma of the frame were remembered. At the first
@@ -142,12 +108,7 @@ def multistep_coefficients(levels: list[float], order: int) -> list[list[float]]
 def starting_width(levels: list[float], coefficients: list[list[float]]) -> float:
     """Return the width of the noise from which Gaussian data of width 1 comes out with width 1.
 
-    Parameters
-    ----------
-    levels : list of float
-        Falling noise levels.
-    coefficients : list of list of float
-        Of `multistep_coefficients` for these levels.
+    The coefficients are those of `multistep_coefficients` for these levels.
     """
     if len(levels) == 1:
         return math.sqrt(1.0 + levels[0] ** 2)
@@ -165,19 +126,8 @@ def interpolate_by_lag(
 ) -> Tensor:
     """Read a table (L, K) of values at lags evenly spaced in log(lag), linearly in between.
 
-    Parameters
-    ----------
-    table : Tensor
-        (L, K).
-    lag : Tensor
-        (B,), ps; beyond the ends the last values hold.
-    log_lag_min, log_lag_span : float
-        Logarithm of the first lag, and of the ratio of last and first.
-
-    Returns
-    -------
-    Tensor
-        (B, K).
+    Takes lags (B,) in ps and returns (B, K); beyond the ends the last values hold. `log_lag_min`
+    and `log_lag_span` are the logarithms of the first lag and of the ratio of last and first.
     """
     last = table.shape[0] - 1
     place = ((torch.log(lag) - log_lag_min) / log_lag_span * last).clamp(0.0, float(last))
@@ -190,16 +140,7 @@ def preconditioning(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (c_skip, c_out, c_in) of Karras et al. 2022, table 1, for data of width 1.
 
     ``D(y) = c_skip y + c_out F(c_in y)``: the network F always has input and target of width 1.
-
-    Parameters
-    ----------
-    sigma : Tensor
-        Noise levels, any shape.
-
-    Returns
-    -------
-    tuple of Tensor
-        Each of the shape of `sigma`.
+    Each has the shape of `sigma`.
     """
     width = torch.sqrt(1.0 + sigma * sigma)
     return 1.0 / (width * width), sigma / width, 1.0 / width

@@ -7,17 +7,7 @@ import torch
 
 
 def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
-    """Compile a module with TorchScript.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        What to compile; it is set to evaluation and otherwise left as it is.
-
-    Returns
-    -------
-    torch.jit.ScriptModule
-    """
+    """Compile a module with TorchScript; it is set to evaluation and otherwise left as it is."""
     with warnings.catch_warnings():
         # PyTorch deprecates TorchScript; openmm-torch takes nothing else. Versions differ in the
         # category they say it with.
@@ -29,10 +19,6 @@ def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
 def script_frozen(module: torch.nn.Module) -> torch.jit.ScriptModule:
     """Compile a module with TorchScript and turn its weights into constants, which is faster.
 
-    Takes and returns what `script` does.
-
-    Notes
-    -----
     A frozen module goes on pointing to functions of the module it was made from, and reads them
     when it reports an exception: with that module gone, the process crashes (torch 2.9 to 2.13).
     Written and read once, it stands on its own.

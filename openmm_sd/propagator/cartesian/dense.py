@@ -40,36 +40,21 @@ class DenseDiffusion(DiffusionPropagator):
 
     Parameters
     ----------
-    n_atoms : int
-        Number of atoms N.
     frame_atoms : sequence of int
         Three bonded atoms (a, b, c), not on a line, b in the middle: the local coordinate system
         has its origin at b, its first axis along b to a and c in its first plane. A protein
         residue's N, CA, C do well.
-    heavy_atoms : sequence of int
-        The atoms on which a proposal is aligned to the frame.
-    lag_min_ps, lag_max_ps : float
-        Range of lags the model is trained for, ps.
     width, depth : int
         Width of the network and number of its residual blocks.
-    n_lag_nodes : int
-        The displacement's scale is stored at this many lags, evenly spaced in log(lag).
-    n_calls : int
-        Denoiser calls a jump. With the levels below, on alanine dipeptide at a lag of 100 ps, 8,
-        10, 14 and 24 calls left 4.7, 3.4, 2.9 and 2.7 % of jumps with a bond out of its window
-        in a model half way through its training.
-    sigma_min, sigma_max, rho : float
-        Noise levels of the sampler in units of the displacement's scale; see `karras_levels`. A
-        `sigma_max` of only a few widths gives good equilibria and wrong kinetics.
     centred : bool
         Whether the sampler's first step takes away what the frame's own place would leave in the
         sample; see `multistep_coefficients`. `for_molecule` says yes; models from before it do
         without.
-
-    Attributes
-    ----------
-    hyperparameters : dict
-        The arguments above in plain JSON types: ``DenseDiffusion(**hyperparameters)`` rebuilds it.
+    n_atoms, heavy_atoms, lag_min_ps, ..., rho
+        Those of `DiffusionPropagator`. With the default levels, on alanine dipeptide at a lag of
+        100 ps, 8, 10, 14 and 24 calls left 4.7, 3.4, 2.9 and 2.7 % of jumps with a bond out of its
+        window in a model half way through its training. A `sigma_max` of only a few widths gives
+        good equilibria and wrong kinetics.
 
     Notes
     -----
@@ -173,8 +158,6 @@ class DenseDiffusion(DiffusionPropagator):
 
         Parameters
         ----------
-        molecule : Molecule
-            The molecule.
         frames : ndarray, optional
             (T, N, 3), nm, from which `choose_frame_atoms` chooses; the reference frame without.
         **settings
@@ -190,7 +173,6 @@ class DenseDiffusion(DiffusionPropagator):
         )
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
-        """Return the frame one lag later; see `Propagator` for shapes and units."""
         local, origin, axes = self.to_local(frame)
         scale = self.displacement_scale(lag)
         context, modulation = self.encode(local, lag)
@@ -216,19 +198,10 @@ class DenseDiffusion(DiffusionPropagator):
         return self.scale_at(lag).unsqueeze(-1)
 
     def encode(self, local: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the denoiser needs to know of frame and lag; made once a jump.
+        """Return context (B, width) and modulation (B, 2 * depth * width); made once a jump.
 
-        Parameters
-        ----------
-        local : Tensor
-            (B, N, 3), nm, local coordinates.
-        lag : Tensor
-            (B,), ps.
-
-        Returns
-        -------
-        tuple of Tensor
-            Context (B, width) and modulation (B, 2 * depth * width).
+        They say what the denoiser needs to know of the frame, local (B, N, 3) nm, and the lag, (B,)
+        ps.
         """
         features = [self._coordinates(local), self._distances(local)[0], self.lag_features(lag)]
         context = self.condition_out(F.silu(self.condition_in(torch.cat(features, dim=-1))))
@@ -243,23 +216,11 @@ class DenseDiffusion(DiffusionPropagator):
         context: Tensor,
         modulation: Tensor,
     ) -> Tensor:
-        """Return D: the expected scaled displacement given a noised one.
+        """Return D, (B, N, 3): the expected scaled displacement given a noised one.
 
-        Parameters
-        ----------
-        y : Tensor
-            (B, N, 3), noised scaled displacement.
-        sigma : Tensor
-            (B,) or (1,), its noise level.
-        local, scale : Tensor
-            (B, N, 3) and (B, N, 1), nm.
-        context, modulation : Tensor
-            From `encode`, with that of `modulation_by_noise` added to the modulation.
-
-        Returns
-        -------
-        Tensor
-            (B, N, 3).
+        `y` is (B, N, 3), its noise level `sigma` (B,) or (1,); `local` (B, N, 3) and `scale`
+        (B, N, 1) are in nm. Context and modulation are from `encode`, with that of
+        `modulation_by_noise` added to the modulation.
         """
         c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1, 1))
         squeezed = c_in * y
@@ -300,13 +261,9 @@ class DenseDiffusion(DiffusionPropagator):
     def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
         """Set the normalisation from data, before training.
 
-        Parameters
-        ----------
-        frames : Tensor
-            (M, N, 3), nm: frames that represent what the model will see.
-        scale : Tensor
-            (n_lag_nodes, N), nm: root-mean-square displacement a coordinate of each atom, aligned,
-            at the lags of `lag_nodes`.
+        `frames`, (M, N, 3) nm, represent what the model will see; `scale`, (n_lag_nodes, N) nm, is
+        the root-mean-square displacement a coordinate of each atom, aligned, at the lags of
+        `lag_nodes`.
         """
         local = self.to_local(frames.to(self.scale))[0]
         distance = self._pair_vectors(local)[0]

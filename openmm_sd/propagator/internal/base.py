@@ -51,8 +51,6 @@ class InternalPropagator(DiffusionPropagator):
 
     Parameters
     ----------
-    n_atoms : int
-        Number of atoms N.
     root : sequence of int
         Three bonded atoms (a, b, c), not on a line, b in the middle, that are placed first.
     tree : sequence of (int, int, int, int, int)
@@ -61,21 +59,12 @@ class InternalPropagator(DiffusionPropagator):
         Rows of `tree` whose torsion turns; the others stay near one value.
     constant : sequence of int
         Which bond lengths (0 and 1: a-b and c-b; 2 + k: row k of `tree`) never change.
-    heavy_atoms : sequence of int
-        The atoms on which a proposal is aligned to the frame.
-    lag_min_ps, lag_max_ps : float
-        Range of lags the model is trained for, ps.
-    n_lag_nodes : int
-        The scale by which torsions turn is stored at this many lags, evenly spaced in log(lag).
-    n_calls : int
-        Denoiser calls a jump. With 4, 6, 8, 10 and 32, hops of alanine dipeptide in water from
-        beta to alphaR in 10 ps came out at 0.051, 0.065, 0.065, 0.065 and 0.064 (MD: 0.063).
-    sigma_min, sigma_max, rho : float
-        Noise levels of the sampler in widths of the coordinates; see `karras_levels`.
-    network : dict
-        What else there is to keep in `hyperparameters`, in plain JSON types.
     extra_noise : int
         Noise numbers of a jump besides those of the coordinates.
+    n_atoms, heavy_atoms, lag_min_ps, ..., rho, network
+        Those of `DiffusionPropagator`; the scale is how far torsions turn. With 4, 6, 8, 10 and 32
+        calls, hops of alanine dipeptide in water from beta to alphaR in 10 ps came out at 0.051,
+        0.065, 0.065, 0.065 and 0.064 (MD: 0.063).
 
     Notes
     -----
@@ -197,7 +186,6 @@ class InternalPropagator(DiffusionPropagator):
         self.register_buffer("scale", torch.full((n_lag_nodes, len(turning)), 0.3))
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
-        """Return the frame one lag later; see `Propagator` for shapes and units."""
         return self.sample(frame, lag, noise)
 
     def sample(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
@@ -211,16 +199,10 @@ class InternalPropagator(DiffusionPropagator):
     def solve(
         self, noise: Tensor, turned: Tensor, scale: Tensor, context: Tensor, modulation: Tensor
     ) -> list[Tensor]:
-        """Return the sample (B, K) at each noise level, and last without noise.
+        """Return the sample (B, K) at each noise level, and last without noise, from noise (B, K).
 
-        Parameters
-        ----------
-        noise : Tensor
-            (B, K).
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
-        context, modulation : Tensor
-            From `encode`.
+        `turned` and `scale`, (B, M), are the frame's turning torsions and how far they typically
+        turn; context and modulation are from `encode`.
         """
         noise_modulation = self.encode_noise(self.levels)
         y = noise * self.begin
@@ -250,14 +232,9 @@ class InternalPropagator(DiffusionPropagator):
         return difference / self.stiff_width, torsions[:, self.turning]
 
     def build(self, y: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
-        """Return frames (B, N, 3), placed somewhere, from what is diffused.
+        """Return frames (B, N, 3), placed somewhere, from what is diffused, (B, K).
 
-        Parameters
-        ----------
-        y : Tensor
-            (B, K).
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
+        `turned` and `scale` are as in `solve`.
         """
         n = y.shape[0]
         stiff = self.stiff_mean + self.stiff_width * y[:, : self.n_stiff]
@@ -279,19 +256,10 @@ class InternalPropagator(DiffusionPropagator):
         return both[:, self.n_turning :], both[:, : self.n_turning]
 
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the denoiser needs to know of frame and lag; made once a jump.
+        """Return context and modulation, of whatever shapes the network gives them.
 
-        Parameters
-        ----------
-        stiff, turned : Tensor
-            From `measure`.
-        lag : Tensor
-            (B,), ps.
-
-        Returns
-        -------
-        tuple of Tensor
-            Context and modulation, of whatever shapes the network gives them.
+        Made once a jump, they say what the denoiser needs to know of the frame, as `measure` gives
+        it, and the lag, (B,) ps.
         """
         raise TypeError("the network does not define encode")
 
@@ -308,23 +276,11 @@ class InternalPropagator(DiffusionPropagator):
         context: Tensor,
         modulation: Tensor,
     ) -> Tensor:
-        """Return D: what is expected given a noised one.
+        """Return D, (B, K): what is expected given a noised sample.
 
-        Parameters
-        ----------
-        y : Tensor
-            (B, K), noised.
-        sigma : Tensor
-            (B,) or (1,), its noise level.
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
-        context, modulation : Tensor
-            From `encode`, with the modulation of `encode_noise` added.
-
-        Returns
-        -------
-        Tensor
-            (B, K).
+        `y` is (B, K), its noise level `sigma` (B,) or (1,); `turned` and `scale` are as in `solve`.
+        Context and modulation are from `encode`, with that of `encode_noise` added to the
+        modulation.
         """
         raise TypeError("the network does not define denoise")
 
@@ -343,12 +299,8 @@ class InternalPropagator(DiffusionPropagator):
     def noised_features(self, y: Tensor, squeezed: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
         """Return what a network is shown of a noised sample, (B, K + M + 2 * HARMONICS * M).
 
-        Parameters
-        ----------
-        y, squeezed : Tensor
-            (B, K): the sample, and the sample brought to width one.
-        turned, scale : Tensor
-            (B, M): the frame's turning torsions, and how far they typically turn.
+        `y` is the sample (B, K) and `squeezed` the same brought to width one; `turned` and `scale`
+        are as in `solve`.
         """
         # Where each torsion would be now, however blurred by noise, and how blurred.
         across, along = self.plane(y, scale)
@@ -362,12 +314,8 @@ class InternalPropagator(DiffusionPropagator):
     def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
         """Set means, widths and scales from data, before training.
 
-        Parameters
-        ----------
-        frames : Tensor
-            (T, N, 3), nm: frames that represent what the model will see.
-        scale : Tensor
-            (n_lag_nodes, M): from `measure_scale` at the lags of `lag_nodes`.
+        `frames`, (T, N, 3) nm, represent what the model will see; `scale`, (n_lag_nodes, M), is
+        from `measure_scale` at the lags of `lag_nodes`.
         """
         x = frames.to(self.stiff_mean.device, torch.float64)
         lengths, angles, torsions = internal_coordinates(x, self.root, self.rows)

@@ -113,12 +113,10 @@ class FamilyDiffusion(InternalPropagator):
     depth, encoder_depth : int
         Blocks of the denoiser, and of the part that looks at the frame once a jump.
     **coordinates
-        The arguments of `InternalPropagator`, which says what the coordinates are.
+        The arguments of `InternalPropagator`.
 
     Attributes
     ----------
-    hyperparameters : dict
-        The arguments above in plain JSON types: ``FamilyDiffusion(**hyperparameters)`` rebuilds it.
     n_symmetries : int
         Size of the group.
 
@@ -309,7 +307,6 @@ class FamilyDiffusion(InternalPropagator):
     # Symmetry.
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
-        """Return the frame one lag later; see `Propagator` for shapes and units."""
         if self.n_symmetries == 1:
             return self.sample(frame, lag, noise)
         share = 0.5 + 0.5 * torch.erf(noise[:, self.n_coordinates] / math.sqrt(2.0))
@@ -324,16 +321,10 @@ class FamilyDiffusion(InternalPropagator):
     def draw_equivalent(
         self, frame: Tensor, later: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Relabel pairs of frames, each pair by an element of the group drawn for it.
+        """Relabel pairs of frames (B, N, 3), each pair by an element of the group drawn for it.
 
-        What `forward` does to a frame; training on the outcome spends the data on all of them.
-
-        Parameters
-        ----------
-        frame, later : Tensor
-            (B, N, 3), nm.
-        generator : torch.Generator
-            Source of random numbers, on the frames' device.
+        What `forward` does to a frame; training on the outcome spends the data on all of them. The
+        generator is on the frames' device.
         """
         if self.n_symmetries == 1:
             return frame, later
@@ -384,7 +375,6 @@ class FamilyDiffusion(InternalPropagator):
         context: Tensor,
         modulation: Tensor,
     ) -> Tensor:
-        """Return D (B, K); see `InternalPropagator.denoise`."""
         c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
         noised = self.noised_features(y, c_in * y, turned, scale)
         h = context + self.embed(self._slots(noised, self.noised_index))
@@ -415,17 +405,9 @@ class FamilyDiffusion(InternalPropagator):
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of a network with the same widths and depths, of any molecule.
+        """Take what `weights` of a network with the same widths and depths gives, of any molecule.
 
-        Parameters
-        ----------
-        weights : mapping
-            From `weights`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ; nothing is changed then.
+        ValueError if names or shapes differ; nothing is changed then.
         """
         for name, value in self._matching(weights).items():
             value.copy_(weights[name])
@@ -433,10 +415,7 @@ class FamilyDiffusion(InternalPropagator):
     def share_weights(self, other: "FamilyDiffusion") -> None:
         """Use the very parameters of another molecule's network: training either trains both.
 
-        Raises
-        ------
-        ValueError
-            If names or shapes differ; nothing is changed then.
+        ValueError if names or shapes differ; nothing is changed then.
         """
         theirs = dict(other.named_parameters())
         self._matching(theirs)
@@ -461,19 +440,12 @@ class FamilyDiffusion(InternalPropagator):
     def fit_statistics(self, frames: Tensor, scale: Tensor) -> None:
         """Set means, widths and scales from this molecule's own data.
 
-        Parameters
-        ----------
-        frames : Tensor
-            (T, N, 3), nm: frames that represent what the model will see; relabelled by the group,
-            one element after another.
-        scale : Tensor
-            (n_lag_nodes, M): from `measure_scale` at the lags of `lag_nodes`.
+        As the base does; the frames are relabelled by the group, one element after another.
         """
         super().fit_statistics(self._spread(frames.to(self.scale.device)), scale)
 
     @torch.jit.ignore
     def measure_scale(self, frame: Tensor, later: Tensor) -> Tensor:
-        """Return how far torsions turn, (M,), in pairs of frames (B, N, 3) at one lag."""
         turn = self.measure(self._spread(later))[1] - self.measure(self._spread(frame))[1]
         return torch.sqrt((1.0 - torch.cos(turn)).mean(0))
 

@@ -30,27 +30,15 @@ _ROUNDING: Final = 1e-6
 def family_tree(molecule: Molecule) -> InternalTree:
     """Choose a molecule's internal coordinates so that they have counterparts in its family.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Without rings; its reference frame tells the hydrogens on one atom apart.
+    The root (a, b, c) begins at the end of a chain: a is a heavy atom with one heavy neighbour b,
+    as many bonds away from some other heavy atom as there is; c is the neighbour of b with the
+    largest branch, a hydrogen where b has no other heavy neighbour. Ties are settled by what the
+    bond graph tells apart, then by the atoms' order. The hydrogens on one atom come in the order of
+    their torsions in the reference frame, counted from the leading atom from 0 to 360 degrees:
+    first the one at +120 degrees. Where a hydrogen leads it is the one nearest to trans.
 
-    Returns
-    -------
-    InternalTree
-        Its root (a, b, c) begins at the end of a chain: a is a heavy atom with one heavy neighbour
-        b, as many bonds away from some other heavy atom as there is; c is the neighbour of b
-        with the largest branch, a hydrogen where b has no other heavy neighbour. Ties are settled
-        by what the bond graph tells apart, then by the atoms' order. The hydrogens on one atom come
-        in the order of their torsions in the reference frame, counted from the leading atom from 0
-        to 360 degrees: first the one at +120 degrees. Where a hydrogen leads it is the one nearest
-        to trans.
-
-    Raises
-    ------
-    NotInternal
-        If the molecule has fewer than four atoms, two heavy ones that are bonded, a ring, three
-        atoms near a line that torsions lean on, or a hydrogen with more than one bond.
+    NotInternal if the molecule has fewer than four atoms, no two heavy ones that are bonded, a
+    ring, three atoms near a line that torsions lean on, or a hydrogen with more than one bond.
     """
     name = molecule.name
     if molecule.n_atoms < 4:

@@ -34,12 +34,6 @@ class InternalDiffusion(InternalPropagator):
         Width of the network and number of its residual blocks.
     n_atoms, **coordinates
         The arguments of `InternalPropagator`, which says what the coordinates are.
-
-    Attributes
-    ----------
-    hyperparameters : dict
-        The arguments above in plain JSON types: ``InternalDiffusion(**hyperparameters)`` rebuilds
-        it.
     """
 
     plain: Tensor
@@ -80,8 +74,6 @@ class InternalDiffusion(InternalPropagator):
 
         Parameters
         ----------
-        molecule : Molecule
-            The molecule.
         frames : ndarray
             (T, N, 3), nm: a few hundred frames that show which bonds are constrained and which
             torsions turn.
@@ -128,7 +120,6 @@ class InternalDiffusion(InternalPropagator):
         context: Tensor,
         modulation: Tensor,
     ) -> Tensor:
-        """Return D (B, K); see `InternalPropagator.denoise`."""
         c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
         h = context + self.embed(self.noised_features(y, c_in * y, turned, scale))
         parts = modulation.split(self.width, dim=-1)

@@ -73,18 +73,10 @@ class CoordinateKeys:
 class MemberStatistics:
     """The coordinates of one molecule and their normalisation, from those of its family.
 
-    Attributes
-    ----------
-    tree : InternalTree
-        How it is built up.
-    turning, constant : list of int
-        Rows whose torsion turns, and lengths that never change, as `FamilyDiffusion` takes them.
-    length_mean : Tensor
-        (N - 1,), nm.
-    stiff_mean, stiff_width : Tensor
-        (S,), nm and radians: of lengths that vary, angles and torsions that do not turn.
-    scale : Tensor
-        (L, M): how far torsions turn at the lags of the statistics.
+    Rows whose torsion turns and lengths that never change are as `FamilyDiffusion` takes them.
+    `length_mean` is (N - 1,), nm; `stiff_mean` and `stiff_width`, (S,) in nm and radians, are of
+    lengths that vary, angles and torsions that do not turn; `scale`, (L, M), says how far torsions
+    turn at the lags of the statistics.
     """
 
     tree: InternalTree
@@ -99,18 +91,9 @@ class MemberStatistics:
 def coordinate_keys(molecule: Molecule, tree: InternalTree) -> CoordinateKeys:
     """Name the coordinates of a molecule by the kinds of the atoms that make them.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Its reference frame says on which side of the leading atom a stiff torsion is.
-    tree : InternalTree
-        Its internal coordinates.
-
-    Returns
-    -------
-    CoordinateKeys
-        An atom's kind is its element, the hydrogens it carries and its heavy neighbours: ``CH2.2``.
-        The last name of each coordinate has elements and numbers of neighbours only: ``C4``.
+    An atom's kind is its element, the hydrogens it carries and its heavy neighbours: ``CH2.2``. The
+    last name of each coordinate has elements and numbers of neighbours only: ``C4``. The molecule's
+    reference frame says on which side of the leading atom a stiff torsion is.
     """
     kinds = atom_kinds(molecule.atomic_numbers, molecule.bonds)
 
@@ -169,16 +152,14 @@ def coordinate_keys(molecule: Molecule, tree: InternalTree) -> CoordinateKeys:
 class CoordinateStatistics:
     """Means and widths of internal coordinates by kind, from the members of a family.
 
+    Each coordinate of each member counts once, however many frames its member has. Frames are
+    relabelled by the molecule's own symmetries, one after another, so that equivalent coordinates
+    have equal statistics.
+
     Parameters
     ----------
     lags_ps : sequence of float
         Rising lags, ps, at which it is kept how far torsions turn.
-
-    Notes
-    -----
-    Each coordinate of each member counts once, however many frames its member has. Frames are
-    relabelled by the molecule's own symmetries, one after another, so that equivalent coordinates
-    have equal statistics.
     """
 
     def __init__(self, lags_ps: Sequence[float]) -> None:
@@ -202,8 +183,6 @@ class CoordinateStatistics:
 
         Parameters
         ----------
-        molecule : Molecule
-            The member.
         frames : ndarray or Tensor
             (T, N, 3), nm, in the handedness of the molecule's reference frame: frames that
             represent what a model will see.
@@ -257,12 +236,7 @@ class CoordinateStatistics:
                     total[place] += amount
 
     def of(self, molecule: Molecule) -> MemberStatistics:
-        """Return the coordinates of a molecule and their statistics, by kind alone.
-
-        Parameters
-        ----------
-        molecule : Molecule
-            Any molecule, added before or not.
+        """Return the coordinates of a molecule, added before or not, and their statistics by kind.
 
         Raises
         ------
@@ -323,10 +297,7 @@ class CoordinateStatistics:
     def scale_at(self, member: MemberStatistics, lags_ps: Sequence[float]) -> Tensor:
         """Return how far a member's torsions turn at other lags, (L, M), linear in log(lag).
 
-        Raises
-        ------
-        ValueError
-            If a lag lies outside those of the statistics.
+        ValueError if a lag lies outside those of the statistics.
         """
         low, high = self.lags_ps[0], self.lags_ps[-1]
         outside = [
@@ -355,10 +326,7 @@ class CoordinateStatistics:
     def from_dict(cls, content: Mapping[str, Any]) -> CoordinateStatistics:
         """Rebuild statistics from what `to_dict` returned.
 
-        Raises
-        ------
-        ValueError
-            For a missing or unknown key, or tables that do not fit each other.
+        ValueError for a missing or unknown key, or tables that do not fit each other.
         """
         wanted = {"lags_ps", "moments", "strays", "turns"}
         if not isinstance(content, Mapping) or set(content) != wanted:

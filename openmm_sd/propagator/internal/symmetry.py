@@ -29,24 +29,15 @@ def symmetry_generators(
 ) -> list[Symmetry]:
     """Return relabellings that leave a molecule's bonded geometry as it is.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule; its reference frame says which hand its centres have.
-    tree : InternalTree
-        Its internal coordinates.
-    turning : sequence of int
-        Rows of `tree` whose torsion turns; a relabelling must leave all other torsions near their
-        values in the reference frame.
+    In this order: the reflection, for a molecule that is its own mirror image; exchanges of
+    equivalent heavy atoms with their hydrogens, like the reversal of a chain; for every group of
+    three hydrogens on one atom its rotation by a third, for two in a plane their exchange. What
+    follows from those before is left out, and so is what would make the group larger than
+    `MAX_SYMMETRIES`: then the law has the symmetry of the smaller group only.
 
-    Returns
-    -------
-    list of Symmetry
-        In this order: the reflection, for a molecule that is its own mirror image; exchanges of
-        equivalent heavy atoms with their hydrogens, like the reversal of a chain; for every group
-        of three hydrogens on one atom its rotation by a third, for two in a plane their exchange.
-        What follows from those before is left out, and so is what would make the group larger
-        than `MAX_SYMMETRIES`: then the law has the symmetry of the smaller group only.
+    The reference frame says which hand the molecule's centres have. `turning` are the rows of the
+    tree whose torsion turns; a relabelling must leave all other torsions near their values in the
+    reference frame.
     """
     positions = molecule.positions
     hand = molecule.handedness
@@ -111,22 +102,10 @@ def symmetry_group(generators: Sequence[Symmetry], n_atoms: int) -> list[Symmetr
 
 
 def relabelled(frames: Tensor, order: Tensor, sign: Tensor) -> Tensor:
-    """Apply to each frame a relabelling of its own.
+    """Apply to each frame, (B, N, 3), a relabelling of its own.
 
-    Parameters
-    ----------
-    frames : Tensor
-        (B, N, 3).
-    order : Tensor
-        (B, N), permutations.
-    sign : Tensor
-        (B,); -1 reflects the frame through the origin. That is a mirror image in a plane that has
-        been turned, and needs no plane to be chosen.
-
-    Returns
-    -------
-    Tensor
-        (B, N, 3).
+    `order`, (B, N), holds permutations. A `sign`, (B,), of -1 reflects the frame through the
+    origin. That is a mirror image in a plane that has been turned, and needs no plane to be chosen.
     """
     picked = torch.gather(frames, 1, order.unsqueeze(-1).expand(-1, -1, 3))
     return picked * sign.to(frames.dtype).view(-1, 1, 1)

@@ -34,27 +34,11 @@ def turning_potentials(
 ) -> list[list[float]]:
     """Add up the terms about each bond that turns, as a function of the torsion that turns it.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Its reference frame says how far apart the torsions about one bond are, to the nearest 60
-        degrees: frames vibrate, and kinds of bonds must not differ by it.
-    tree : InternalTree
-        Its internal coordinates.
-    turning : sequence of int
-        Rows of `tree` whose torsion turns.
-    terms : sequence of Term
-        All periodic torsions of the molecule.
-
-    Returns
-    -------
-    list of list of float
-        For each row (a_1 ... a_6, b_1 ... b_6), kJ/mol: V = sum a_n cos(n phi) + b_n sin(n phi).
-
-    Raises
-    ------
-    ValueError
-        If a term repeats more than six times a turn, or is not about a bond.
+    Returns (a_1 ... a_6, b_1 ... b_6), kJ/mol, for each of the rows `turning` of the tree: V = sum
+    a_n cos(n phi) + b_n sin(n phi). `terms` are all periodic torsions of the molecule, whose
+    reference frame says how far apart the torsions about one bond are, to the nearest 60 degrees:
+    frames vibrate, and kinds of bonds must not differ by it. ValueError if a term repeats more than
+    six times a turn, or is not about a bond.
     """
     about: dict[frozenset[int], list[tuple[list[int], int, float, float]]] = {}
     bonds = {frozenset(pair) for pair in molecule.bonds}
@@ -88,12 +72,9 @@ def turning_potentials(
 def largest_difference(
     one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
 ) -> NDArray[np.float64]:
-    """Return by how much potentials of the same bonds differ at most, kJ/mol, each from its mean.
+    """Return by how much two `turning_potentials` of the same bonds differ at most, kJ/mol.
 
-    Parameters
-    ----------
-    one, other : sequence of sequence of float
-        From `turning_potentials`.
+    Each is taken from its mean.
     """
     change = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
     phi = np.linspace(-np.pi, np.pi, 73)[:-1]

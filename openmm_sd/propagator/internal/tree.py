@@ -35,19 +35,17 @@ class NotInternal(ValueError):
 
 @dataclass(frozen=True)
 class InternalTree:
-    """How a molecule is built up atom by atom.
+    """How a molecule of N atoms is built up atom by atom.
 
     Attributes
     ----------
-    n_atoms : int
-        Number of atoms N.
     root : (int, int, int)
         Atoms (a, b, c), bonded a-b-c, that are placed first.
     rows : list of (int, int, int, int, int)
         For every other atom in the order of placement: the atom, its parent p (bonded to it),
-        grandparent g, reference r, and the row that leads or -1. The atom lies at its distance
-        from p, at its angle to p-g, and at its torsion to p-g-r, which is counted from the leading
-        row's where there is one.
+        grandparent g, reference r, and the row that leads or -1. The atom lies at its distance from
+        p, at its angle to p-g, and at its torsion to p-g-r, which is counted from the leading row's
+        where there is one.
     """
 
     n_atoms: int
@@ -96,22 +94,11 @@ class InternalTree:
 def build_tree(
     molecule: Molecule, root: Sequence[int], rank: Sequence[int] | None = None
 ) -> InternalTree:
-    """Choose the internal coordinates of a molecule.
+    """Choose the internal coordinates of a connected molecule, outwards from a root.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Connected.
-    root : sequence of int
-        Three bonded atoms (a, b, c), b in the middle.
-    rank : sequence of int, optional
-        One an atom: of branches of one size the one of lower rank comes first. By default that of
-        the lower index.
-
-    Returns
-    -------
-    InternalTree
-        Outwards from the root; of the atoms on one bond the one with the largest branch leads.
+    The root is three bonded atoms (a, b, c), b in the middle. Of the atoms on one bond the one with
+    the largest branch leads; of branches of one size the one of lower `rank`, one number an atom,
+    comes first, by default that of the lower index.
     """
     tie = [0] * molecule.n_atoms if rank is None else rank
     neighbours = neighbours_of(molecule.n_atoms, molecule.bonds)
@@ -154,10 +141,7 @@ def build_tree(
 def turning_torsions(tree: InternalTree, frames: NDArray[np.floating[Any]]) -> list[int]:
     """Return the rows whose torsion turns in some frames (T, N, 3).
 
-    Raises
-    ------
-    NotInternal
-        If three atoms that a torsion leans on come near a line.
+    NotInternal if three atoms that a torsion leans on come near a line.
     """
     x = torch.as_tensor(np.asarray(frames, dtype=np.float64))
     _, angles, torsions = coordinates_of(tree, x)
@@ -173,12 +157,7 @@ def strays(torsions: Tensor) -> Tensor:
 def refuse_straight(tree: InternalTree, angles: Tensor) -> None:
     """Raise NotInternal if three atoms that a torsion leans on come near a line.
 
-    Parameters
-    ----------
-    tree : InternalTree
-        The molecule's coordinates.
-    angles : Tensor
-        (B, N - 2), as `internal_coordinates` returns them.
+    The angles, (B, N - 2), are as `internal_coordinates` returns them.
     """
     straight = torch.nonzero(angles.max(0).values > _STRAIGHT).flatten().tolist()
     supporting = {frozenset(row[1:4]) for row in tree.rows}
@@ -206,24 +185,12 @@ def coordinates_of(tree: InternalTree, x: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def internal_coordinates(x: Tensor, root: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Measure internal coordinates.
+    """Measure the internal coordinates of frames (B, N, 3), nm.
 
-    Parameters
-    ----------
-    x : Tensor
-        (B, N, 3), nm.
-    root, rows : Tensor
-        (3,) and (N - 3, 5), as in `InternalTree`.
-
-    Returns
-    -------
-    lengths : Tensor
-        (B, N - 1), nm: a-b, c-b, then every row's atom to its parent.
-    angles : Tensor
-        (B, N - 2): a-b-c, then every row's atom-parent-grandparent.
-    torsions : Tensor
-        (B, N - 3), each from -pi to pi: atom-parent-grandparent-reference, counted from the
-        leading row's where there is one.
+    `root`, (3,), and `rows`, (N - 3, 5), are as in `InternalTree`. Returns lengths (B, N - 1), nm:
+    a-b, c-b, then every row's atom to its parent; angles (B, N - 2): a-b-c, then every row's
+    atom-parent-grandparent; and torsions (B, N - 3), each from -pi to pi:
+    atom-parent-grandparent-reference, counted from the leading row's where there is one.
     """
     atom, parent = x[:, rows[:, 0]], x[:, rows[:, 1]]
     grandparent, reference = x[:, rows[:, 2]], x[:, rows[:, 3]]
@@ -248,23 +215,11 @@ def internal_coordinates(x: Tensor, root: Tensor, rows: Tensor) -> tuple[Tensor,
 def positions_of(
     lengths: Tensor, angles: Tensor, torsions: Tensor, rows: Tensor, place: Tensor, ends: list[int]
 ) -> Tensor:
-    """Build positions from internal coordinates: the inverse of `internal_coordinates`.
+    """Build positions (B, N, 3), nm: the inverse of `internal_coordinates`.
 
-    Parameters
-    ----------
-    lengths, angles, torsions : Tensor
-        As `internal_coordinates` returns them.
-    rows : Tensor
-        (N - 3, 5), the tree's rows with atoms replaced by their place in the order of placement.
-    place : Tensor
-        (N,), the place of each atom in that order.
-    ends : list of int
-        See `InternalTree.stage_ends`.
-
-    Returns
-    -------
-    Tensor
-        (B, N, 3), nm: b at the origin, a on the first axis, c in the plane of the first two.
+    b is at the origin, a on the first axis, c in the plane of the first two. `rows`, (N - 3, 5),
+    are the tree's with atoms replaced by their place in the order of placement; `place`, (N,), is
+    the place of each atom in that order, and `ends` is `InternalTree.stage_ends`.
     """
     leader = rows[:, 4]
     led = (leader >= 0).to(torsions.dtype)

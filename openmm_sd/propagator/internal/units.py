@@ -43,19 +43,8 @@ def units_of(
 ) -> tuple[list[int], Slots]:
     """Return the heavy atom of each unit, in the order of the tree, and where every atom is.
 
-    Parameters
-    ----------
-    tree : InternalTree
-        The molecule's coordinates; hydrogens take their slots in its order.
-    numbers : sequence of int
-        Atomic numbers.
-    bonds : sequence of (int, int)
-        Pairs of bonded atoms.
-
-    Raises
-    ------
-    ValueError
-        If a hydrogen hangs on anything but one heavy atom, or too many on one.
+    Hydrogens take their slots in the order of the tree. ValueError if one hangs on anything but one
+    heavy atom, or too many on one.
     """
     kinds = atom_kinds(numbers, bonds)
     ancestors = tree_ancestors(tree)
@@ -80,22 +69,10 @@ def slot_indices(
 ) -> dict[str, NDArray[Any]]:
     """Return what each slot reads of the features that a network is shown, and where it answers.
 
-    Parameters
-    ----------
-    tree : InternalTree
-        The molecule's coordinates.
-    slot : dict
-        From `units_of`.
-    free : sequence of int
-        Bond lengths that vary.
-    stiff, turning : sequence of int
-        Rows of `tree` whose torsion stays near one value, and whose turns.
-
-    Returns
-    -------
-    dict
-        ``condition_index``, ``noised_index``, ``layout_index`` and ``answer_index``, flat. Where
-        there is nothing to read the index is that of a zero after the last feature.
+    `slot` is from `units_of`; `free` are the bond lengths that vary, `stiff` and `turning` the rows
+    of the tree whose torsion stays near one value, and whose turns. ``condition_index``,
+    ``noised_index``, ``layout_index`` and ``answer_index`` are flat. Where there is nothing to read
+    the index is that of a zero after the last feature.
     """
     n_units = 1 + max(unit for unit, _ in slot.values())
     _, b, c = tree.root
@@ -147,27 +124,11 @@ def unit_indices(
     numbers: Sequence[int],
     bonds: Sequence[tuple[int, int]],
 ) -> dict[str, NDArray[Any]]:
-    """Return what units are, and how they stand to each other.
+    """Return what the units from `units_of` are, and how they stand to each other.
 
-    Parameters
-    ----------
-    tree : InternalTree
-        The molecule's coordinates.
-    units : sequence of int
-        From `units_of`, as `slot`.
-    slot : dict
-        Unit and slot of every atom.
-    numbers : sequence of int
-        Atomic numbers.
-    bonds : sequence of (int, int)
-        Pairs of bonded atoms.
-
-    Returns
-    -------
-    dict
-        ``element_index``, ``hydrogen_index`` and ``degree_index`` (U, `ROLES`): the kinds of the
-        atom and of those that it leans on; ``path`` and ``relation`` (U, U): bonds between two
-        units, and how they stand in the tree.
+    ``element_index``, ``hydrogen_index`` and ``degree_index``, (U, `ROLES`), are the kinds of the
+    atom and of those that it leans on; ``path`` and ``relation``, (U, U), the bonds between two
+    units, and how they stand in the tree.
     """
     kinds = atom_kinds(numbers, bonds)
     ancestors = tree_ancestors(tree)
