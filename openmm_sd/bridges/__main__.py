@@ -15,7 +15,6 @@ from .probe import Probe, evaluate
 
 
 def main() -> None:
-    """Evaluate and print."""
     parser = argparse.ArgumentParser(prog="python -m openmm_sd.bridges", description=__doc__)
     parser.add_argument("bridge")
     parser.add_argument("platform")

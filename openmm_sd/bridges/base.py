@@ -76,27 +76,11 @@ class Bridge(ABC):
 
     @abstractmethod
     def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
-        """Build the force.
+        """Build a force named `FORCE_NAME`, with the global parameters `PARAMETERS`.
 
-        Parameters
-        ----------
-        jump : Jump
-            What to run.
-        particles : sequence of int
-            System indices of the solute's atoms, in the order of the model's molecule.
-        periodic : bool
-            Whether the System is periodic.
-
-        Returns
-        -------
-        openmm.Force
-            Named `FORCE_NAME`, with the global parameters `PARAMETERS`; its force group is set by
-            the caller.
-
-        Raises
-        ------
-        NotScriptable
-            If the bridge needs a propagator that TorchScript can compile, and it cannot.
+        `particles` are the System indices of the solute's atoms, in the order of the model's
+        molecule. The caller sets the force group. NotScriptable if the bridge needs a propagator
+        that TorchScript can compile, and it cannot.
         """
 
     @abstractmethod

@@ -42,13 +42,7 @@ class NativeBridge(Bridge):
 
 
 def load_plugin() -> ModuleType:
-    """Import the plugin's Python package and let OpenMM load its libraries.
-
-    Returns
-    -------
-    module
-        ``openmm_sd_native``.
-    """
+    """Import the plugin's Python package and let OpenMM load its libraries."""
     try:
         import openmm_sd_native
     except ModuleNotFoundError as error:

@@ -37,18 +37,8 @@ _PACKAGES = ("openmm", "torch", "openmmtorch", "openmm-sd", "openmm-sd-native")
 class Probe:
     """What the evaluation of one bridge on one platform gave.
 
-    Attributes
-    ----------
-    bridge, platform : str
-        What was tried.
-    ok : bool
-        Whether the known answer came out.
-    detail : str
-        The deviation from it, or the reason of the failure.
-    versions : dict
-        Versions of the packages involved.
-    timed_out : bool
-        Whether there was no answer in time, which may be the fault of a busy machine.
+    `ok` if the known answer came out; `detail` is the deviation from it, or the reason of the
+    failure. `timed_out` may be the fault of a busy machine.
     """
 
     bridge: str
@@ -127,21 +117,9 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
 
 
 def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
-    """Evaluate a bridge on a platform in a process of its own.
+    """Evaluate a bridge on a platform in a process of its own; the timeout is in s.
 
-    Parameters
-    ----------
-    bridge : str
-        Name of the bridge.
-    platform : str
-        Name of the OpenMM platform.
-    timeout : float
-        Seconds to wait.
-
-    Returns
-    -------
-    Probe
-        Never raises for a bridge that does not work: that is its answer.
+    Never raises for a bridge that does not work: that is its answer.
     """
     package = BRIDGES[bridge].package if bridge in BRIDGES else None
     if package is not None and importlib.util.find_spec(package) is None:
@@ -219,19 +197,9 @@ def _write_cache(results: dict[str, dict]) -> None:
 def probe_all(
     bridges: list[str], platforms: list[str], fresh: bool = False
 ) -> dict[tuple[str, str], Probe]:
-    """Probe several bridges on several platforms, two at a time.
+    """Probe several bridges on several platforms, each with each, two at a time.
 
-    Parameters
-    ----------
-    bridges, platforms : list of str
-        What to try, each with each.
-    fresh : bool
-        Whether to evaluate again what an earlier run of the same versions has already found out.
-
-    Returns
-    -------
-    dict
-        (bridge, platform) -> Probe.
+    What an earlier run of the same versions has found out is evaluated again only if `fresh`.
     """
     cache = {} if fresh else _read_cache()
     pairs = [(b, p) for b in bridges for p in platforms]
@@ -249,20 +217,10 @@ def probe_all(
 
 
 def choose_bridge(platform: str | None = None, without: Collection[str] = ()) -> str:
-    """Pick the first bridge that passes a real evaluation.
+    """Return the name of the first bridge that passes a real evaluation.
 
-    Parameters
-    ----------
-    platform : str, optional
-        The platform it must work on. Without one it must work on every platform of this machine,
-        because OpenMM then chooses the platform itself, later.
-    without : collection of str
-        Names of bridges that will not do.
-
-    Returns
-    -------
-    str
-        Name of the bridge.
+    Without a platform it must work on every platform of this machine, because OpenMM then chooses
+    the platform itself, later. Bridges named in `without` will not do.
     """
     platforms = [platform] if platform else platform_names()
     failures = []

@@ -29,18 +29,8 @@ from .base import (
 class JumpCallback:
     """The function that PythonForce calls with a State of the solute's particles.
 
-    Parameters
-    ----------
-    jump : torch.nn.Module
-        A :class:`~openmm_sd.jump.jump.Jump`, scripted or not.
-    n_atoms : int
-        Number of solute atoms.
-    periodic : bool
-        Whether the State carries a periodic box.
-
-    Notes
-    -----
-    It can be pickled, because OpenMM pickles it when a System is copied or written to XML.
+    The jump is a :class:`~openmm_sd.jump.jump.Jump`, scripted or not. It can be pickled, because
+    OpenMM pickles it when a System is copied or written to XML.
     """
 
     def __init__(self, jump: torch.nn.Module, n_atoms: int, periodic: bool) -> None:

@@ -24,15 +24,7 @@ _loaded: set[str] = set()
 
 
 class PeriodicJump(torch.nn.Module):
-    """A jump as openmm-torch calls it in a periodic System.
-
-    Parameters
-    ----------
-    jump : Jump
-        What to run.
-    particles : sequence of int
-        System indices of the solute's atoms.
-    """
+    """A jump as openmm-torch calls it in a periodic System; `particles` are the solute's in it."""
 
     particles: Tensor
 
@@ -143,15 +135,8 @@ class TorchForceBridge(Bridge):
 
 
 def load_plugin() -> type[openmm.Force]:
-    """Import openmm-torch and make sure that OpenMM has its kernels.
+    """Import openmm-torch and make sure that OpenMM has its kernels; returns its TorchForce.
 
-    Returns
-    -------
-    type
-        ``openmmtorch.TorchForce``.
-
-    Notes
-    -----
     OpenMM loads its plugins when it is imported. If that was before torch, openmm-torch's libraries
     did not find torch's and were left out without a word, so they are loaded here once more.
     """

@@ -30,7 +30,6 @@ class Gate(torch.nn.Module):
         self.code = type(self).code
 
     def forward(self, frame: Tensor, proposal: Tensor) -> Tensor:
-        """Return True for each proposal that passes."""
         raise TypeError(f"{type(self).__name__} does not define forward(frame, proposal)")
 
 
@@ -45,13 +44,7 @@ class FiniteGate(Gate):
 
 
 class DisplacementGate(Gate):
-    """No atom moves further than a bound.
-
-    Parameters
-    ----------
-    limit : float
-        Largest allowed displacement of an atom in one jump, nm.
-    """
+    """No atom moves further than a bound, nm, in one jump."""
 
     code = 3
     name = "displacement"
@@ -68,10 +61,7 @@ class DisplacementGate(Gate):
 class BondGate(Gate):
     """Bond lengths stay inside their windows.
 
-    Parameters
-    ----------
-    windows : list of (int, int, float, float)
-        Atom, atom, shortest and longest allowed distance (nm).
+    A window is atom, atom, shortest and longest allowed distance, nm.
     """
 
     code = 4
@@ -115,12 +105,8 @@ class TorsionGate(BondGate):
 class ChiralityGate(Gate):
     """Every stereocentre keeps its hand.
 
-    Parameters
-    ----------
-    centres : list of (int, int, int, int)
-        Centre and three of its neighbours.
-    signs : list of float
-        Sign of det[a - centre, b - centre, c - centre], +1 or -1.
+    A centre comes with three of its neighbours, and the sign of det[a - centre, b - centre, c -
+    centre], +1 or -1.
     """
 
     code = 5
@@ -140,10 +126,7 @@ class ChiralityGate(Gate):
 class ContactGate(BondGate):
     """Atoms that are not bonded neighbours keep their distance.
 
-    Parameters
-    ----------
-    contacts : list of (int, int, float)
-        Atom, atom and shortest allowed distance (nm).
+    A contact is atom, atom and shortest allowed distance, nm.
     """
 
     code = 6
@@ -154,19 +137,9 @@ class ContactGate(BondGate):
 
 
 def signed_volumes(frames: Tensor, centres: Tensor) -> Tensor:
-    """Signed volumes det[a - centre, b - centre, c - centre].
+    """Return signed volumes det[a - centre, b - centre, c - centre], (B, M), in frames (B, N, 3).
 
-    Parameters
-    ----------
-    frames : Tensor
-        (B, N, 3).
-    centres : Tensor
-        (M, 4) int64: centre, a, b, c.
-
-    Returns
-    -------
-    Tensor
-        (B, M), in the cube of the frames' unit.
+    They are in the cube of the frames' unit; `centres`, (M, 4) int64, holds centre, a, b, c.
     """
     middle = frames[:, centres[:, 0]]
     a = frames[:, centres[:, 1]] - middle

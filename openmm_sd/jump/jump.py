@@ -62,21 +62,11 @@ REJECTIONS = {gate.code: gate.name for gate in GATES}
 
 
 def read_status(status: float) -> tuple[bool, dict[str, int]]:
-    """Read the status of a jump at which something was drawn.
+    """Read the positive status of a `Jump` at which something was drawn.
 
-    Parameters
-    ----------
-    status : float
-        From a `Jump`, positive. In base `STATUS_BASE` its last digit is 1 if a candidate passed and
-        was taken, else 0. The digit ``code - 1`` places further up counts the candidates before
-        it that the gate of that code turned down.
-
-    Returns
-    -------
-    accepted : bool
-        Whether a candidate was taken.
-    rejections : dict
-        Candidates turned down, by the gate's name.
+    In base `STATUS_BASE` its last digit is 1 if a candidate passed and was taken, else 0. The digit
+    ``code - 1`` places further up counts the candidates before it that the gate of that code turned
+    down. Returns whether one was taken, and the candidates turned down by the gate's name.
     """
     digits = [int(status) // STATUS_BASE**k % STATUS_BASE for k in range(max(REJECTIONS))]
     return digits[0] == 1, {name: digits[code - 1] for code, name in REJECTIONS.items()}
@@ -94,25 +84,11 @@ def build_gates(
     angle_windows: Sequence = (),
     torsion_windows: Sequence = (),
 ) -> list[Gate]:
-    """Build the gates of one molecule.
+    """Build the gates of one molecule, in the order in which they are asked.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule the propagator knows.
-    max_displacement : float
-        Largest displacement of an atom in one jump, nm.
-    bond_windows : sequence of (int, int, float, float)
-        Atom, atom, shortest and longest distance in nm; may be empty.
-    contact_distances : sequence of (int, int, float)
-        Atom, atom and shortest distance in nm; may be empty.
-    angle_windows, torsion_windows : sequence of (int, int, float, float)
-        As `bond_windows`, for the ends of angles and of torsions that do not turn.
-
-    Returns
-    -------
-    list of Gate
-        In the order in which they are asked.
+    `max_displacement` is the largest of an atom in one jump, nm. A window is atom, atom, shortest
+    and longest distance in nm, of bonds, or of the ends of angles and of torsions that do not turn;
+    a contact is atom, atom and shortest distance in nm.
     """
     gates: list[Gate] = [FiniteGate(), DisplacementGate(max_displacement)]
     if len(bond_windows):
@@ -153,7 +129,7 @@ class Jump(torch.nn.Module):
     Parameters
     ----------
     propagator : torch.nn.Module
-        The learned kernel, see :class:`~openmm_sd.propagator.contract.Propagator`.
+        See :class:`~openmm_sd.propagator.contract.Propagator`.
     molecule : Molecule
         The molecule it knows; all atom indices below are in this molecule's order.
     gates : list of Gate
@@ -235,14 +211,12 @@ class Jump(torch.nn.Module):
         Parameters
         ----------
         positions : Tensor
-            (N, 3), nm, any floating dtype: the solute as OpenMM holds it, perhaps broken across
-            the box.
+            (N, 3), nm, any floating dtype: the solute as OpenMM holds it, perhaps broken across the
+            box.
         box : Tensor
             (3, 3), nm, OpenMM's reduced box vectors as rows; all zeros without a periodic box.
-        number : int
-            Number of the jump, from 0.
-        attempt : int
-            Number of the first try, from 0.
+        number, attempt : int
+            Of the jump, and of the first try; from 0.
         candidates : int
             How many tries to draw in one batch, 1 to `MAX_CANDIDATES`. The first that passes the
             gates is taken, so that the outcome does not depend on how tries are spread over calls.
@@ -298,21 +272,10 @@ class Jump(torch.nn.Module):
     def propose(self, start: Tensor, lag: Tensor, noise: Tensor) -> tuple[Tensor, int]:
         """Call the propagator once for a batch and put hydrogens back to their bond lengths.
 
-        Parameters
-        ----------
-        start : Tensor
-            (B, N, 3) float64, nm, whole, in the model's handedness, centroids at the origin.
-        lag : Tensor
-            (B,) float32, ps.
-        noise : Tensor
-            (B, noise_size) float32, standard normal.
-
-        Returns
-        -------
-        moved : Tensor
-            (B, N, 3) float64, nm: the proposals, not judged yet.
-        error : int
-            0, or a code of `ERRORS` if the propagator returned something that is no frame.
+        `start` is (B, N, 3) float64, nm, whole, in the model's handedness, centroids at the origin;
+        `lag` (B,) float32, ps; `noise` (B, noise_size) float32, standard normal. Returns the
+        proposals, (B, N, 3) float64, nm, not judged yet, and 0, or a code of `ERRORS` if the
+        propagator returned something that is no frame.
         """
         frame = start.to(torch.float32)
         proposal = self.propagator(frame, lag, noise)
@@ -325,17 +288,9 @@ class Jump(torch.nn.Module):
         return self.constrain(start + (proposal - frame).to(torch.float64)), 0
 
     def judge(self, start: Tensor, moved: Tensor) -> Tensor:
-        """Ask the gates about a batch of proposals.
+        """Ask the gates about a batch: what went into `propose` and what came out.
 
-        Parameters
-        ----------
-        start, moved : Tensor
-            (B, N, 3) float64, nm: what went into `propose` and what came out.
-
-        Returns
-        -------
-        Tensor
-            (B,) int64: `STATUS_ACCEPTED`, or the code of the first gate that said no.
+        Returns (B,) int64: `STATUS_ACCEPTED`, or the code of the first gate that said no.
         """
         frame = start.to(torch.float32)
         judged = moved.to(torch.float32)
@@ -346,19 +301,10 @@ class Jump(torch.nn.Module):
         return status
 
     def make_whole(self, positions: Tensor, box: Tensor) -> Tensor:
-        """Undo breaks across the box, by minimum image along the bonds.
+        """Undo breaks of positions (N, 3) across the box, by minimum image along the bonds.
 
-        Parameters
-        ----------
-        positions : Tensor
-            (N, 3) float64, nm.
-        box : Tensor
-            (3, 3), nm; all zeros without a periodic box.
-
-        Returns
-        -------
-        Tensor
-            (N, 3) float64, nm. The first atom stays where it is.
+        Both are in nm, positions float64; the box, (3, 3), is all zeros where there is none. The
+        first atom stays where it is.
         """
         edges = box.to(torch.float64)
         if self.n_atoms < 2 or not bool(edges[0, 0] > 0.0):
@@ -373,17 +319,9 @@ class Jump(torch.nn.Module):
     def relabel(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Find the numbering of equivalent atoms that has the model's handedness.
 
-        Parameters
-        ----------
-        start : Tensor
-            (B, N, 3) float64, whole.
-
-        Returns
-        -------
-        order : Tensor
-            (B, N) int64; ``start[b, order[b]]`` is the frame the propagator may see.
-        mirrored : Tensor
-            (B,) bool: True if a stereocentre has the wrong hand, which no numbering mends.
+        Takes frames (B, N, 3) float64, whole. Returns an order (B, N) int64, where
+        ``start[b, order[b]]`` is the frame the propagator may see, and (B,) bool: True if a
+        stereocentre has the wrong hand, which no numbering mends.
         """
         plain = torch.arange(self.n_atoms, device=start.device)
         order = plain.expand(start.shape[0], self.n_atoms)
@@ -424,7 +362,6 @@ class NothingNew(torch.nn.Module):
     """The novelty of a model that does not know its training data: zero for every frame."""
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Return a zero for each frame, (B, N, 3)."""
         return torch.zeros([frames.shape[0]], dtype=frames.dtype, device=frames.device)
 
 

@@ -17,13 +17,7 @@ STATUSES = max(REJECTIONS) + 1
 
 
 class Draw(torch.nn.Module):
-    """One proposal for each of some chains, judged and counted.
-
-    Parameters
-    ----------
-    jump : Jump
-        The work of one jump.
-    """
+    """One proposal for each of some chains, judged and counted."""
 
     def __init__(self, jump: Jump) -> None:
         super().__init__()
@@ -36,18 +30,11 @@ class Draw(torch.nn.Module):
     def forward(
         self, start: Tensor, rows: Tensor, step: int, attempt: int, seed: int, lag: float
     ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Draw once.
+        """Draw once, for the frames of a batch of chains.
 
-        Parameters
-        ----------
-        start : Tensor
-            (B, N, 3) float64, nm, whole, in the model's handedness, centroids at the origin.
-        rows : Tensor
-            (B,) int64: the chains' numbers, for the noise.
-        step, attempt, seed : int
-            For the noise.
-        lag : float
-            ps.
+        `start`, (B, N, 3) float64 nm, is whole, in the model's handedness, centroids at the origin;
+        `rows`, (B,) int64, are the chains' numbers; they, step, attempt and seed are for the noise.
+        The lag is in ps.
 
         Returns
         -------

@@ -65,21 +65,9 @@ def save_bundle(
 ) -> None:
     """Write a bundle; the file appears whole under its name or not at all.
 
-    Parameters
-    ----------
-    path : str or PathLike
-        Where to; an existing file is replaced.
-    tensors : mapping of str to Tensor
-        Weights and buffers, any device, finite.
-    content : mapping
-        With the keys ``format_version``, ``architecture``, ``molecules`` and ``card``.
-
-    Raises
-    ------
-    BundleError
-        If what is to be written would not be read again.
-    OSError
-        If the file cannot be written; what stood there before is untouched.
+    An existing file is replaced. The tensors are weights and buffers on any device; the content has
+    the keys of the module's docstring. BundleError if what is to be written would not be read
+    again; OSError if the file cannot be written, and what stood there before is untouched.
     """
     target = Path(path)
     text = canonical_json(content, f"cannot save {target}: content")
@@ -104,24 +92,9 @@ def save_bundle(
 
 
 def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read and verify a bundle.
+    """Read and verify a bundle: its tensors, on the CPU, and its content.
 
-    Parameters
-    ----------
-    path : str or PathLike
-        The file.
-
-    Returns
-    -------
-    tensors : dict of str to Tensor
-        On the CPU.
-    content : dict
-        With the keys ``format_version``, ``architecture``, ``molecules`` and ``card``.
-
-    Raises
-    ------
-    BundleError
-        One line that names the file and what is wrong with it.
+    BundleError, in one line that names the file and what is wrong with it.
     """
     file = Path(path)
     try:
@@ -136,35 +109,14 @@ def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a bundle says about itself, after verifying all of it.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        The file.
-
-    Raises
-    ------
-    BundleError
-        As :func:`load_bundle`.
-    """
+    """Return what a bundle says about itself, after verifying all of it."""
     return load_bundle(path)[1]
 
 
 def canonical_json(content: Any, what: str) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, ASCII, finite numbers only.
 
-    Parameters
-    ----------
-    content : Any
-        Mappings with string keys, sequences, strings, finite numbers, booleans and None.
-    what : str
-        How an error message calls the value.
-
-    Raises
-    ------
-    BundleError
-        If JSON cannot hold it.
+    BundleError, which calls the value `what`, if JSON cannot hold it.
     """
     # json.dumps would write the key 1 as "1", and the reader would miss it.
     odd = _key_that_is_no_string(content)

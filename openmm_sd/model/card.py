@@ -95,13 +95,8 @@ class NoveltyOrigin(TypedDict, total=False):
 class Entry(Generic[Read, Written]):
     """One key of a card: an attribute that reads it, checked, and writes it.
 
-    Parameters
-    ----------
-    key : str
-        In the JSON.
-    read : callable
-        Of the key and what stands there, None for nothing: returns what the attribute gives.
-        Raises ValueError for what nobody could use.
+    `read` takes the key and what stands there, None for nothing, and returns what the attribute
+    gives; it raises ValueError for what nobody could use.
     """
 
     def __init__(self, key: str, read: Callable[[str, object], Read]) -> None:
@@ -300,13 +295,7 @@ class Card(dict[str, Any]):
         return "implicit" in (self.solvent or "").lower()
 
     def openmm_force_field(self, implicit: bool = False) -> tuple[str, ...]:
-        """Return OpenMM's files of the force field; none if it has none for such a solvent.
-
-        Parameters
-        ----------
-        implicit : bool
-            Whether the solvent is implicit.
-        """
+        """Return OpenMM's files of the force field; none where it has none for that solvent."""
         files = self.force_field
         known = self.is_implicit == implicit and all(name.endswith(".xml") for name in files)
         return files if known else ()
@@ -314,15 +303,7 @@ class Card(dict[str, Any]):
     def check(self, molecules: Sequence[Molecule]) -> None:
         """Read all that decides what a model does: nonsense is found now, not in a running job.
 
-        Parameters
-        ----------
-        molecules : sequence of Molecule
-            What the model knows, all with the same atoms.
-
-        Raises
-        ------
-        ValueError
-            That names the key.
+        The molecules are what the model knows, all with the same atoms. A ValueError names the key.
         """
         for number in _NUMBERS:
             number.of(self)

@@ -23,27 +23,8 @@ from .novelty import Novelty
 class Member:
     """A propagator with the molecules that it knows, a card, start frames and a novelty score.
 
-    Parameters
-    ----------
-    propagator, molecules, card, start_frames, novelty
-        See :class:`~openmm_sd.ScoreModel`.
-
-    Attributes
-    ----------
-    propagator : torch.nn.Module
-    molecules : tuple of Molecule
-        Nearly always one; several if they have the same atoms in the same order.
-    n_atoms : int
-        Of each of them.
-    noise_size : int
-        Number of standard normal numbers that one jump consumes.
-    card : Card
-    novelty : Novelty or None
-
-    Raises
-    ------
-    ValueError
-        If the parts do not fit each other or the card holds nonsense.
+    Parameters and errors are those of :class:`~openmm_sd.ScoreModel`. There is nearly always one
+    molecule; several have the same atoms in the same order.
     """
 
     def __init__(
@@ -87,7 +68,6 @@ class Member:
         return architecture_name(type(self.propagator))
 
     def scripted(self, device: torch.device | str | None = None) -> torch.jit.ScriptModule:
-        """Return the propagator as frozen TorchScript, see `ScoreModel.scripted`."""
         place = self._device() if device is None else torch.device(device)
         if place not in self._scripted:
             module = copy.deepcopy(self.propagator).to(place).eval()
@@ -103,21 +83,8 @@ class Member:
     def stored(self, refused: str) -> tuple[str, dict[str, Any], dict[str, Tensor], Card]:
         """Return what a bundle holds of this part.
 
-        Parameters
-        ----------
-        refused : str
-            What an error's message begins with.
-
-        Returns
-        -------
-        tuple
-            The architecture's name, the propagator's hyperparameters, all tensors by name, and the
-            card.
-
-        Raises
-        ------
-        BundleError
-            If it could not be read again.
+        That is the architecture's name, the propagator's hyperparameters, all tensors by name, and
+        the card. BundleError, beginning with `refused`, if it could not be read again.
         """
         name, kind = self.architecture, type(self.propagator).__name__
         if name is None:
@@ -206,21 +173,7 @@ def restored(
     molecules: Sequence[Molecule],
     card: Mapping[str, Any],
 ) -> Parts:
-    """Return what a member is made of, from what `Member.stored` gave.
-
-    Parameters
-    ----------
-    name : str
-        Of the architecture.
-    hyperparameters : mapping
-        They build the propagator, which then takes its weights.
-    tensors : mapping
-        By name.
-    molecules : sequence of Molecule
-        What the propagator knows.
-    card : mapping
-        The card.
-    """
+    """Return what a member is made of, from what `Member.stored` gave and its molecules."""
     propagator = _built(name, hyperparameters)
     left = dict(tensors)
     start = left.pop(START_FRAMES, None)

@@ -96,8 +96,7 @@ class ScoreModel:
         Equilibrium frames of the first molecule, nm, whole, in its atom order: where rollouts
         begin. Each is moved so that its centroid is at the origin and rounded to 1e-4 nm.
     novelty : Novelty, optional
-        Score of a frame: how unlike the training frames it is; see
-        :func:`~openmm_sd.model.novelty.fit_novelty`.
+        See :func:`~openmm_sd.model.novelty.fit_novelty`.
 
     Attributes
     ----------
@@ -144,11 +143,6 @@ class ScoreModel:
         models : sequence of ScoreModel
             Of one molecule each, with different names. Their propagators are of one class with the
             methods ``weights`` and ``load_weights``, and have equal weights.
-
-        Raises
-        ------
-        ValueError
-            If they do not go together.
 
         Examples
         --------
@@ -383,13 +377,7 @@ class ScoreModel:
         return cls.family(models)
 
     def member(self, molecule: Molecule | str) -> ScoreModel:
-        """Return the model of one molecule.
-
-        Parameters
-        ----------
-        molecule : Molecule or str
-            One of `molecules`, or its name.
-        """
+        """Return the model of one of `molecules`, given it or its name."""
         wanted = molecule.name if isinstance(molecule, Molecule) else molecule
         for model in self.members:
             if any(known.name == wanted for known in model.molecules):
@@ -410,10 +398,7 @@ class ScoreModel:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one bundle, a family with all its members.
 
-        Parameters
-        ----------
-        path : str or PathLike
-            Where to, usually with the ending ``.safetensors``; an existing file is replaced.
+        The usual ending is ``.safetensors``; an existing file is replaced.
 
         Raises
         ------
@@ -446,18 +431,15 @@ class ScoreModel:
     def scripted(self, device: torch.device | str | None = None) -> torch.jit.ScriptModule:
         """Return the propagator as frozen TorchScript in evaluation mode.
 
+        A second call with the same device returns the same object. Later changes of the
+        propagator's weights do not reach it.
+
         Parameters
         ----------
         device : torch.device or str, optional
             Where it will run; by default where the propagator's weights are now. Freezing turns
             weights into constants, and constants do not follow ``.to(device)``, so the device is
             settled here.
-
-        Returns
-        -------
-        torch.jit.ScriptModule
-            Kept: a second call with the same device returns the same object. Later changes of
-            the propagator's weights do not reach it.
 
         Raises
         ------

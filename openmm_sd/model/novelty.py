@@ -57,16 +57,8 @@ _CHUNK = 64
 class EnvironmentVectors(torch.nn.Module):
     """Atomic environment vectors of one molecule, with the symmetry functions of ANI-2x.
 
-    Parameters
-    ----------
-    atomic_numbers : sequence of int
-        One an atom. The elements that occur, in ascending order, are the species.
-
-    Attributes
-    ----------
-    n_atoms : int
-    length : int
-        Numbers in the vector of an atom: 16 for each element and 32 for each pair of elements.
+    The elements that occur, in ascending order, are the species. The vector of an atom has `length`
+    numbers: 16 for each element and 32 for each pair of elements.
     """
 
     species: Tensor
@@ -114,17 +106,9 @@ class EnvironmentVectors(torch.nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Return the vectors of every atom.
+        """Return the vectors of every atom, (B, N, length) float32.
 
-        Parameters
-        ----------
-        frames : Tensor
-            (B, N, 3) float32, nm, whole, finite.
-
-        Returns
-        -------
-        Tensor
-            (B, N, length) float32.
+        Frames are (B, N, 3) float32, nm, whole, finite.
         """
         batch, n = frames.shape[0], self.n_atoms
         x = frames * self.angstrom_per_nm
@@ -174,23 +158,17 @@ class Novelty(torch.nn.Module):
     atomic_numbers : sequence of int
         One an atom.
     environment : Tensor
-        (N,) int64: which statistics an atom is compared with, 0 to E - 1. Atoms that the bond
-        graph cannot tell apart share one.
+        (N,) int64: which statistics an atom is compared with, 0 to E - 1. Atoms that the bond graph
+        cannot tell apart share one.
     mean : Tensor
         (E, D) float32: mean of the square roots of the vectors.
     axes : Tensor
         (E, D, K) float16: orthonormal directions of the largest variance.
     weight : Tensor
-        (E, K + 1) float32: what a deviation along each direction is multiplied with, and last
-        what lies outside of all of them.
+        (E, K + 1) float32: what a deviation along each direction is multiplied with, and last what
+        lies outside of all of them.
     threshold : float
         Score beyond which a frame is called novel.
-
-    Attributes
-    ----------
-    atomic_numbers : tuple of int
-    n_atoms : int
-    threshold : float
 
     Notes
     -----
@@ -235,17 +213,14 @@ class Novelty(torch.nn.Module):
         self.register_buffer("atom_weight", weight[environment].clone(), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Return the score of each frame.
+        """Return the score of each frame, (B,) float32 without a unit.
+
+        Infinite for a frame that holds NaN or infinity.
 
         Parameters
         ----------
         frames : Tensor
             (B, N, 3) float32, nm, whole, in the molecule's atom order.
-
-        Returns
-        -------
-        Tensor
-            (B,) float32, no unit; infinite for a frame that holds NaN or infinity.
         """
         scores = torch.empty([frames.shape[0]], dtype=frames.dtype, device=frames.device)
         for begin in range(0, frames.shape[0], self.chunk):
@@ -290,8 +265,6 @@ def fit_novelty(
 
     Parameters
     ----------
-    molecule : Molecule
-        The molecule.
     frames : array
         (T, N, 3), nm, whole, in the molecule's atom order: what the model was trained on.
     held_out : array, optional

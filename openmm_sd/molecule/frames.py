@@ -25,10 +25,7 @@ _CONSTRAINED_NM: Final = 8e-4
 class FrameCheck:
     """Makes frames of a molecule whole, checks them, and numbers equivalent hydrogens alike.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Whose frames come; its own frame says which handedness is wanted.
+    The molecule's own frame says which handedness is wanted.
     """
 
     def __init__(self, molecule: Molecule) -> None:
@@ -43,18 +40,8 @@ class FrameCheck:
     ) -> NDArray[np.float64]:
         """Bring every atom to the image next to the atom that it is bonded to.
 
-        Parameters
-        ----------
-        frames : ndarray, shape (T, N, 3)
-            nm.
-        box : ndarray, shape (T, 3, 3), or None
-            Box vectors, nm, one a row, lower triangular as OpenMM, GROMACS and mdtraj have them;
-            None where there is no box.
-
-        Returns
-        -------
-        ndarray, shape (T, N, 3)
-            nm.
+        Frames are (T, N, 3), nm. Box vectors, (T, 3, 3) nm, one a row, are lower triangular as
+        OpenMM, GROMACS and mdtraj have them; None where there is no box.
         """
         x = np.array(frames, dtype=np.float64)
         if box is None:
@@ -64,27 +51,12 @@ class FrameCheck:
     def __call__(
         self, frames: NDArray[np.float64], first: int = 0
     ) -> tuple[NDArray[np.float64], int]:
-        """Check whole frames.
+        """Check whole frames (T, N, 3), nm, and number equivalent atoms as in the molecule.
 
-        Parameters
-        ----------
-        frames : ndarray, shape (T, N, 3)
-            nm.
-        first : int
-            Number of the first of them, for messages.
-
-        Returns
-        -------
-        frames : ndarray, shape (T, N, 3)
-            With equivalent hydrogens (and other branches) numbered as in the molecule.
-        relabelled : int
-            How many frames that changed.
-
-        Raises
-        ------
-        ValueError
-            For a frame that is not finite, has an impossible bond, or another handedness; the
-            message names frame and atoms.
+        `first` is the number of the first of them, for messages. Returns the frames with equivalent
+        hydrogens (and other branches) renumbered, and how many frames that changed. For a frame
+        that is not finite, has an impossible bond, or another handedness, a ValueError names frame
+        and atoms.
         """
         finite = np.isfinite(frames).all(axis=(1, 2))
         if not finite.all():
@@ -144,19 +116,9 @@ class FrameCheck:
 
 
 def constraint_lengths(molecule: Molecule, frames: NDArray[np.float64]) -> list[list[float]]:
-    """Find the bonds to hydrogen that do not vibrate.
+    """Find the bonds to hydrogen that do not vibrate: [heavy atom, hydrogen, length in nm] each.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Whose frames they are.
-    frames : ndarray, shape (T, N, 3)
-        nm; ten or more.
-
-    Returns
-    -------
-    list of [heavy atom, hydrogen, length in nm]
-        Empty where there are too few frames to tell.
+    Frames are (T, N, 3), nm; fewer than ten do not tell, and nothing is found in them.
     """
     if len(frames) < 10:
         return []
@@ -173,24 +135,11 @@ def constraint_lengths(molecule: Molecule, frames: NDArray[np.float64]) -> list[
 
 
 def missing_hydrogens(molecule: Molecule, frames: NDArray[np.float64]) -> str:
-    """Look for carbon atoms that have fewer neighbours than their geometry asks for.
+    """Say where carbon has fewer neighbours than its geometry asks for; nothing if it has them all.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Whose frames they are.
-    frames : ndarray, shape (T, N, 3)
-        nm; the mean geometry of these counts.
-
-    Returns
-    -------
-    str
-        What is wrong, or nothing.
-
-    Notes
-    -----
     Carbon with three neighbours is flat and with two it is straight; where it is not, hydrogens
-    were left out. Force fields with united atoms leave out just those of carbon.
+    were left out. Force fields with united atoms leave out just those of carbon. The mean geometry
+    of the frames, (T, N, 3) nm, counts.
     """
     for atom, around in enumerate(neighbours_of(molecule.n_atoms, molecule.bonds)):
         if molecule.atomic_numbers[atom] != 6:

@@ -24,20 +24,16 @@ class Bonded(Protocol):
     """What this module asks of a molecule."""
 
     @property
-    def atomic_numbers(self) -> tuple[int, ...]:
-        """Atomic number of every atom."""
+    def atomic_numbers(self) -> tuple[int, ...]: ...
 
     @property
-    def bonds(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of atoms."""
+    def bonds(self) -> tuple[tuple[int, int], ...]: ...
 
     @property
-    def atom_names(self) -> tuple[str, ...]:
-        """Names of the atoms."""
+    def atom_names(self) -> tuple[str, ...]: ...
 
     @property
-    def residue_ids(self) -> tuple[str, ...]:
-        """Residue of every atom."""
+    def residue_ids(self) -> tuple[str, ...]: ...
 
 
 def neighbours_of(n_atoms: int, bonds: Iterable[Sequence[int]]) -> list[list[int]]:
@@ -62,10 +58,7 @@ def branch(neighbours: Mapping[int, Any] | Sequence[Any], atom: int, away: int) 
 def spanning_edges(n_atoms: int, bonds: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
     """Return bonds by which every atom is reached once, outwards from the first of each piece.
 
-    Returns
-    -------
-    list of (int, int)
-        Where one comes from, and the atom that is reached; nearer atoms before further ones.
+    Each is where one comes from and the atom that is reached; nearer atoms before further ones.
     """
     neighbours = neighbours_of(n_atoms, bonds)
     edges: list[tuple[int, int]] = []
@@ -110,14 +103,9 @@ def heavy_angles(molecule: Bonded) -> NDArray[np.int64]:
 
 
 def distant_pairs(molecule: Bonded, hydrogens: bool = False) -> NDArray[np.int64]:
-    """Return the pairs of atoms that are three bonds apart or more, (M, 2).
+    """Return the pairs of heavy atoms that are three bonds apart or more, (M, 2).
 
-    Parameters
-    ----------
-    molecule : Bonded
-        What has atoms and bonds.
-    hydrogens : bool
-        Also pairs with a hydrogen; by default those of two heavy atoms only.
+    With `hydrogens` also pairs with a hydrogen.
     """
     graph, z = bond_graph(molecule), molecule.atomic_numbers
     near = {i: nx.single_source_shortest_path_length(graph, i, cutoff=2) for i in graph}
@@ -127,15 +115,7 @@ def distant_pairs(molecule: Bonded, hydrogens: bool = False) -> NDArray[np.int64
 
 
 def atom_kinds(atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]]) -> list[Kind]:
-    """Return the kind of each atom.
-
-    Parameters
-    ----------
-    atomic_numbers : sequence of int
-        One an atom.
-    bonds : sequence of (int, int)
-        Pairs of bonded atoms.
-    """
+    """Return the kind of each atom."""
     hydrogens = [0] * len(atomic_numbers)
     heavy = [0] * len(atomic_numbers)
     for i, j in (*bonds, *((j, i) for i, j in bonds)):
@@ -156,12 +136,8 @@ def refined(
 ) -> list[dict[Any, int]]:
     """One round of colour refinement (Weisfeiler-Leman) with a palette common to all graphs.
 
-    Parameters
-    ----------
-    graphs : sequence of mapping
-        The neighbours of each node.
-    colours : sequence of mapping
-        The colour of each node. The new ones are 0, 1, ... and do not depend on the order of nodes.
+    A graph maps each node to its neighbours, `colours` to its colour. The new colours are 0, 1, ...
+    and do not depend on the order of nodes.
     """
     signs = [
         {node: (own[node], tuple(sorted(own[k] for k in graph[node]))) for node in graph}
@@ -175,21 +151,10 @@ def refined(
 def graph_classes(
     atomic_numbers: Sequence[int], bonds: Sequence[Sequence[int]]
 ) -> NDArray[np.int64]:
-    """Number the kinds of atoms that a bond graph tells apart.
+    """Number the kinds of atoms that a bond graph tells apart: (N,), equal for equivalent atoms.
 
-    Atoms start with their element and are refined until nothing new appears.
-
-    Parameters
-    ----------
-    atomic_numbers : sequence of int
-        One an atom.
-    bonds : sequence of (int, int)
-        Pairs of bonded atoms.
-
-    Returns
-    -------
-    ndarray of int, shape (N,)
-        0, 1, ...; equal for equivalent atoms.
+    The numbers are 0, 1, and so on. Atoms start with their element and are refined until nothing
+    new appears.
     """
     neighbours = dict(enumerate(neighbours_of(len(atomic_numbers), bonds)))
     colours = {atom: int(z) for atom, z in enumerate(atomic_numbers)}

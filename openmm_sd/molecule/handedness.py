@@ -67,18 +67,10 @@ class Handedness:
         )
 
     def relabelling(self, frame: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """Return the permutation p that gives ``frame[p]`` the handedness of the reference.
+        """Return the permutation p, (N,), that gives ``frame[p]`` the handedness of the reference.
 
-        Parameters
-        ----------
-        frame : ndarray, shape (N, 3)
-            Whole frame in the molecule's atom order, nm.
-
-        Returns
-        -------
-        ndarray of int, shape (N,)
-            Apply as ``frame[p]``. Signs that no relabelling can repair stay wrong: compare
-            ``measure(frame[p])`` with `signs`.
+        The frame, (N, 3) nm, is whole, in the molecule's atom order. Signs that no relabelling can
+        repair stay wrong: compare ``measure(frame[p])`` with `signs`.
         """
         relabelling = np.arange(self.swaps.shape[1], dtype=np.int64)
         for row in np.flatnonzero(~self.stereo):

@@ -33,21 +33,12 @@ def difference(one: Molecule, two: Molecule) -> str:
 
 
 def match_atoms(molecule: Molecule, candidate: nx.Graph) -> list[int] | None:
-    """Find the molecule in a bond graph of the same size.
+    """Find the molecule in a bond graph; None if the two are not the same molecule.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        What is looked for.
-    candidate : networkx.Graph
-        Nodes have the attributes ``z`` (atomic number) and, if there are any, ``name``.
-
-    Returns
-    -------
-    list or None
-        ``mapping[i]`` is the candidate's node for atom i of the molecule; None if the two are not
-        the same molecule. Where symmetry leaves a choice, a mapping under which all atom names
-        agree is preferred, then one under which those of the heavy atoms agree, then any.
+    The graph's nodes have the attributes ``z`` (atomic number) and, if there are any, ``name``.
+    Entry i of what is returned is its node for atom i of the molecule. Where symmetry leaves a
+    choice, a mapping under which all atom names agree is preferred, then one under which those of
+    the heavy atoms agree, then any.
     """
     graph = molecule.graph()
     if (
@@ -83,16 +74,9 @@ def match_atoms(molecule: Molecule, candidate: nx.Graph) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Copy:
-    """One place in a Topology where a molecule is.
+    """One place in a Topology where a molecule is: its atoms there, ascending.
 
-    Attributes
-    ----------
-    molecule : Molecule
-        The molecule.
-    atoms : tuple of int
-        Its atoms there, ascending.
-    mapping : tuple of int
-        The same in the order of the molecule.
+    `mapping` is the same in the order of the molecule.
     """
 
     molecule: Molecule
@@ -125,12 +109,7 @@ def find_copies(known: Sequence[Molecule], table: TopologyTable) -> list[Copy]:
 def closest_mismatch(molecule: Molecule, candidate: nx.Graph) -> str:
     """Say in one phrase why a bond graph is not the molecule, for error messages.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        What is looked for.
-    candidate : networkx.Graph
-        What was found; nodes have the attributes ``z``, ``name`` and ``residue``.
+    Its nodes have the attributes ``z``, ``name`` and ``residue``.
     """
     graph = molecule.graph()
     ours, theirs = element_counts(graph), element_counts(candidate)

@@ -28,16 +28,9 @@ ELEMENT_SYMBOLS: Final[tuple[str, ...]] = tuple(
 class TopologyTable:
     """What this package reads from a Topology, one entry an atom, whatever package made it.
 
-    Attributes
-    ----------
-    atomic_numbers : list of int
-        0 for a particle without an element.
-    names, residue_names, residue_ids, chain_ids : list of str
-        Labels; the residue id includes the insertion code.
-    residue_indices, chain_indices : list of int
-        Number of the residue and of the chain in the Topology.
-    bonds : list of (int, int)
-        Pairs of atom indices, i < j, sorted, each once.
+    A particle without an element has the atomic number 0. The residue id includes the insertion
+    code; indices are those of the residue and of the chain in the Topology. Bonds are pairs of atom
+    indices, i < j, sorted, each once.
     """
 
     atomic_numbers: list[int]
@@ -109,15 +102,8 @@ class TopologyTable:
 def read_topology(topology: Any) -> TopologyTable:
     """Read an OpenMM or mdtraj Topology, told apart by their shape, without importing either.
 
-    Parameters
-    ----------
-    topology : openmm.app.Topology or mdtraj.Topology
-        Atoms numbered residue by residue, as both packages do.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, or numbers its atoms out of order.
+    ValueError if it is neither, or does not number its atoms residue by residue, as both packages
+    do.
     """
     if not hasattr(topology, "atoms") or not hasattr(topology, "bonds"):
         raise ValueError(
@@ -205,15 +191,7 @@ def mdtraj_topology(topology: Any) -> dict[str, Any]:
 
 
 def subtopology(topology: Any, atoms: Sequence[int]) -> Any:
-    """Return an OpenMM Topology of some atoms of another, in the same order, with its box.
-
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        The whole.
-    atoms : sequence of int
-        Ascending.
-    """
+    """Return an OpenMM Topology of some atoms of another, ascending, with its box."""
     from openmm import app
 
     new = app.Topology()

@@ -146,19 +146,9 @@ def dihedral(positions: ArrayLike, indices: Sequence[int]) -> NDArray[np.float64
 def slow_torsions(molecule: Molecule) -> list[TorsionAtoms]:
     """Find the torsions about bonds that turn freely and change the shape of the molecule.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Any.
+    One a bond, in the order of the bonds; its ends are the larger branches. For a peptide these are
+    phi, psi and the side chain's chi angles.
 
-    Returns
-    -------
-    list of (int, int, int, int)
-        One torsion a bond, in the order of the bonds; its ends are the larger branches. For a
-        peptide these are phi, psi and the side chain's chi angles.
-
-    Notes
-    -----
     A bond counts if it is in no ring, if both its atoms carry another heavy atom, and if one of
     them has four neighbours. The last leaves out double bonds, amides, esters' C-O bonds,
     conjugated and aromatic ones: neither of their atoms is tetrahedral. It also leaves out some
@@ -195,20 +185,11 @@ def _end(graph: nx.Graph, classes: Sequence[int], atom: int, other: int) -> int 
 
 
 def parse_torsion(text: str, molecule: Molecule) -> TorsionAtoms:
-    """Read a torsion as people write it.
+    """Read a torsion as people write it: four atoms with commas between them.
 
-    Parameters
-    ----------
-    text : str
-        Four atoms with commas between them: indices from 0, names (``CA``), or residue and name
-        (``ALA:CA``, ``2:CA`` or ``ALA2:CA``).
-    molecule : Molecule
-        Whose atoms are meant.
-
-    Raises
-    ------
-    ValueError
-        If an atom is missing or not unique, or the four are not bonded in a row.
+    Each is an index from 0, a name (``CA``), or residue and name (``ALA:CA``, ``2:CA`` or
+    ``ALA2:CA``). ValueError if an atom is missing or not unique, or the four are not bonded in a
+    row.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4:

@@ -15,15 +15,10 @@ if TYPE_CHECKING:
 
 
 def nearest(vectors: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the periodic images of vectors that lie in the cell around the origin.
+    """Return the periodic images of vectors (M, 3), nm, that lie in the cell around the origin.
 
-    Parameters
-    ----------
-    vectors : ndarray, shape (M, 3)
-        nm.
-    box : ndarray, shape (3, 3) or (M, 3, 3)
-        Box vectors, nm, one a row, lower triangular as OpenMM, GROMACS and mdtraj have them; one
-        box, or one for each vector.
+    Box vectors, nm, one a row, are lower triangular as OpenMM, GROMACS and mdtraj have them: one
+    box, (3, 3), or one for each vector, (M, 3, 3).
     """
     images = vectors.copy()
     for k in (2, 1, 0):  # any vector much shorter than the box is found from the last axis on
@@ -34,16 +29,9 @@ def nearest(vectors: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[n
 def join_bonded(
     frames: NDArray[np.float64], boxes: NDArray[np.float64], edges: Sequence[tuple[int, int]]
 ) -> NDArray[np.float64]:
-    """Bring every atom to the image next to the atom that it is bonded to.
+    """Bring every atom of frames (T, N, 3) to the image next to the atom that it is bonded to.
 
-    Parameters
-    ----------
-    frames : ndarray, shape (T, N, 3)
-        nm.
-    boxes : ndarray, shape (T, 3, 3)
-        nm, as `nearest` takes them.
-    edges : sequence of (int, int)
-        From `spanning_edges`.
+    Boxes are (T, 3, 3), as `nearest` takes them, and edges from `spanning_edges`.
     """
     whole = frames.copy()
     for parent, child in edges:
@@ -57,18 +45,11 @@ def make_whole(
     box: NDArray[np.float64],
     system: openmm.System | None = None,
 ) -> NDArray[np.float64]:
-    """Put molecules together that were cut at the faces of the box.
+    """Put molecules together that were cut at the faces of the box, positions (N, 3) in nm.
 
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        Its bonds say what belongs together.
-    positions : ndarray, shape (N, 3)
-        nm. They come back as they are where no molecule is cut.
-    box : ndarray, shape (3, 3)
-        Box vectors in OpenMM's reduced form, nm.
-    system : openmm.System, optional
-        Its virtual sites, which have no bonds, go with the particles that they hang on.
+    The bonds of OpenMM's Topology say what belongs together; virtual sites of the System, which
+    have no bonds, go with the particles that they hang on. The box, (3, 3) nm, is in OpenMM's
+    reduced form. Positions come back as they are where no molecule is cut.
     """
     pairs = [(one.index, two.index) for one, two in topology.bonds()]
     if system is not None:
