@@ -25,7 +25,7 @@ _SMALLEST_BASIN = 0.003
 
 
 def bin_numbers(angles: NDArray[Any], bins: int) -> NDArray[np.int64]:
-    """Return in which bin of a histogram frames lie, (T,), by their angles, (T, K) radians.
+    """Return the bins, (T,), in which frames with angles (T, K), radians, lie.
 
     Bins are equal, from -180 degrees on, so many along each angle; those of the last one follow
     each other.
@@ -46,20 +46,7 @@ def histogram_2d(angles: NDArray[Any], bins: int = JSD_BINS) -> NDArray[np.int64
 
 
 def grouped_histograms(sample: Sample, columns: Sequence[int]) -> NDArray[np.float64]:
-    """Return histograms of one or of two angles, group by group.
-
-    Parameters
-    ----------
-    sample : Sample
-        Angles.
-    columns : sequence of int
-        One angle (72 bins) or two (50 x 50 bins).
-
-    Returns
-    -------
-    ndarray
-        (groups, bins), counts.
-    """
+    """Return histograms of one angle (50 bins) or of two (50 x 50) by group, (groups, bins)."""
     chosen = list(columns)
     if len(chosen) == 1:
         return sample.sums(lambda before, _: histogram_1d(before[:, chosen[0]], JSD_BINS))[0]
@@ -67,17 +54,10 @@ def grouped_histograms(sample: Sample, columns: Sequence[int]) -> NDArray[np.flo
 
 
 def jensen_shannon(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the Jensen-Shannon divergence of histograms, in bits.
+    """Return the Jensen-Shannon divergence of histograms in bits.
 
-    Parameters
-    ----------
-    first, second : ndarray
-        (..., bins), counts; they need not be normalised.
-
-    Returns
-    -------
-    ndarray
-        (...,): 0 for the same shape, 1 for histograms that share no bin.
+    0 for the same shape, 1 for histograms that share no bin. Counts, (..., bins), need not be
+    normalised.
     """
     p = first / first.sum(-1, keepdims=True)
     q = second / second.sum(-1, keepdims=True)
@@ -119,17 +99,8 @@ def divergence(
 ) -> Divergence:
     """Compare two samples by their grouped histograms.
 
-    Parameters
-    ----------
-    model, reference : sequence of ndarray
-        Histograms of the same angles, each (groups, bins) counts; divergences are averaged over
-        the sequence.
-    model_weights, reference_weights : ndarray
-        (resamplings, groups); as many resamplings of each.
-
-    Returns
-    -------
-    Divergence
+    Each holds histograms of the same angles, (groups, bins) counts; divergences are averaged over
+    the angles. Weights are (resamplings, groups), as many resamplings of each.
     """
     value, own = 0.0, 0.0
     many = np.zeros(len(model_weights))
@@ -148,12 +119,7 @@ def divergence(
 class Cores:
     """Regions well inside some states: a crossing leaves one and reaches another.
 
-    Attributes
-    ----------
-    states : tuple of str
-        Their names.
-    label : callable
-        Takes angles (..., K) in radians and returns the number of the core, -1 in none.
+    `label` takes angles (..., K) in radians and returns the number of the core, -1 in none.
     """
 
     states: tuple[str, ...]
@@ -166,10 +132,6 @@ class Partition:
 
     Attributes
     ----------
-    name : str
-        What is divided up.
-    states : tuple of str
-        Names of the states.
     label : callable
         Takes angles (..., K) in radians and returns the number of the state, (...,).
     passages : tuple of (str, tuple of int, tuple of int)
@@ -239,21 +201,9 @@ def _within(angle: NDArray[Any], windows: Sequence[tuple[float, float]]) -> NDAr
 
 
 def well_partition(name: str, column: int, reference: NDArray[Any]) -> Partition | None:
-    """Divide a torsion at the minima of its histogram.
+    """Divide a torsion at the minima of its histogram; None if there is one well only.
 
-    Parameters
-    ----------
-    name : str
-        Of the torsion.
-    column : int
-        Where it stands among the angles.
-    reference : ndarray
-        (T,) radians: the frames whose histogram counts.
-
-    Returns
-    -------
-    Partition or None
-        None if the histogram has one well only.
+    `column` is where it stands among the angles; the frames of `reference`, (T,) radians, count.
     """
     edges = wells(reference)
     if len(edges) < 2:

@@ -88,15 +88,8 @@ class Staying(TypedDict):
 class Baseline:
     """The reference with all that is settled by it: basins, microstates, what is looked at.
 
-    Attributes
-    ----------
-    torsions : tuple of Torsion
-        The columns of all angles.
-    sample : Sample
-        The reference's angles at equilibrium.
-    peptide : tuple of (int, int), optional
-        Columns of phi and psi, if the molecule has one pair.
-    seed : int
+    `torsions` are the columns of all angles; the sample has the angles at equilibrium. `peptide`
+    holds the columns of phi and psi, if the molecule has one pair.
     """
 
     torsions: tuple[Torsion, ...]
@@ -139,7 +132,6 @@ class Baseline:
 
     @property
     def jsd_key(self) -> str:
-        """Name of the divergence."""
         return "jsd_phi_psi_bits" if self.peptide is not None else "jsd_dihedral_bits"
 
     @cached_property
@@ -160,12 +152,10 @@ class Baseline:
 
     @property
     def n_states(self) -> int:
-        """Number of microstates."""
         return 0 if self.discretisation is None else self.discretisation.n_states
 
     @cached_property
     def states(self) -> Sample:
-        """Microstates along the reference."""
         return self.microstates(self.sample)
 
     def microstates(self, sample: Sample) -> Sample:
@@ -412,25 +402,9 @@ def staying(
 ) -> Staying | None:
     """Return the probability to be in the same state of a partition again, after several times.
 
-    Parameters
-    ----------
-    found : Estimate
-        A Markov state model; its lag is the shortest time, and it predicts the longer ones.
-    states : Sample
-        Microstates, from which the model was estimated.
-    names : sequence of str
-        Of the states of the partition.
-    labels : ndarray of int
-        In which of them every microstate lies.
-    n_states : int
-        Number of microstates.
-    seed : int
-        Of the resampling.
-
-    Returns
-    -------
-    Staying or None
-        None where the runs are too short to look at any time.
+    The model's lag is the shortest time, and it predicts the longer ones; `states` are the
+    microstates from which it was estimated, and `labels` says in which of the states called `names`
+    every microstate lies. None where the runs are too short to look at any time.
     """
     lag_ps, number = found.model.lag_ps, len(names)
     longest = max(map(len, states.runs)) * states.spacing_ps / 2
@@ -536,13 +510,8 @@ def step_figures(
 ) -> StepFigures:
     """Return the figures of single steps.
 
-    Parameters
-    ----------
-    baseline : Baseline
-    before, after : sequence of ndarray
-        Each (T, torsions) radians; each entry is a group of its own for errors.
-    weights : sequence of ndarray, optional
-        (T,) weight of every step.
+    `before` and `after` are (T, torsions) radians each, and the weights, one a step, (T,); each
+    entry is a group of its own for errors.
     """
     resampled = resamplings(len(before), _RESAMPLINGS, baseline.seed)
     if weights is None:
@@ -638,18 +607,9 @@ def energy_excess(
     reference: NDArray[np.float64],
     thermal_kj_mol: float,
 ) -> dict[str, Any]:
-    """Compare energies of frames with the reference's, in units of kT.
+    """Compare energies of frames, (T, N, 3) nm, with the reference's, (T',) kJ/mol, in units of kT.
 
-    Parameters
-    ----------
-    energy : callable
-        Energies of frames, kJ/mol.
-    frames : ndarray
-        (T, N, 3) nm.
-    reference : ndarray
-        (T',) energies of the reference's frames, kJ/mol.
-    thermal_kj_mol : float
-        kT, kJ/mol.
+    `energy` gives energies of frames, kJ/mol; `thermal_kj_mol` is kT.
     """
     ours = energy(frames)
     value, error = jackknife_mean(ours)

@@ -13,29 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def distances(frames: ArrayLike, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return distances, (T, M), in the unit of the frames.
-
-    Parameters
-    ----------
-    frames : array_like
-        (T, N, 3).
-    pairs : ndarray
-        (M, 2) atoms.
-    """
+    """Return distances, (T, M), of pairs (M, 2) of atoms, in the unit of the frames, (T, N, 3)."""
     x = np.asarray(frames, dtype=np.float64)
     return np.linalg.norm(x[:, pairs[:, 0]] - x[:, pairs[:, 1]], axis=-1)
 
 
 def angles(frames: ArrayLike, triples: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return angles, (T, M) in degrees.
-
-    Parameters
-    ----------
-    frames : array_like
-        (T, N, 3).
-    triples : ndarray
-        (M, 3) atoms, the vertex in the middle.
-    """
+    """Return angles, (T, M) in degrees, of triples (M, 3) of atoms, the vertex in the middle."""
     x = np.asarray(frames, dtype=np.float64)
     vertex = x[:, triples[:, 1]]
     a, b = x[:, triples[:, 0]] - vertex, x[:, triples[:, 2]] - vertex
@@ -45,16 +29,10 @@ def angles(frames: ArrayLike, triples: NDArray[np.int64]) -> NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Means and widths of several lengths or angles in two sets of frames.
+    """Means and widths of several lengths or angles in two sets of frames, (M,) each.
 
-    Attributes
-    ----------
-    mean, reference_mean : ndarray
-        (M,).
-    shift, shift_error : ndarray
-        (M,) mean minus reference mean.
-    width_ratio, width_ratio_error : ndarray
-        (M,) standard deviation over that of the reference.
+    `shift` is the mean minus the reference's; `width_ratio` the standard deviation over the
+    reference's.
     """
 
     mean: NDArray[np.float64]
@@ -66,18 +44,9 @@ class Comparison:
 
 
 def compare(values: NDArray[Any], reference: NDArray[Any], blocks: int = 20) -> Comparison:
-    """Compare means and widths.
+    """Compare means and widths of values, (T, M), with those of a reference.
 
-    Parameters
-    ----------
-    values, reference : ndarray
-        (T, M); errors come from blocks of neighbouring frames, left out one at a time.
-    blocks : int
-        How many blocks.
-
-    Returns
-    -------
-    Comparison
+    Errors come from blocks of neighbouring frames, left out one at a time.
     """
     (mean, width), many = _moments(values, blocks)
     (other_mean, other_width), other_many = _moments(reference, blocks)

@@ -40,26 +40,16 @@ _LARGEST_ERROR = 0.33
 class Discretisation:
     """Microstates: the cells of k-means centres on the cosines and sines of torsions.
 
-    Attributes
-    ----------
-    centres : ndarray
-        (K, 2 D): cosines of D angles, then their sines.
+    Centres are (K, 2 D): cosines of D angles, then their sines.
     """
 
     centres: NDArray[np.float64]
 
     @classmethod
     def fit(cls, angles: ArrayLike, n_states: int | None = None, seed: int = 1) -> Discretisation:
-        """Find centres.
+        """Find centres for angles (T, D) in radians.
 
-        Parameters
-        ----------
-        angles : array_like
-            (T, D) radians.
-        n_states : int, optional
-            Number of centres; by default one for 50 frames, between 5 and 200.
-        seed : int
-            Of the clustering.
+        By default there is one for 50 frames, between 5 and 200.
         """
         from deeptime.clustering import KMeans
 
@@ -78,22 +68,10 @@ class Discretisation:
 
     @property
     def n_states(self) -> int:
-        """Number of microstates."""
         return len(self.centres)
 
     def assign(self, angles: ArrayLike) -> NDArray[np.int16]:
-        """Return the microstate of every frame.
-
-        Parameters
-        ----------
-        angles : array_like
-            (T, D) radians.
-
-        Returns
-        -------
-        ndarray
-            (T,).
-        """
+        """Return the microstate of every frame, (T,), from angles (T, D) in radians."""
         angles = np.asarray(angles)
         result = np.empty(len(angles), dtype=np.int16)
         squares = (self.centres**2).sum(1)
@@ -112,15 +90,7 @@ def circle_features(angles: ArrayLike) -> NDArray[np.float64]:
 
 
 def pair_counts(before: ArrayLike, after: ArrayLike, n_states: int) -> NDArray[np.int64]:
-    """Return how often each state came after each, (n_states, n_states): from, to.
-
-    Parameters
-    ----------
-    before, after : array_like
-        As many integers each.
-    n_states : int
-        Number of states.
-    """
+    """Return how often each state came after each, (n_states, n_states): from, to."""
     pairs = np.asarray(before).reshape(-1).astype(np.int64) * n_states
     pairs += np.asarray(after).reshape(-1)
     return np.bincount(pairs, minlength=n_states * n_states).reshape(n_states, n_states)
@@ -131,15 +101,8 @@ def transition_counts(
 ) -> NDArray[np.float64]:
     """Return sliding transition counts of several runs, (n_states, n_states): from, to.
 
-    Parameters
-    ----------
-    trajectories : sequence of array_like
-        Each (T,) integers below `n_states`; frames in a negative one, whose state is not known,
-        count in no pair.
-    stride : int
-        Lag in frames.
-    n_states : int
-        Number of states.
+    Runs are (T,) integers below `n_states`; frames in a negative one, whose state is not known,
+    count in no pair. The stride is the lag in frames.
     """
     counts = np.zeros((n_states, n_states))
     for run in map(np.asarray, trajectories):
@@ -150,22 +113,10 @@ def transition_counts(
 
 
 def grouped_counts(states: Sample, stride: int, n_states: int) -> NDArray[np.float64]:
-    """Return sliding transition counts, group by group.
+    """Return sliding transition counts of microstates, (groups, n_states, n_states).
 
-    Parameters
-    ----------
-    states : Sample
-        Of microstates, (T,) or (T, 1).
-    stride : int
-        Lag in frames. Every pair of frames so far apart in one run counts; none is made up by
-        joining the end of a run to the beginning of another.
-    n_states : int
-        Number of microstates.
-
-    Returns
-    -------
-    ndarray
-        (groups, n_states, n_states).
+    Every pair of frames `stride` apart in one run counts; none is made up by joining the end of a
+    run to the beginning of another.
     """
     total, _ = states.sums(lambda before, after: pair_counts(before, after, n_states), stride)
     return total
@@ -175,16 +126,9 @@ def grouped_counts(states: Sample, stride: int, n_states: int) -> NDArray[np.flo
 class MarkovModel:
     """A reversible Markov state model.
 
-    Attributes
-    ----------
-    lag_ps : float
-        Its lag.
-    states : ndarray of int
-        Which microstates it knows: the largest connected set.
-    matrix : ndarray
-        (m, m) transition probabilities between them.
-    stationary : ndarray
-        (m,) their stationary probabilities.
+    `states` are the m microstates that it knows, the largest connected set; `matrix`, (m, m), has
+    the transition probabilities between them, and `stationary`, (m,), their stationary
+    probabilities.
     """
 
     lag_ps: float
@@ -224,15 +168,8 @@ class MarkovModel:
     def mean_first_passage(self, start: NDArray[np.bool_], end: NDArray[np.bool_]) -> float:
         """Return the mean time from one set of microstates to another, ps.
 
-        Parameters
-        ----------
-        start, end : ndarray of bool
-            Over all microstates. The start is taken with its stationary probabilities.
-
-        Returns
-        -------
-        float
-            NaN if the model knows no microstate of one of the sets.
+        Sets are masks over all microstates; the start is taken with its stationary probabilities.
+        NaN if the model knows no microstate of one of the sets.
         """
         from_here, to_there = start[self.states], end[self.states]
         if not from_here.any() or not to_there.any():
@@ -245,21 +182,10 @@ class MarkovModel:
         return float((weight * times).sum() / weight.sum() * self.lag_ps)
 
     def coarse(self, labels: NDArray[np.int64], n_labels: int, steps: int) -> NDArray[np.float64]:
-        """Return the probability to be in each state of a partition after some steps.
+        """Return the probability to be in each state of a partition after some steps of a lag each.
 
-        Parameters
-        ----------
-        labels : ndarray of int
-            Of every microstate, the state of the partition in which it lies.
-        n_labels : int
-            How many states that partition has.
-        steps : int
-            Number of lags.
-
-        Returns
-        -------
-        ndarray
-            (n_labels, n_labels): from, to. NaN where the model knows no state to start from.
+        `labels` says of every microstate in which state it lies. The result is
+        (n_labels, n_labels): from, to. NaN where the model knows no state to start from.
         """
         member = np.eye(n_labels)[labels[self.states]]
         weight = member * self.stationary[:, None]
@@ -272,23 +198,8 @@ class MarkovModel:
 def estimate(counts: ArrayLike, lag_ps: float) -> MarkovModel:
     """Estimate a reversible Markov state model on the largest connected set of states.
 
-    Parameters
-    ----------
-    counts : array_like
-        (n, n) transition counts.
-    lag_ps : float
-        Their lag.
-
-    Returns
-    -------
-    MarkovModel
-        By maximum likelihood with detailed balance, so that chains need not start from
-        equilibrium.
-
-    Raises
-    ------
-    ValueError
-        If no two states are connected.
+    By maximum likelihood with detailed balance from (n, n) transition counts, so that chains need
+    not start from equilibrium. ValueError if no two states are connected.
     """
     from deeptime.markov import TransitionCountModel
     from deeptime.markov.msm import MaximumLikelihoodMSM
@@ -334,9 +245,9 @@ def _symmetrised(
 class Estimate:
     """A Markov state model with errors.
 
-    Errors come from resampled groups. To repeat the maximum likelihood estimate for each would
-    take minutes, so the copies are of the quick kind, and their spread is taken relative to the
-    quick estimate from all counts.
+    Errors come from resampled groups. To repeat the maximum likelihood estimate for each would take
+    minutes, so the copies are of the quick kind, and their spread is taken relative to the quick
+    estimate from all counts.
 
     Attributes
     ----------
@@ -394,23 +305,9 @@ def _timescales(eigenvalues: NDArray[np.float64], lag_ps: float) -> NDArray[np.f
 def estimate_with_error(
     grouped: NDArray[np.float64], lag_ps: float, copies: int = COPIES, seed: int = 1
 ) -> Estimate:
-    """Estimate a Markov state model, and resampled copies of it.
+    """Estimate a Markov state model, and resampled copies of it, from :func:`grouped_counts`.
 
-    Parameters
-    ----------
-    grouped : ndarray
-        (groups, n, n) counts, from :func:`grouped_counts`.
-    lag_ps : float
-        Their lag.
-    copies : int
-        How many resamplings.
-    seed : int
-        Of the resampling.
-
-    Raises
-    ------
-    ValueError
-        If no two states are connected.
+    ValueError if no two states are connected.
     """
     counts = grouped.sum(0)
     model = estimate(counts, lag_ps)
@@ -427,12 +324,7 @@ def microstate_labels(
 ) -> NDArray[np.int64]:
     """Return, for every microstate, the state of a partition that most of its frames lie in.
 
-    Parameters
-    ----------
-    states, labels : sequence of ndarray
-        Microstates and states of the partition, frame by frame, run by run.
-    n_states, n_labels : int
-        How many there are.
+    `states` and `labels` are microstates and states of the partition, frame by frame, run by run.
     """
     table = np.zeros((n_states, n_labels))
     for run, where in zip(states, labels, strict=True):
@@ -452,17 +344,7 @@ def coarse_counts(
 def mode_correlations(grouped: NDArray[np.float64], modes: NDArray[np.float64]) -> NDArray[Any]:
     """Return the correlation of functions of the microstate with themselves a lag later.
 
-    Parameters
-    ----------
-    grouped : ndarray
-        (..., n, n) counts.
-    modes : ndarray
-        (n, m) functions.
-
-    Returns
-    -------
-    ndarray
-        (..., m): Pearson's correlation over all pairs.
+    From counts (..., n, n) and functions (n, m): Pearson's correlation over all pairs, (..., m).
     """
     total = grouped.sum((-1, -2))[..., None]
     before, after = grouped.sum(-1), grouped.sum(-2)
@@ -475,18 +357,10 @@ def mode_correlations(grouped: NDArray[np.float64], modes: NDArray[np.float64]) 
 
 
 def crossings(cores: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """Find crossings from one core to another.
+    """Find crossings from one core to another, (crossings, 3).
 
-    Parameters
-    ----------
-    cores : sequence of ndarray
-        Each (T,): the number of the core, -1 in none.
-
-    Returns
-    -------
-    ndarray
-        (crossings, 3): the core left, the core reached, and the frames between the last one in the
-        former and the first one in the latter.
+    Runs are (T,) numbers of the core, -1 in none. A row is the core left, the core reached, and the
+    frames between the last one in the former and the first one in the latter.
     """
     result = [np.zeros((0, 3), dtype=np.int64)]
     for run in cores:
@@ -511,9 +385,7 @@ def hop_probabilities(
     Parameters
     ----------
     before, after : array_like
-        (T,) integers.
-    n_states : int
-        Number of states.
+        (T,) integers below `n_states`.
 
     Returns
     -------
@@ -538,8 +410,6 @@ def transition_matrix(
         Each (T,) integers from 0 to `n_states` - 1.
     stride : int
         Lag in frames.
-    n_states : int
-        Number of states.
 
     Returns
     -------
@@ -566,8 +436,8 @@ def implied_timescales(
 ) -> NDArray[np.float64]:
     """Return the slowest implied timescales, -lag / ln(eigenvalue).
 
-    A coarse estimate: discretisation shortens it, the more so at short lags, so compare
-    only estimates made with the same states and lag.
+    A coarse estimate: discretisation shortens it, the more so at short lags, so compare only
+    estimates made with the same states and lag.
 
     Parameters
     ----------
@@ -577,8 +447,6 @@ def implied_timescales(
         Lag in frames.
     spacing_ps : float
         Time between frames, ps.
-    n_states : int
-        Number of states.
     count : int
         How many timescales.
 

@@ -39,11 +39,9 @@ class Sample:
     runs : tuple of ndarray
         Each (T, K): K angles in radians.
     spacing_ps : float
-        Time between frames.
+        Time between frames, ps.
     segments : tuple of Segment
         Every frame lies in one of them.
-    n_groups : int
-        Number of groups.
     """
 
     runs: tuple[NDArray[Any], ...]
@@ -55,26 +53,10 @@ class Sample:
     def from_runs(
         cls, runs: Sequence[ArrayLike], spacing_ps: float, groups: int = GROUPS
     ) -> Sample:
-        """Cut runs into groups.
+        """Cut runs, each (T, K) with the same K, or (T,), into about so many groups.
 
-        Parameters
-        ----------
-        runs : sequence of array_like
-            Each (T, K) with the same K, or (T,).
-        spacing_ps : float
-            Time between frames, ps.
-        groups : int
-            About how many groups. Runs stay whole if there are at least so many; otherwise they
-            are cut into blocks of about the same length.
-
-        Returns
-        -------
-        Sample
-
-        Raises
-        ------
-        ValueError
-            If there are no frames, or the runs do not belong together.
+        Runs stay whole if there are at least so many; otherwise they are cut into blocks of about
+        the same length. ValueError if there are no frames, or the runs do not belong together.
         """
         if not spacing_ps > 0 or not np.isfinite(spacing_ps):
             raise ValueError(f"spacing must be a positive number of ps, got {spacing_ps!r}")
@@ -104,7 +86,6 @@ class Sample:
 
     @property
     def n_frames(self) -> int:
-        """Number of frames."""
         return sum(map(len, self.runs))
 
     @property
@@ -156,19 +137,8 @@ class Sample:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Sum a function of pairs over every group.
 
-        Parameters
-        ----------
-        function : callable
-            Takes frames and the frames `stride` later, returns the sum over them, any shape.
-        stride : int
-            Lag in frames.
-
-        Returns
-        -------
-        sums : ndarray
-            (groups, ...).
-        numbers : ndarray
-            (groups,) how many pairs were summed.
+        The function takes frames and the frames `stride` later, and returns the sum over them, any
+        shape. Returns sums, (groups, ...), and how many pairs were summed, (groups,).
         """
         total: NDArray[np.float64] | None = None
         numbers = np.zeros(self.n_groups)
@@ -191,41 +161,16 @@ def _two_dimensional(run: ArrayLike) -> NDArray[Any]:
 
 
 def resamplings(n_groups: int, number: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each group is drawn in each bootstrap resampling.
-
-    Parameters
-    ----------
-    n_groups : int
-        Number of groups.
-    number : int
-        Number of resamplings.
-    seed : int
-        Of the random numbers.
-
-    Returns
-    -------
-    ndarray
-        (number, n_groups), each row sums to `n_groups`.
-    """
+    """Return how often each group is drawn in each bootstrap resampling, (number, n_groups)."""
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=number)
     return draws.astype(np.float64)
 
 
 def weighted(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sums over groups, each group taken as often as its weight says.
+    """Return the sums over groups, (groups, ...), each group taken as often as its weight says.
 
-    Parameters
-    ----------
-    sums : ndarray
-        (groups, ...).
-    weights : ndarray
-        (groups,) or (resamplings, groups).
-
-    Returns
-    -------
-    ndarray
-        (...) or (resamplings, ...).
+    Weights are (groups,), or (resamplings, groups) for one sum a resampling, (resamplings, ...).
     """
     return cast("NDArray[np.float64]", np.tensordot(weights, sums, axes=(-1, 0)))
 
@@ -233,21 +178,11 @@ def weighted(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray
 def mean_and_error(
     sums: NDArray[np.float64], numbers: NDArray[np.float64], resampled: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a mean over all groups and its bootstrap error.
+    """Return a mean over all groups and its bootstrap error, (...).
 
-    Parameters
-    ----------
-    sums : ndarray
-        (groups, ...): a sum of each group.
-    numbers : ndarray
-        (groups,) or of the shape of `sums`: how many terms it has.
-    resampled : ndarray
-        (resamplings, groups), from :func:`resamplings`.
-
-    Returns
-    -------
-    value, error : ndarray
-        (...). NaN where there is nothing to average; the error of a single group is NaN too.
+    `sums`, (groups, ...), has a sum of each group and `numbers`, (groups,) or of the same shape,
+    how many terms it has; `resampled` is from :func:`resamplings`. NaN where there is nothing to
+    average; the error of a single group is NaN too.
     """
     while numbers.ndim < sums.ndim:
         numbers = numbers[..., None]

@@ -26,19 +26,12 @@ _FRAMES_PER_BLOCK: Final = 2
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """Times of the frames of one run.
-
-    Attributes
-    ----------
-    times_ps : ndarray
-        (T,) rising, ps.
-    """
+    """Times of the frames of one run, (T,) rising, ps."""
 
     times_ps: NDArray[np.float64]
 
     @property
     def n_frames(self) -> int:
-        """Number of frames."""
         return len(self.times_ps)
 
     @cached_property
@@ -88,21 +81,11 @@ class Timeline:
     def shares(
         self, labels: ArrayLike, number: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the share of the time in each state, and its error.
+        """Return the share of the time in each state, and its error, (number,).
 
-        Parameters
-        ----------
-        labels : array_like
-            (T,) integers from 0 to `number` - 1.
-        number : int
-            Number of states.
-
-        Returns
-        -------
-        value, error : ndarray
-            (number,). An error is at least p (1 - p) over the root of the number of visits: blocks
-            know nothing of what a run has seen once or twice. NaN where a state was never visited
-            or never left, or where there are too few frames.
+        Labels are (T,) integers below `number`. An error is at least p (1 - p) over the root of the
+        number of visits: blocks know nothing of what a run has seen once or twice. NaN where a
+        state was never visited or never left, or where there are too few frames.
         """
         where = np.asarray(labels, dtype=np.int64)
         value = self.grouped(where, number, 1)[0] / max(float(self.weights.sum()), 1e-300)
@@ -126,19 +109,10 @@ class Timeline:
 
 
 def mean_error(sums: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the standard error of a mean over independent blocks, or runs.
+    """Return the standard error of a mean over independent blocks, or runs, (n,).
 
-    Parameters
-    ----------
-    sums : ndarray
-        (blocks, n), the mean of each block times its weight.
-    weights : ndarray
-        (blocks,).
-
-    Returns
-    -------
-    ndarray
-        (n,); NaN for fewer than two blocks.
+    `sums`, (blocks, n), is the mean of each block times its weight, (blocks,). NaN for fewer than
+    two blocks.
     """
     full = weights > 0
     sums, weights = sums[full], weights[full]
@@ -170,24 +144,10 @@ def even_steps(
 ) -> tuple[list[NDArray[np.int64]], Sample] | None:
     """Find chains of frames that are all the same time apart.
 
-    Parameters
-    ----------
-    times_ps : ndarray
-        (T,) times of all frames, rising.
-    candidates : ndarray of int
-        Frames that chains may begin with, rising; the usual time between two of them is the step.
-    tolerance_ps : float
-        By which a time may be off.
-    blocks : int
-        Groups of equal time for errors.
-
-    Returns
-    -------
-    chains : list of ndarray of int
-        Frames, chain by chain.
-    sample : Sample
-        The same, as a sample of frame numbers in groups; None instead of both if no two frames
-        are a step apart.
+    The times of all frames, (T,), rise, and so do the `candidates` that chains may begin with; the
+    usual time between two of these is the step. A time may be off by the tolerance. Returns frame
+    numbers chain by chain, and the same as a sample in `blocks` groups of equal time; None if no
+    two frames are a step apart.
     """
     if len(candidates) < 2:
         return None

@@ -89,19 +89,12 @@ def basins(phi: ArrayLike, psi: ArrayLike) -> NDArray[np.int64]:
 
 
 def basin_populations(states: ArrayLike, n_states: int = len(BASINS)) -> NDArray[np.float64]:
-    """Return the share of frames in each state.
+    """Return the share of frames in each state, (n_states,), which sums to 1.
 
     Parameters
     ----------
     states : array_like
         Integers from 0 to `n_states` - 1, any shape.
-    n_states : int
-        Number of states.
-
-    Returns
-    -------
-    ndarray
-        (n_states,), sums to 1.
     """
     flat = np.asarray(states).reshape(-1)
     return np.bincount(flat, minlength=n_states) / len(flat)

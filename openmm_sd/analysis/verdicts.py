@@ -28,15 +28,7 @@ AGREES, CLOSE, DIFFERS, UNDECIDED = "agrees", "close", "differs", "undecided"
 
 
 class Figure(TypedDict):
-    """A figure of a report.
-
-    Attributes
-    ----------
-    value, error : float
-        NaN where there is none; read from JSON, None.
-    reference : Figure or None
-        The same of what it is compared with.
-    """
+    """A figure of a report and its error; NaN, or None when read from JSON, where there is none."""
 
     value: float
     error: float
@@ -71,21 +63,11 @@ def figure(value: float, error: float, reference: tuple[float, float] | None = N
 
 
 def judge(difference: float | None, error: float | None, tolerance: float) -> str:
-    """Return a verdict on a difference.
+    """Return a verdict on a difference, model minus reference, and its error.
 
-    Parameters
-    ----------
-    difference, error : float or None
-        Model minus reference, and the error of that.
-    tolerance : float
-        Up to which a significant difference is called close.
-
-    Returns
-    -------
-    str
-        ``agrees``: within two errors. ``close``: beyond them, but smaller than the tolerance.
-        ``differs``: neither. ``undecided``: no figure or no error, or within two errors that are
-        so large that twice the tolerance would not be noticed.
+    ``agrees``: within two errors. ``close``: beyond them, but smaller than the tolerance.
+    ``differs``: neither. ``undecided``: no figure or no error, or within two errors that are so
+    large that twice the tolerance would not be noticed.
     """
     if difference is None or error is None or not known(difference) or not known(error):
         return UNDECIDED
@@ -95,25 +77,14 @@ def judge(difference: float | None, error: float | None, tolerance: float) -> st
 
 
 def known(value: float | None) -> bool:
-    """Whether there is a figure, and a finite one."""
     return value is not None and math.isfinite(value)
 
 
 def compared(what: str, one: Figure, tolerance: float, relative: bool, unit: str) -> Verdict:
     """Return the verdict on a figure that has a reference.
 
-    Parameters
-    ----------
-    what : str
-        What it is, for people.
-    one : Figure
-        Beside that of the reference.
-    tolerance : float
-        See :func:`judge`.
-    relative : bool
-        Whether the tolerance is a share of the reference's value.
-    unit : str
-        Of both.
+    The tolerance, see :func:`judge`, is a share of the reference's value if `relative`; `what` and
+    `unit` are for people.
     """
     value, error = one["value"], one["error"]
     reference = one.get("reference") or figure(math.nan, math.nan)

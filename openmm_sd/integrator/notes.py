@@ -23,12 +23,7 @@ _ENOUGH: Final = 5
 class Note(str):
     """A sentence or two for people, with a kind for programs.
 
-    Parameters
-    ----------
-    kind : str
-        `SOLVENT`, `FORCE_FIELD`, `TEMPERATURE` or `OTHER`.
-    text : str
-        What there is to say.
+    The kind is `SOLVENT`, `FORCE_FIELD`, `TEMPERATURE` or `OTHER`.
     """
 
     kind: str
@@ -57,16 +52,8 @@ def ensemble_notes(
 ) -> list[Note]:
     """Say what the ensemble of a mixed run is worth.
 
-    Parameters
-    ----------
-    model : ScoreModel
-        That made the jumps.
-    numbers : dict
-        Of ``ScoreDynamicsIntegrator.getStatistics``.
-    lag, burst : float
-        ps.
-    implicit : bool
-        Whether the run is in implicit solvent.
+    `numbers` are those of ``ScoreDynamicsIntegrator.getStatistics``; lag and burst are in ps, and
+    `implicit` is of the run, not of the model.
     """
     notes = []
     if model.card.is_implicit and not implicit:
@@ -101,10 +88,7 @@ def ensemble_notes(
 def dropped_jumps(numbers: dict[str, Any]) -> Note | None:
     """Say it where so many jumps are dropped that the run is not what it was meant to be.
 
-    Parameters
-    ----------
-    numbers : dict
-        Of ``ScoreDynamicsIntegrator.getStatistics``.
+    `numbers` are those of ``ScoreDynamicsIntegrator.getStatistics``.
     """
     tried, accepted = numbers["jumps_tried"], numbers["jumps_accepted"]
     if tried < _ENOUGH or accepted >= _FEW * tried:

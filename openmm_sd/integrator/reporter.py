@@ -84,7 +84,6 @@ class ScoreDynamicsReporter:
         return {"steps": steps, "periodic": None, "include": ["energy"]}
 
     def report(self, simulation: Any, state: openmm.State) -> None:
-        """Write one line."""
         integrator = simulation.integrator
         if not isinstance(integrator, ScoreDynamicsIntegrator):
             raise ValueError(
