@@ -23,24 +23,10 @@ def jump_context(
 ) -> tuple[openmm.Context, openmm.CustomIntegrator]:
     """Make a Context whose only work is the jump's force, and the integrator that asks for it.
 
-    Parameters
-    ----------
-    platform : str
-        OpenMM platform.
-    atoms : int
-        Number of particles of the System.
-    force : openmm.Force, optional
-        Of a bridge, for the first particles; without one the same integrator asks for nothing.
-    positions : ndarray, shape (N, 3)
-        Of the first particles, nm; the others are anywhere.
-    seed : int
-        Of the jumps.
-
-    Returns
-    -------
-    context, integrator
-        With the integrator's global variable ``under_way`` at 1 every step asks for a jump with the
-        next number, at 0 for none. No position changes.
+    The force of a bridge acts on the first particles, whose positions (N, 3) are in nm; the others,
+    so many atoms in all, are anywhere. Without a force the same integrator asks for nothing. With
+    its global variable ``under_way`` at 1 every step asks for a jump with the next number, at 0 for
+    none. No position changes. The seed is that of the jumps.
     """
     system = openmm.System()
     for _ in range(atoms):

@@ -20,10 +20,7 @@ _SHAKE_NM = 0.003
 def alkane(atoms: int) -> Molecule:
     """Return the straight-chain alkane that comes nearest to a number of atoms.
 
-    Parameters
-    ----------
-    atoms : int
-        3 n + 2 of them for n carbons, 3 at least.
+    With n carbons, 3 at least, it has 3 n + 2.
     """
     n = max(3, round((atoms - 2) / 3))
     side = np.where(np.arange(-1, n + 1) % 2, 1.0, -1.0)

@@ -64,28 +64,10 @@ _UNTRAINED: Final = "untrained: cost only"
 
 @dataclass(frozen=True)
 class Scene:
-    """What all contestants share.
+    """What all contestants share: a model of one molecule, and where and how large things are.
 
-    Attributes
-    ----------
-    model : ScoreModel
-        Of one molecule.
-    platform, bridge : str
-        Of MD and mixed runs.
-    device : str
-        Of networks and rollouts.
-    waters : int
-        Around the model's molecule.
-    equilibration_ps : float
-        ps.
-    batches : tuple of int
-        Batch sizes.
-    lags_ps : tuple of float
-        ps.
-    atoms : tuple of int
-        Sizes of molecules.
-    say : callable
-        Told what is being done.
+    Platform and bridge are those of MD and mixed runs, the device that of networks and rollouts;
+    `atoms` are sizes of molecules.
     """
 
     model: ScoreModel
@@ -106,7 +88,7 @@ class Scene:
 
     @functools.cached_property
     def temperature(self) -> float:
-        """K."""
+        """Of the model, K."""
         return self.model.temperature or 300.0
 
     @functools.cached_property
@@ -164,15 +146,7 @@ class Scene:
 
 
 def contestants(scene: Scene, wanted: dict[str, str | None]) -> list[Contestant]:
-    """Set up the contestants of some groups.
-
-    Parameters
-    ----------
-    scene : Scene
-        What they share.
-    wanted : dict
-        Groups, each with a word that its contestants must have in their names, or None.
-    """
+    """Set up the contestants of some groups, each with a word that their names must have."""
     makers: dict[str, Callable[[Scene], Iterator[Contestant]]] = {
         "burst": _bursts,
         "mixed": _mixed,
@@ -313,7 +287,7 @@ def _of_network(scene: Scene, batch: int, atoms: int | None = None) -> dict[str,
 
 
 def _inputs(frames: np.ndarray, size: int, noise: int, device: str) -> list[torch.Tensor]:
-    """Frames, a lag of 10 ps and noise for a batch."""
+    """Return frames, a lag of 10 ps and noise for a batch."""
     chosen = torch.from_numpy(np.resize(frames, (size, *frames.shape[1:])).astype(np.float32))
     generator = torch.Generator().manual_seed(_SEED)
     numbers = torch.randn(size, noise, generator=generator)
@@ -369,7 +343,7 @@ def _published(scene: Scene) -> Iterator[Contestant]:
 def _published_one(
     scene: Scene, what: str, molecule: Molecule, frames: np.ndarray, size: int
 ) -> Contestant:
-    """One call of the published network, which makes 60 a jump."""
+    """Return one call of the published network, which makes 60 a jump."""
     torch.manual_seed(_SEED)
     network = _on(PublishedNetwork(molecule.atomic_numbers).eval(), scene.device)
     compiled = script_frozen(OneCall(network))  # type: ignore[arg-type]

@@ -59,21 +59,8 @@ def take_turns(
 ) -> dict[str, list[Turn]]:
     """Time contestants in turn, so that whatever else the machine does hits all of them alike.
 
-    Parameters
-    ----------
-    contestants : sequence of Contestant
-        With different names.
-    repeats : int
-        Turns of each; one more before them warms up, with the work done three times at least.
-    seconds : float
-        Length of a turn, s. Work that takes longer is done once.
-    say : callable
-        Called with what is being done and how far it is.
-
-    Returns
-    -------
-    dict
-        The turns of each contestant, by its name.
+    A turn takes so many seconds; work that takes longer is done once. One more turn before the
+    others warms up, with the work done three times at least. The turns of each come by its name.
     """
     turns: dict[str, list[Turn]] = {contestant.what: [] for contestant in contestants}
     for number in range(repeats + 1):
@@ -97,24 +84,12 @@ def _turn(contestant: Contestant, seconds: float, least: int) -> Turn:
 
 
 def row_of(contestant: Contestant, turns: dict[str, list[Turn]], plain: str) -> dict[str, Any]:
-    """Return a line of the table.
+    """Return a contestant's line of the table; `plain` names plain MD, which may be missing.
 
-    Parameters
-    ----------
-    contestant : Contestant
-        Whose line.
-    turns : dict
-        From `take_turns`.
-    plain : str
-        Name of plain MD, which may be missing.
-
-    Returns
-    -------
-    dict
-        Medians over the turns; ``ns_per_day_quartiles`` and ``us_per_jump_quartiles`` are their
-        first and third quartiles, ``ratio_to_md`` the median of the ratios within each turn.
-        ``cores`` is the CPU time of the process over the wall-clock time: less than the number of
-        threads where others had the cores.
+    Figures are medians over the turns; ``ns_per_day_quartiles`` and ``us_per_jump_quartiles`` are
+    their first and third quartiles, ``ratio_to_md`` the median of the ratios within each turn.
+    ``cores`` is the CPU time of the process over the wall-clock time: less than the number of
+    threads where others had the cores.
     """
     mine = turns[contestant.what]
     row: dict[str, Any] = {"what": contestant.what, "ns_per_day": None, "us_per_jump": None}

@@ -13,24 +13,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def peak_of_rollout(model: str, chains: int, steps: int, lag_ps: float, device: str) -> float:
-    """Return the peak memory (MiB) of a process that makes a rollout and writes its trajectory.
-
-    Parameters
-    ----------
-    model : str
-        Name of a shipped model or path of a bundle.
-    chains, steps : int
-        Of the rollout.
-    lag_ps : float
-        ps.
-    device : str
-        For the network.
-
-    Raises
-    ------
-    RuntimeError
-        If the process fails.
-    """
+    """Return the peak memory (MiB) of a process that makes a rollout and writes its trajectory."""
     arguments = json.dumps([model, chains, steps, lag_ps, device])
     paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(

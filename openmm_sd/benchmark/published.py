@@ -35,19 +35,9 @@ _BETA_MIN, _BETA_MAX = 0.1, 20.0
 class PublishedNetwork(Propagator):
     """Noise prediction by message passing, called 60 times a jump.
 
-    Parameters
-    ----------
-    atomic_numbers : sequence of int
-        One an atom.
-    layers, width : int
-        Message layers, and width of all their perceptrons, which have two hidden layers.
-    n_calls : int
-        Network calls a jump.
-    cutoff_nm : float
-        Atoms closer than this in the frame exchange messages, nm.
+    Atoms closer than the cutoff in the frame exchange messages; all perceptrons have two hidden
+    layers of the same width.
 
-    Notes
-    -----
     Made as fast as ours are: the graph is built once a jump, all graphs of a batch are one list of
     edges, TorchScript compiles the whole jump with the weights as constants, and of the first layer
     of an edge's perceptron the parts that belong to its atoms are computed once an atom and not
@@ -122,23 +112,10 @@ class PublishedNetwork(Propagator):
         senders: Tensor,
         receivers: Tensor,
     ) -> Tensor:
-        """Return the noise in scaled displacements: one network call.
+        """Return the noise in scaled displacements (B * N, 3): one network call.
 
-        Parameters
-        ----------
-        y : Tensor
-            (B * N, 3), noised scaled displacements.
-        time : float
-            Of the noising process, 0 to 1.
-        frame : Tensor
-            (B, N, 3), nm.
-        known, senders, receivers : Tensor
-            From `known` and `edges`.
-
-        Returns
-        -------
-        Tensor
-            (B * N, 3).
+        `y` are noised scaled displacements of that shape, `time` is that of the noising process, 0
+        to 1.
         """
         noised = self._along(self.scale * frame.reshape(-1, 3) + y, senders, receivers)
         phase = time * self.waves
@@ -204,13 +181,7 @@ class _MessageLayer(torch.nn.Module):
 
 
 class OneCall(torch.nn.Module):
-    """One of the network calls of a jump, with the building of the graph left out.
-
-    Parameters
-    ----------
-    network : PublishedNetwork
-        The network.
-    """
+    """One of the network calls of a jump, with the building of the graph left out."""
 
     def __init__(self, network: PublishedNetwork) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 def replacing(target: Path) -> Iterator[Path]:
     """Give a name to write to; at the end that file takes the target's place, down to the disk.
 
-    If an exception is raised it goes again, and what stood there before is untouched.
+    After an exception, which is passed on, what stood there before is untouched.
     """
     # Not tempfile: its files are readable by their owner only, and the mode would stay.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -85,7 +85,7 @@ def read_arrays(
 
 
 def finite(value: Any) -> Any:
-    """Put None where a number is none, which JSON cannot hold, and plain numbers for NumPy's."""
+    """Return plain numbers for NumPy's, and None for NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
         return {str(name): finite(one) for name, one in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -96,7 +96,7 @@ def finite(value: Any) -> Any:
 
 
 def one_line(error: object) -> str:
-    """Return what an exception or a warning says in one line, or else what it is."""
+    """Return what an exception or a warning says in one line; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

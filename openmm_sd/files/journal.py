@@ -51,17 +51,9 @@ def read_checkpoint(
 
 
 class GrowingFile:
-    """A file that grows, and whose end a checkpoint knows.
+    """A file that grows, and whose end a checkpoint knows; it is made where it does not exist.
 
-    Parameters
-    ----------
-    path : Path
-        Made where it does not exist.
-
-    Attributes
-    ----------
-    end : int
-        Its size, as far as a checkpoint knows it or has been written since, bytes.
+    `end` is its size in bytes, as far as a checkpoint knows it or has been written since.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,19 +63,9 @@ class GrowingFile:
     def complete(self, pieces: Sequence[bytes], patches: Sequence[tuple[int, bytes]] = ()) -> None:
         """Append what a checkpoint holds and the file does not yet, down to the disk.
 
-        Parameters
-        ----------
-        pieces : sequence of bytes
-            Frames or lines; the file may hold a part of them already.
-        patches : sequence of (int, bytes)
-            What to write into the file's header afterwards, and where.
-
-        Raises
-        ------
-        ValueError
-            If the file holds something else there.
-        OSError
-            If it cannot be written; then the file ends behind the last piece that found its place.
+        `pieces` are frames or lines, of which the file may hold a part already; `patches` say what
+        to write into its header afterwards, as (place, bytes). ValueError if the file holds
+        something else there. After an OSError it ends behind the last piece that was written whole.
         """
         data = b"".join(pieces)
         new, size = self._size(self.end, self.end + len(data))

@@ -13,7 +13,9 @@ from .settings import GenerateSettings
 
 
 def run_maker(engine: str) -> Callable[..., bool]:
-    """Return the function that makes a run with an engine: see `openmm_sd.generate.dynamics`."""
+    """Return the function that makes a run with an engine; `dynamics.make_run` says how it is
+    called.
+    """
     if engine == "gromacs":
         from .gromacs import make_run as with_gromacs
 
@@ -35,20 +37,10 @@ def settled_engine(
 ) -> GenerateSettings:
     """Return settings that name an engine which is there.
 
-    Parameters
-    ----------
-    settings : GenerateSettings
-        Whose engine may be ``auto``.
-    parts, target : Parts, Path
-        What there is already says which engine goes on.
-    solute : tuple
-        Its topology and positions.
-    platform, gmx : str, optional
-        OpenMM platform and program of GROMACS that were asked for.
-    dask : object, optional
-        Workers elsewhere, which have OpenMM only.
-    say : callable
-        Is told what was chosen and why.
+    For ``auto``, what there is already (in `parts` or `target`) says which engine goes on, else the
+    faster one is measured. The workers of a cluster (`dask`) have OpenMM only. `solute` is topology
+    and positions; `platform` and `gmx` are what was asked for; `say` is told what was chosen and
+    why.
     """
     if settings.engine == "auto":
         engine = _known(parts, target)

@@ -37,15 +37,10 @@ _DAMAGED: Final = "; remove it and run again"
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a run.
+    """A piece of a run: frames (T, copies, N, 3) as a data set stores them, and facts about them.
 
-    Attributes
-    ----------
-    frames : ndarray of int16, shape (T, copies, N, 3)
-        As a data set stores them.
-    meta : dict
-        ``seed``, ``start_deg`` (one list a copy; seeded runs), ``steps`` and ``seconds`` of
-        production, ``platform``, ``relabelled``.
+    `meta` has ``seed``, ``start_deg`` (one list a copy; seeded runs), ``steps`` and ``seconds`` of
+    production, ``platform`` and ``relabelled``.
     """
 
     frames: NDArray[np.int16]
@@ -63,16 +58,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a run is.
+    """How far a run is: how often it blew up, its pieces and frames, and where it goes on.
 
-    Attributes
-    ----------
-    attempt : int
-        How often it has blown up so far.
-    chunks, frames : int
-        Pieces and frames that are kept.
-    snapshot : Snapshot or None
-        Where it goes on; None at the start and at the end.
+    The snapshot is None at the start and at the end.
     """
 
     attempt: int
@@ -82,13 +70,7 @@ class Standing:
 
 
 class Parts:
-    """The folder beside an unfinished data set.
-
-    Parameters
-    ----------
-    folder : Path
-        Made by `create`.
-    """
+    """The folder beside an unfinished data set."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,13 +100,7 @@ class Parts:
             write_json(path, content, indent=1)
 
     def check(self, content: dict[str, Any]) -> None:
-        """Refuse to go on with other settings than those that the parts were made with.
-
-        Raises
-        ------
-        ValueError
-            That names the settings which differ.
-        """
+        """Refuse, naming what differs, to go on with settings other than those of the parts."""
         require_same(
             f"{self.folder} holds parts",
             self.describe(),
@@ -247,7 +223,7 @@ class Parts:
         return sum(len(self.load_chunk(path).frames) for path in self.chunks(task))
 
     def standing(self, task: str, wanted: int) -> Standing:
-        """Return how far a run of so many frames is."""
+        """Return how far a run is that shall have so many frames."""
         paths, frames = self.chunks(task), self.frames(task)
         # Of a run that is finished nothing is kept but its frames.
         on = paths and frames < wanted

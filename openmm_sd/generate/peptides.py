@@ -19,16 +19,8 @@ REMARKS: Final = {
 class Amides:
     """The bonds between a carbonyl's carbon and an amide's nitrogen that have two sides.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Its own frame says which side is meant.
-
-    Attributes
-    ----------
-    torsions : list of (int, int, int, int)
-        Carbon atoms at the ends as in omega; of two at the nitrogen, the one with more heavy
-        neighbours, which in proline is the alpha carbon.
+    `torsions` have carbon atoms at the ends, as omega has: of two at the nitrogen the one with more
+    heavy neighbours, which in proline is the alpha carbon.
     """
 
     def __init__(self, molecule: Molecule) -> None:
@@ -49,7 +41,7 @@ class Amides:
                     self.torsions.append((before[0], c, n, max(behind, key=heavy.__getitem__)))
 
     def trans(self, frame: NDArray[np.floating[Any]]) -> list[bool]:
-        """Return of each whether its carbons are on opposite sides in a frame (N, 3), nm."""
+        """Return for each whether its carbons are on opposite sides in a frame (N, 3), nm."""
         return [_opposite(np.asarray(frame, dtype=np.float64)[list(t)]) for t in self.torsions]
 
     def cis(self) -> list[str]:
@@ -58,7 +50,7 @@ class Amides:
         return [self._name(torsion) for torsion, trans in names if not trans]
 
     def turned(self, frame: NDArray[np.floating[Any]]) -> str:
-        """Say which of them a frame (N, 3) has on the other side than the molecule; or nothing."""
+        """Say which of them a frame (N, 3) has on the other side than the molecule, or nothing."""
         pairs = zip(self.trans(self.molecule.positions), self.trans(frame), strict=True)
         wrong = [t for t, (one, two) in zip(self.torsions, pairs, strict=True) if one != two]
         if not wrong:

@@ -191,22 +191,9 @@ def box_of(
     made_by: str,
     source: Structure,
 ) -> PreparedSystem:
-    """Put a repaired structure into its solvent; force field and temperature are settled.
+    """Put a repaired structure into its solvent and relax it; record who made it, and from what.
 
-    Parameters
-    ----------
-    repaired : Repaired
-        From `repair`.
-    settings : PrepareSettings
-        With a force field and a temperature.
-    platform : str
-        Of the equilibration.
-    say : callable
-        Is told what is being done.
-    made_by : str
-        For the record.
-    source : Structure
-        Where it comes from, for the record.
+    The settings name a force field and a temperature; the platform is that of the equilibration.
     """
     assert settings.force_field is not None
     assert settings.temperature_K is not None

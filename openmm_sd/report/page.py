@@ -41,15 +41,7 @@ Cell = str | tuple[str, str]
 
 
 class Page:
-    """A page in the making.
-
-    Parameters
-    ----------
-    title : str
-        Its title and first heading.
-    subtitle : str
-        One line below.
-    """
+    """A page in the making: its title is also the first heading, with the subtitle below."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self._title = title
@@ -74,13 +66,7 @@ class Page:
         self._scripts.append(source)
 
     def write(self, path: Path) -> None:
-        """Write the page, whole or not at all.
-
-        Parameters
-        ----------
-        path : Path
-            Where to.
-        """
+        """Write the page, whole or not at all."""
         style = (files(__package__) / "page.css").read_text(encoding="utf-8")
         links = " ".join(f'<a href="#{a}">{text(title)}</a>' for a, title in self._sections)
         lines = [
@@ -108,11 +94,7 @@ def text(value: Any) -> str:
 def number(value: float | None, error: float | None = None) -> str:
     """Return a figure for people, with as many digits as its error leaves meaningful.
 
-    Parameters
-    ----------
-    value, error : float or None
-        A figure that is none, or not finite, becomes a dash; without an error three digits are
-        shown.
+    One that is None, or not finite, becomes a dash; without an error three digits are shown.
     """
     if value is None or not math.isfinite(value):
         return DASH
@@ -188,13 +170,10 @@ def numbers(items: Iterable[tuple[str, str, str]]) -> str:
 
 
 def answers(items: Iterable[tuple[str, str, str, str, Sequence[str]]]) -> str:
-    """Return questions with their answers.
+    """Return questions with their answers, as HTML.
 
-    Parameters
-    ----------
-    items : iterable
-        Of each: its class (``good``, ``care``, ``bad`` or ``open``), the answer, the question, what
-        was found, and what is said in small print, as HTML.
+    An item has its class (``good``, ``care``, ``bad`` or ``open``), the answer, the question, what
+    was found, and what is said in small print.
     """
     rows = (
         f'<li class="{kind}"><b>{question}</b> <span class="answer">{answer}</span>'

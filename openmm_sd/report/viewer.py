@@ -39,18 +39,7 @@ _HINT: Final = (
 
 
 def shown_frames(n_frames: int, n_atoms: int) -> NDArray[np.int64]:
-    """Return which frames a viewer shows: evenly spread, first and last among them.
-
-    Parameters
-    ----------
-    n_frames, n_atoms : int
-        How many there are.
-
-    Returns
-    -------
-    ndarray of int
-        Rising.
-    """
+    """Return which of so many frames a viewer shows: evenly spread, from the first to the last."""
     most = min(MOST_FRAMES, max(2, MOST_BYTES // (6 * max(n_atoms, 1))))
     if n_frames <= most:
         return np.arange(n_frames)
@@ -58,14 +47,9 @@ def shown_frames(n_frames: int, n_atoms: int) -> NDArray[np.int64]:
 
 
 def superposed(frames: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
-    """Return frames about their centres, each turned onto the first.
+    """Return frames (T, N, 3) about their centres, each turned onto the first.
 
-    Parameters
-    ----------
-    frames : array_like
-        (T, N, 3).
-    weights : array_like
-        (N,) what each atom counts for, 0 or more.
+    The weights, (N,), are what each atom counts for, 0 or more.
     """
     x = np.array(frames, dtype=np.float64)
     w = np.asarray(weights, dtype=np.float64)
@@ -87,22 +71,10 @@ def add_viewer(
     labels: Sequence[str],
     what: str,
 ) -> None:
-    """Add a viewer to a page.
+    """Add a viewer to a page, which can have one.
 
-    Parameters
-    ----------
-    page : Page
-        The page; one viewer a page.
-    frames : array_like
-        (T, N, 3) nm, at least one frame, molecules whole.
-    atomic_numbers : sequence of int
-        One an atom.
-    bonds : sequence of (int, int)
-        Pairs of atoms.
-    labels : sequence of str
-        What is said of each frame.
-    what : str
-        What is shown, for those who cannot see it.
+    Frames are (T, N, 3), nm, at least one, molecules whole; labels say something of each, and
+    `what` what is shown, for those who cannot see it.
     """
     heavy = np.array([number > 1 for number in atomic_numbers], dtype=np.float64)
     x = superposed(frames, heavy if heavy.sum() >= 3 else np.ones(len(heavy)))

@@ -1,7 +1,4 @@
-"""Rollouts: many chains of pure Score Dynamics, without water and without OpenMM, in batches.
-
-`Rollout` holds the chains and moves all of them by one lag at a time; `run_rollout` writes them to
-a directory, from which a run that was stopped or killed goes on exactly:
+"""Rollouts on disk: `run_rollout` writes chains to a directory, from which a stopped run goes on.
 
 ``trajectory.xtc`` or ``trajectory.h5``
     The frames of all chains in one file, step by step: first every chain after the first recorded

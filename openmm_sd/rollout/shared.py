@@ -37,20 +37,10 @@ Record = tuple[NDArray[np.float32], Counter[str]]
 
 @dataclass
 class _Block:
-    """Some of the chains.
+    """Some of the chains: where they are after the last record that was handed in.
 
-    Attributes
-    ----------
-    first : int
-        Number of the first of them.
-    frames : ndarray
-        Where they are after the last record that was handed in.
-    step : int
-        That record's step.
-    records : deque of Record
-        Handed in, and not yet taken.
-    away : bool
-        Whether a worker has them.
+    `first` is the number of the first of them, `step` that record's step. `records` were handed in
+    and not yet taken; `away` says that a worker has the chains.
     """
 
     first: int
@@ -203,17 +193,7 @@ def next_record(step: int, every: int, steps: int) -> int:
 
 
 class BlockMover:
-    """Moves blocks of chains on a worker.
-
-    Parameters
-    ----------
-    model : ScoreModel
-        The model.
-    settings : RolloutSettings
-        Of the rollout.
-    every : int
-        Steps from one record to the next.
-    """
+    """Moves blocks of chains on a worker, with a record every so many steps."""
 
     def __init__(self, model: ScoreModel, settings: RolloutSettings, every: int) -> None:
         self._model, self._settings, self._every = model, settings, every

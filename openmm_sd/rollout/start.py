@@ -25,28 +25,13 @@ def read_start_frames(
     molecule: Molecule,
     topology: str | os.PathLike[str] | None = None,
 ) -> NDArray[np.float64]:
-    """Read frames of a molecule from a structure or a trajectory.
+    """Read frames of a molecule, (M, N, 3), nm, whole, from a structure or a trajectory.
 
-    Parameters
-    ----------
-    path : str, PathLike or mdtraj.Trajectory
-        Anything mdtraj reads, or what it has read. The molecule is found by its bond graph, in any
-        numbering, among water and ions if there are any, broken across the box or not. Several
-        copies give as many frames.
-    molecule : Molecule
-        What is looked for.
-    topology : str or PathLike, optional
-        A file with the topology, for formats that have none (XTC, DCD).
-
-    Returns
-    -------
-    ndarray, shape (M, N, 3)
-        nm, whole, in the order of the molecule's atoms.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read or does not hold the molecule.
+    It takes anything that mdtraj reads, or an ``mdtraj.Trajectory``, and a `topology` for formats
+    that have none (XTC, DCD). The molecule is found by its bond graph, in any numbering, among
+    water and ions if there are any, broken across the box or not; the frames have its own order of
+    atoms. Several copies give as many frames. ValueError if the file cannot be read or does not
+    hold the molecule.
     """
     import mdtraj
 
@@ -92,7 +77,7 @@ class _NotFound(ValueError):
 
 
 def _copies(molecule: Molecule, topology: Any) -> NDArray[np.int64]:
-    """Atoms of every copy of a molecule in an mdtraj Topology, (copies, N), molecule's order."""
+    """Return the atoms, (copies, N), of every copy of a molecule in an mdtraj Topology."""
     if topology.n_bonds == 0:
         topology.create_standard_bonds()
     table = read_topology(topology)

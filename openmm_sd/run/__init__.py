@@ -16,8 +16,8 @@ different seeds (``--copies``) and merges what they say. A run's directory holds
 ``checkpoint.npz``
     Where the run stands, see `openmm_sd.run.files`.
 ``report.html``
-    What was found, and whether to believe it, see `openmm_sd.run.report.page`; written by
-    `write_report`, which ``openmm-sd run`` calls at the end.
+    What was found, and whether to believe it; written by `write_report`, which ``openmm-sd run``
+    calls at the end.
 ``start/``
     The prepared directory that the run started from, see `openmm_sd.system.prepared`.
 """

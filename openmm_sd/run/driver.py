@@ -194,7 +194,7 @@ class _Run:
         return summary
 
     def _say_or_stop(self, what: str, how_far: str) -> None:
-        """Before the first checkpoint there is nothing to finish."""
+        """Before the first checkpoint there is nothing to save: a stop takes effect at once."""
         self._say(what, how_far)
         if self._stopped():
             raise KeyboardInterrupt

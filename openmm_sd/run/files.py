@@ -55,19 +55,7 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What frames look like on the disk.
-
-    Attributes
-    ----------
-    format : str
-        ``xtc``, ``dcd`` or ``h5``.
-    n_atoms : int
-        Atoms of a frame.
-    periodic : bool
-        Whether frames have a box.
-    spacing_ps : float
-        MD time between two frames.
-    """
+    """What frames look like on the disk; the spacing is the MD time between two of them."""
 
     format: str
     n_atoms: int
@@ -84,16 +72,8 @@ class Layout:
 class Checkpoint:
     """What a checkpoint holds.
 
-    Attributes
-    ----------
-    state : dict
-        Numbers and settings.
-    openmm : bytes
-        OpenMM's checkpoint.
-    portable : str
-        OpenMM's State as XML.
-    pending : tuple of bytes
-        What the trajectory and the log get with it.
+    Numbers and settings, OpenMM's own checkpoint, OpenMM's State as XML, and the bytes that the
+    trajectory and the log get with it.
     """
 
     state: dict[str, Any]
@@ -103,17 +83,9 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """Read the checkpoint of a run; None if there is none.
+    """Read the checkpoint of a run's directory, if there is one.
 
-    Parameters
-    ----------
-    folder : Path
-        The run's directory.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged or of another version.
+    ValueError if it is damaged or of another version.
     """
     file = folder / CHECKPOINT
     checkpoint = journal.read_checkpoint(
@@ -135,21 +107,9 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 class Output:
-    """Trajectory, log and checkpoint of a run.
+    """Trajectory, log and checkpoint of a run, of which `frames` are on the disk.
 
-    Parameters
-    ----------
-    folder : Path
-        The run's directory.
-    layout : Layout
-        Of the frames.
-    checkpoint : Checkpoint, optional
-        The last one; what is missing behind it is appended by `recover`.
-
-    Attributes
-    ----------
-    frames : int
-        Frames on the disk.
+    What is missing behind the last checkpoint is appended by `recover`.
     """
 
     def __init__(self, folder: Path, layout: Layout, checkpoint: Checkpoint | None) -> None:
@@ -193,14 +153,8 @@ class Output:
     def commit(self, state: dict[str, Any], openmm: bytes, portable: str) -> None:
         """Write a checkpoint, then append what was gathered.
 
-        Parameters
-        ----------
-        state : dict
-            What JSON can hold.
-        openmm : bytes
-            OpenMM's checkpoint.
-        portable : str
-            OpenMM's State as XML.
+        It has numbers and settings that JSON can hold, OpenMM's checkpoint, and OpenMM's State as
+        XML.
         """
         with self.writing(self._files[0].path):
             pending = self._encoded(), "".join(self._lines).encode()
@@ -231,15 +185,8 @@ class Output:
     def recover(self, going_on: bool) -> None:
         """Append what the last checkpoint holds and the files do not.
 
-        Parameters
-        ----------
-        going_on : bool
-            Whether more will be appended.
-
-        Raises
-        ------
-        ValueError
-            If a file is not what the checkpoint was written for.
+        `going_on` says whether more will follow. ValueError if a file is not what the checkpoint
+        was written for.
         """
         assert self._last is not None
         for file, end in zip(self._files, self._last.state["ends"], strict=True):
@@ -258,12 +205,7 @@ class Output:
     def publish(self, topology: app.Topology, complete: bool) -> None:
         """Make the HDF5 file of the frames on the disk, where that is the format.
 
-        Parameters
-        ----------
-        topology : openmm.app.Topology
-            Of the atoms in a frame.
-        complete : bool
-            Whether the run is finished, so that the raw frames are not needed any more.
+        Of a run that is complete the raw frames are not needed any more.
         """
         if self.layout.format != "h5":
             return

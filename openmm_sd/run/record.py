@@ -52,8 +52,6 @@ class RunRecord:
 
     Attributes
     ----------
-    folder : Path
-        The run's directory.
     summary : dict
         ``summary.json``, of the last checkpoint.
     molecule : Molecule
@@ -102,21 +100,9 @@ class RunRecord:
     def look(
         self, torsions: Sequence[Torsion], kept: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Read the trajectory once.
+        """Read the trajectory once: angles (T, K), rad, and positions (len(kept), N, 3), nm.
 
-        Parameters
-        ----------
-        torsions : sequence of Torsion
-            Which angles.
-        kept : ndarray of int
-            Which frames' positions to keep, rising.
-
-        Returns
-        -------
-        angles : ndarray
-            (T, K) radians, of all frames.
-        positions : ndarray
-            (len(kept), N, 3) nm.
+        `kept` has the numbers of the frames whose positions are wanted, rising.
         """
         angles = np.empty((self.n_frames, len(torsions)), dtype=np.float32)
         positions = np.empty((len(kept), self.molecule.n_atoms, 3), dtype=np.float32)
@@ -132,17 +118,9 @@ class RunRecord:
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunRecord:
-    """Read what a run has left.
+    """Read what a run has left in its directory.
 
-    Parameters
-    ----------
-    folder : str or PathLike
-        The directory given to ``openmm-sd run -o``.
-
-    Raises
-    ------
-    ValueError
-        If there is no run, or its files do not fit each other.
+    ValueError if there is no run, or its files do not fit each other.
     """
     folder = Path(folder)
     try:

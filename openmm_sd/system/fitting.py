@@ -13,21 +13,9 @@ def fitting_models(
 ) -> tuple[dict[str, ScoreModel], dict[str, str]]:
     """Look at every installed model: those that ship with the package, and registered ones.
 
-    Parameters
-    ----------
-    topology : openmm.app.Topology or mdtraj.Topology
-        With bonds and hydrogens.
-    implicit : bool
-        Whether the solvent is implicit.
-
-    Returns
-    -------
-    fitting : dict
-        Name to model, shipped ones first. Models of the other kind of solvent, implicit ones in
-        water, are left out where another one fits: they are second choice at best. So are models
-        distilled from one that fits.
-    reasons : dict
-        Name to what is in the way, of the others.
+    Returns those that fit, by name, shipped ones first, and by name what is in the way of the
+    others. Models of the other kind of solvent, implicit ones in water, are left out where another
+    one fits: they are second choice at best. So are models distilled from one that fits.
     """
     fitting: dict[str, ScoreModel] = {}
     reasons: dict[str, str] = {}
@@ -63,10 +51,7 @@ def fitting_models(
 def fitting_model(topology: Any, implicit: bool = False) -> ScoreModel:
     """Return the one model of `fitting_models`; one that ships with the package comes first.
 
-    Raises
-    ------
-    ValueError
-        If none fits, or several do; it says what there is.
+    ValueError if none fits, or several do; it says what there is.
     """
     fitting, reasons = fitting_models(topology, implicit)
     shipped = [name for name in fitting if name in ScoreModel.shipped()]

@@ -13,12 +13,8 @@ from ..molecule.whole import nearest
 class Imaging:
     """Puts frames of a periodic system into the images that are pleasant to look at.
 
-    Parameters
-    ----------
-    molecules : sequence of sequence of int
-        Atoms of every molecule, as ``Context.getMolecules`` gives them.
-    solute : sequence of int
-        Atoms whose centre goes to the middle of the box.
+    `molecules` are all of the system's, as ``Context.getMolecules`` gives them; the centre of the
+    solute's atoms goes to the middle of the box.
     """
 
     def __init__(self, molecules: Sequence[Sequence[int]], solute: Sequence[int]) -> None:
@@ -30,14 +26,9 @@ class Imaging:
     def __call__(
         self, positions: NDArray[np.float64], box: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return positions, nm, with every molecule whole and in the image closest to the solute.
+        """Return positions (N, 3), nm, with every molecule in the image closest to the solute.
 
-        Parameters
-        ----------
-        positions : ndarray, shape (N, 3)
-            nm; molecules whole, as OpenMM keeps them.
-        box : ndarray, shape (3, 3)
-            Box vectors in OpenMM's reduced form, nm.
+        Molecules come whole, as OpenMM keeps them; box vectors are in OpenMM's reduced form, nm.
         """
         moved = positions - positions[self._solute].mean(axis=0)
         ordered = moved[self._order]

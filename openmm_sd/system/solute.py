@@ -26,15 +26,7 @@ _LISTED: Final = 8
 
 
 class NoSoluteError(ValueError):
-    """A Topology does not hold what a model knows.
-
-    Parameters
-    ----------
-    wanted : str
-        What was looked for.
-    found : str
-        What there is instead.
-    """
+    """A Topology does not hold what a model knows; `found` says what there is instead."""
 
     def __init__(self, wanted: str, found: str) -> None:
         super().__init__(f"{wanted}; {found}")
@@ -45,16 +37,8 @@ class NoSoluteError(ValueError):
 class Solute:
     """The atoms of a System that are a model's molecule.
 
-    Attributes
-    ----------
-    molecule : Molecule
-        As the model knows it.
-    particles : tuple of int
-        ``particles[i]`` is the System's particle for atom i of the molecule.
-    constraints : tuple of (int, int, float)
-        Heavy atom, hydrogen (both in the molecule's numbering) and constrained distance in nm.
-    description : str
-        One line for people.
+    ``particles[i]`` is the System's particle for atom i of the molecule. Constraints are (heavy
+    atom, hydrogen, nm), both in the molecule's numbering. The description is a line for people.
     """
 
     molecule: Molecule
@@ -71,6 +55,8 @@ def find_solute(
 ) -> Solute:
     """Find the molecule a model knows in a Topology.
 
+    Without a System there are no `constraints` in the answer.
+
     Parameters
     ----------
     molecules : Molecule or sequence of Molecule
@@ -83,11 +69,6 @@ def find_solute(
     solute : int, str or sequence of int, optional
         Needed when the Topology holds several copies: the number of the copy in Topology order
         (from 0), the id of the chain it is in, or the indices of all its atoms.
-
-    Returns
-    -------
-    Solute
-        Without a System its `constraints` are empty.
 
     Raises
     ------
@@ -122,20 +103,10 @@ def find_solute(
 
 
 def torsion_terms(system: openmm.System, atoms: Sequence[int]) -> list[list[float]]:
-    """Return the periodic torsions of a solute.
+    """Return the periodic torsions of a solute whose particles are given in the order of its atoms.
 
-    Parameters
-    ----------
-    system : openmm.System
-        With the solute in it.
-    atoms : sequence of int
-        Particles of the solute, in the order in which its atoms are to be numbered.
-
-    Returns
-    -------
-    list of list
-        Four atoms, how often the term repeats in a turn, its phase (rad), its strength k (kJ/mol)
-        in k (1 + cos(n phi - phase)). Terms without strength are left out.
+    Each has four atoms, how often the term repeats in a turn (n), its phase (rad) and its strength
+    k (kJ/mol) in k (1 + cos(n phi - phase)). Terms without strength are left out.
     """
     number = {int(particle): place for place, particle in enumerate(atoms)}
     found = []

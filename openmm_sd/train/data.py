@@ -53,8 +53,6 @@ class TrainingData:
     ----------
     dataset : Dataset
         Without the runs that are left out.
-    settings : StageSettings
-        What and how.
     runs, kept, held : list of Run
         Unbiased runs of one spacing, and those of them that are trained on and held out.
     kept_cells, markov : Cells and CellModel, or None
@@ -77,19 +75,7 @@ class TrainingData:
     def of(
         cls, dataset: Dataset, settings: StageSettings, device: torch.device | str, say: Progress
     ) -> TrainingData:
-        """Prepare a data set.
-
-        Parameters
-        ----------
-        dataset : Dataset
-            All of the molecule.
-        settings : StageSettings
-            What and how.
-        device : torch.device or str
-            Where the pairs are held.
-        say : callable
-            Told what is being done.
-        """
+        """Prepare a data set; its pairs are held on a device."""
         runs, kept, held = prepared_runs(dataset, settings)
         dataset = replace(dataset, runs=tuple(_left_in(dataset.runs, settings)))
         cells, markov = None, None
@@ -114,7 +100,7 @@ class TrainingData:
 
     @property
     def molecule(self) -> Molecule:
-        """The molecule."""
+        """What the data set is of."""
         return self.dataset.molecule
 
     @property
@@ -124,14 +110,14 @@ class TrainingData:
 
     @cached_property
     def cells(self) -> Cells | None:
-        """Cells of all runs, those held out as well; None without time reversal."""
+        """Cells of all runs, including those held out; None without time reversal."""
         if self.kept_cells is None or list(map(id, self.kept)) == list(map(id, self.runs)):
             return self.kept_cells
         return _cells_of(self.dataset, self.runs, self.settings)
 
     @property
     def lag_range_ps(self) -> tuple[float, float]:
-        """Shortest and longest lag that the data supports, of those that are asked for, ps."""
+        """Shortest and longest of the lags asked for that the data supports, ps."""
         low, high = max(self.settings.lag_min_ps, self.spacing_ps), self.settings.lag_max_ps
         longest = self.pairs.longest_lag_ps()
         composed_from = self.pairs.compose_from_ps
@@ -245,21 +231,7 @@ def make_card(
     name: str,
     description: str,
 ) -> Card:
-    """Return the card of a trained model, the measured fidelity excepted.
-
-    Parameters
-    ----------
-    data : TrainingData
-        What it was trained on.
-    lags : (float, float)
-        Lags that it has learned, ps.
-    recommended_lag_ps : float
-        ps.
-    training : Training
-        The card's training part.
-    name, description : str
-        What the model is called, and what it is.
-    """
+    """Return the card of a trained model, without its measured fidelity; lags are in ps."""
     molecule = data.molecule
     frames = np.concatenate([run.positions for run in data.runs])
     known = data.dataset.provenance
@@ -304,15 +276,7 @@ def make_card(
 
 
 def read_by_molecule(datasets: Sequence[Path | str], say: Progress) -> list[Dataset]:
-    """Read data sets and merge those of one molecule.
-
-    Parameters
-    ----------
-    datasets : sequence of Path or str
-        Files.
-    say : callable
-        Told what is being done.
-    """
+    """Read data sets and merge those of one molecule."""
     say("reading", ", ".join(Path(d).name for d in datasets))
     groups: list[list[Dataset]] = []
     for part in map(read_dataset, datasets):
@@ -333,22 +297,11 @@ def check_names(without: Sequence[str], runs: Sequence[Run]) -> None:
 
 
 def prepared_runs(data: Dataset, settings: StageSettings) -> tuple[list[Run], list[Run], list[Run]]:
-    """Bring the unbiased runs of a data set to one spacing and split them.
+    """Bring a data set's unbiased runs to one spacing: return all, those to train on, and the
+    others.
 
-    What seeded runs owe to their start is dropped. Some are left out: after the split, so that
+    What seeded runs owe to their start is dropped. Runs are left out after the split, so that
     nothing changes sides.
-
-    Parameters
-    ----------
-    data : Dataset
-        All of a molecule.
-    settings : StageSettings
-        What and how.
-
-    Returns
-    -------
-    runs, kept, held : list of Run
-        All that are not left out, those that are trained on, and those held out.
     """
     unbiased = [run for run in data.runs if run.kind != BIASED]
     if not unbiased:
@@ -382,24 +335,10 @@ def _left_in(runs: Sequence[Run], settings: StageSettings) -> list[Run]:
 
 
 def split_runs(runs: Sequence[Run], share: float, seed: int) -> tuple[list[Run], list[Run]]:
-    """Split runs into those that are trained on and those that are held out.
+    """Split runs into those that are trained on and those that are held out; no frame is in both.
 
-    Of every kind of which there are enough, whole runs are held out, chosen by the seed; of a kind
-    with few runs the ends of all of them.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-        All.
-    share : float
-        Share of the time to hold out.
-    seed : int
-        Seed of the choice.
-
-    Returns
-    -------
-    kept, held : list of Run
-        No frame is in both.
+    `share` is that of the time to hold out. Of every kind of which there are enough, whole runs are
+    held out, chosen by the seed; of a kind with few runs the ends of all of them.
     """
     if share == 0.0:
         return list(runs), []
@@ -451,22 +390,8 @@ def novelty_of(
 ) -> tuple[Novelty, NoveltyOrigin]:
     """Make the novelty score of training runs, and what the card says about it.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule.
-    kept, held : sequence of Run
-        Runs that were trained on, and runs held out; without the latter the threshold is made
-        from the last tenth of the former's frames.
-    seed : int
-        Seed of the choice among more frames than are needed.
-
-    Returns
-    -------
-    novelty : Novelty
-        The score.
-    entry : NoveltyOrigin
-        What the card says of it.
+    Without held-out runs the threshold is made from the last tenth of the frames. The seed is that
+    of the choice among more frames than are needed.
     """
     rng = np.random.default_rng(seed)
     frames = _some(kept, rng)

@@ -43,15 +43,9 @@ _FIT_FRAMES: Final = 200_000
 class CellModel(MarkovModel):
     """A Markov model that knows the cell of every frame, and conformations: sets of cells.
 
-    Its states are cells, `stationary` their equilibrium weights.
-
-    Attributes
-    ----------
-    cells : tuple of ndarray
-        One array (T,) a run: the cell of each frame, -1 where the frame lies in a cell outside the
-        connected part of the data.
-    conformations : ndarray
-        (C,), the conformation of each cell: sets of cells that slow processes part.
+    Its states are cells, `stationary` their equilibrium weights. `cells` has one array (T,) a run,
+    with -1 where a frame lies in a cell outside the connected part of the data. `conformations`,
+    (C,), says which set each cell is in; slow processes part these sets.
     """
 
     cells: tuple[NDArray[np.int64], ...]
@@ -79,16 +73,10 @@ class CellModel(MarkovModel):
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells of some runs and their equilibrium weights: what Markov models of any lag have alike.
+    """Cells of some runs and their equilibrium weights: what Markov models of any lag share.
 
-    Attributes
-    ----------
-    cells : tuple of ndarray
-        One array (T,) a run: the cell of each frame, -1 where its weight is not known.
-    weights : ndarray
-        (C,), equilibrium probability of each cell, sums to 1.
-    spacing_ps : float
-        Time between frames, ps.
+    `cells` has one array (T,) a run, with -1 where the weight of a frame's cell is not known;
+    `weights`, (C,), sum to 1.
     """
 
     cells: tuple[NDArray[np.int64], ...]
@@ -109,12 +97,13 @@ class Cells:
     ) -> Cells:
         """Choose cells from the torsions of some runs and find their weights.
 
+        Without biased runs these are the largest set of cells that are connected both ways; with
+        them, all cells whose weight is known.
+
         Parameters
         ----------
         angles : sequence of ndarray
             One array (T, D) a run: torsions, radians.
-        spacing_ps : float
-            Time between frames, ps.
         weights_lag_ps : float
             Lag at which the equilibrium weights are estimated. Weights follow from detailed balance
             at any lag, and a short one sees the small steps across a barrier that nothing crosses
@@ -126,16 +115,10 @@ class Cells:
             mean of what they say, each with the error that its crossings from one side to the other
             allow.
         max_cells : int
-            Number of cells at most. They are evenly spread over what was visited, so that barriers
-            are resolved as well as basins.
+            They are evenly spread over what was visited, so that barriers are resolved as well as
+            basins.
         seed : int
-            Seed of the order in which frames are looked at.
-
-        Returns
-        -------
-        Cells
-            Without biased runs, the largest set of cells that are connected both ways; with them,
-            all cells whose weight is known.
+            Of the order in which frames are looked at.
         """
         features = [circle_features(a) for a in angles]
         clustering, size = _spread_cells(features, max_cells, seed)
@@ -155,13 +138,9 @@ class Cells:
         return cls(tuple(cells), weights, spacing_ps)
 
     def model(self, lag_ps: float) -> CellModel:
-        """Return the Markov model of a lag; it is estimated once.
+        """Return the Markov model of a lag, ps; it is estimated once.
 
-        Parameters
-        ----------
-        lag_ps : float
-            Lag of the transitions, ps: long enough for the solvent and the faster coordinates to
-            forget.
+        The lag must be long enough for the solvent and the faster coordinates to forget.
         """
         stride = max(1, round(lag_ps / self.spacing_ps))
         if not any(len(run) > stride for run in self.cells):
@@ -384,19 +363,10 @@ def _precision(side: NDArray[np.int64], cells: Sequence[NDArray[np.int64]]) -> f
 def reversible_transitions(
     counts: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the most likely transition matrix that is reversible with given weights.
+    """Return the most likely transition matrix that is reversible with given weights, (C, C).
 
-    Parameters
-    ----------
-    counts : ndarray
-        (C, C) transition counts.
-    weights : ndarray
-        (C,), the stationary distribution, all positive.
-
-    Returns
-    -------
-    ndarray
-        (C, C). A cell without counts keeps to itself.
+    The weights, (C,), are the stationary distribution, all positive. A cell without counts keeps to
+    itself.
     """
     # A rare event may have been seen in one direction only, which the estimator refuses: a trace of
     # each count the other way round, and of a stay in each cell, leaves the maximum where it is.

@@ -67,18 +67,9 @@ def build_network(
 ) -> DenseDiffusion | InternalDiffusion:
     """Build the network that is asked for, or that suits the molecule.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule.
-    frames : ndarray
-        (T, N, 3), nm: frames that show how it moves.
-    arguments : dict
-        Of the network's class, ``lag_min_ps`` and ``lag_max_ps`` among them.
-    name : str
-        One of `NETWORKS`, or ``auto``.
-    init : str, optional
-        Bundle that the first weights are taken from.
+    The frames, (T, N, 3), nm, show how it moves. The arguments are those of the network's class,
+    ``lag_min_ps`` and ``lag_max_ps`` among them; `init` is a bundle that the first weights are
+    from.
     """
     if init is not None:
         return _like_bundle(molecule, frames, arguments, name, init)
@@ -99,22 +90,10 @@ def build_family(
     init: str | None = None,
     device: torch.device | str = "cpu",
 ) -> list[FamilyDiffusion]:
-    """Build the networks of several molecules, which share their weights.
+    """Build the networks of several molecules, which share their weights; some may have no data.
 
-    Parameters
-    ----------
-    molecules : sequence of Molecule
-        The molecules, those without data as well.
-    terms : sequence of list
-        The torsion terms of each; see `~openmm_sd.train.relatives.torsion_terms_of`.
-    statistics : CoordinateStatistics
-        From `family_statistics`.
-    arguments : dict
-        Of the network, ``lag_min_ps`` and ``lag_max_ps`` among them.
-    init : str, optional
-        Bundle that the first weights are taken from.
-    device : torch.device or str
-        Where they are.
+    The terms of each molecule are from `~openmm_sd.train.relatives.torsion_terms_of`; arguments and
+    `init` are those of `build_network`.
     """
     networks = [
         FamilyDiffusion.for_molecule(
@@ -172,17 +151,7 @@ def _like_bundle(
 
 
 def fit_statistics(model: Network, pairs: TransitionPairs, seed: int = 0) -> None:
-    """Set a model's normalisation and displacement scales from data.
-
-    Parameters
-    ----------
-    model : Network
-        Changed in place.
-    pairs : TransitionPairs
-        The training data.
-    seed : int
-        Seed of the pairs drawn for it.
-    """
+    """Set a model's normalisation and displacement scales from pairs drawn by a seed."""
     device = pairs.frames.device
     generator = torch.Generator(device).manual_seed(seed)
     scales = []
@@ -202,21 +171,8 @@ def family_statistics(
 ) -> CoordinateStatistics:
     """Measure the normalisation of internal coordinates by kind, from a family's training data.
 
-    Parameters
-    ----------
-    members : sequence of (Molecule, TransitionPairs)
-        Each molecule with its data.
-    lag_min_ps, lag_max_ps : float
-        Range of lags, ps.
-    n_lag_nodes : int
-        It is measured how far torsions turn at this many lags, evenly spaced in log(lag).
-    seed : int
-        Seed of the frames and pairs drawn for it.
-
-    Returns
-    -------
-    CoordinateStatistics
-        From which `FamilyDiffusion.for_molecule` builds members, with or without data.
+    How far torsions turn is measured at lags that are evenly spaced in log(lag). From the result
+    `FamilyDiffusion.for_molecule` builds members, with or without data.
     """
     if n_lag_nodes < 2:
         raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")

@@ -120,23 +120,10 @@ class TransitionPairs:
     def draw(
         self, count: int, lag_min_ps: float, lag_max_ps: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw pairs.
+        """Draw pairs: frames and later frames, (count, N, 3), nm, and their lags, (count,), ps.
 
-        Parameters
-        ----------
-        count : int
-            How many.
-        lag_min_ps, lag_max_ps : float
-            Range of the lag, ps; log-uniform, rounded to whole frames. Equal for one lag.
-        generator : torch.Generator
-            Source of random numbers, on the frames' device.
-
-        Returns
-        -------
-        frame, next_frame : Tensor
-            (count, N, 3), nm.
-        lag : Tensor
-            (count,), ps.
+        Lags are log-uniform in the range, rounded to whole frames. The generator is on the frames'
+        device.
         """
         first, second, lag = self.draw_places(count, lag_min_ps, lag_max_ps, generator)
         frame, later = self.gather(first, second, generator)
@@ -145,7 +132,7 @@ class TransitionPairs:
     def gather(
         self, first: Tensor, second: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return the frames at some places, equivalent hydrogens turned at random."""
+        """Return the frames at some places, with equivalent hydrogens turned at random."""
         return self._turn_rotors(self.frames[first], self.frames[second], generator)
 
     def draw_places(

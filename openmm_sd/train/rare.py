@@ -23,18 +23,9 @@ class RareFirst:
     sqrt(f) instead of f, and counts for as much less: what is expected of the loss stays what it
     was, and what rare hops add to it comes in more and smaller parts.
 
-    Parameters
-    ----------
-    pairs : TransitionPairs
-        With a Markov model of more than one conformation; else pairs are drawn as they come.
-    lag_min_ps, lag_max_ps : float
-        Range of lags, ps; log-uniform.
-    seed : int
-        Seed of the pools.
-    active : bool
-        Whether to do so at all; if not, pairs are drawn as they come.
-    pool_size : int
-        Pairs in a pool. When as many pairs were taken, the next one is drawn.
+    If not `active`, or without a Markov model of more than one conformation, pairs are drawn as
+    they come. Lags are log-uniform in their range, ps. When `pool_size` pairs were taken, the next
+    pool is drawn.
     """
 
     def __init__(
@@ -61,23 +52,12 @@ class RareFirst:
     def draw(
         self, count: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw the pairs of a step of training.
+        """Draw the pairs of a step of training: frame, later frame (nm), lag (ps) and weight of
+        each.
 
-        Parameters
-        ----------
-        count : int
-            How many.
-        step : int
-            The step's number, which says which pool it takes from.
-        generator : torch.Generator
-            Source of random numbers, on the frames' device.
-
-        Returns
-        -------
-        frame, next_frame : Tensor
-            (count, N, 3), nm.
-        lag, weight : Tensor
-            (count,), ps; the weight is one in the mean over pairs as they come.
+        Frames are (count, N, 3), the rest (count,). The step's number says which pool it takes
+        from. Weights are one in the mean over pairs as they come. The generator is on the frames'
+        device.
         """
         if self.states is None:
             frame, later, lag = self.pairs.draw(count, *self.lag_range, generator)

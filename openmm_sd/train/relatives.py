@@ -1,4 +1,4 @@
-"""Relatives: the molecules of a family, and what those without data take from those with data."""
+"""What the molecules of a family that have no data take from those that have."""
 
 from __future__ import annotations
 
@@ -35,12 +35,7 @@ _SAME_LENGTH_NM: Final = 1e-4
 def check_family(several: Sequence[Dataset], also: Sequence[Molecule]) -> None:
     """Refuse two molecules of one name, data of what shall have none, and data made differently.
 
-    Parameters
-    ----------
-    several : sequence of Dataset
-        One of each molecule with data.
-    also : sequence of Molecule
-        Those without.
+    There is one data set of each molecule with data; `also` are those without.
     """
     seen: set[str] = set()
     for molecule in (*(data.molecule for data in several), *also):
@@ -66,24 +61,12 @@ def check_family(several: Sequence[Dataset], also: Sequence[Molecule]) -> None:
 def torsion_terms_of(
     several: Sequence[Dataset], also: Sequence[Molecule]
 ) -> list[list[list[float]]]:
-    """Return the torsion terms of molecules with data, then of those without.
+    """Return the torsion terms of molecules with data, then of those without (`also`).
 
-    Parameters
-    ----------
-    several : sequence of Dataset
-        Their provenance has ``torsion_terms``.
-    also : sequence of Molecule
-        Theirs come from the force field that the data were made with.
-
-    Returns
-    -------
-    list of list of terms
-        As `openmm_sd.system.solute.torsion_terms` has them; none at all where no data has any.
-
-    Raises
-    ------
-    ValueError
-        If some data have them and others do not, or the force field does not know a molecule.
+    They are as `openmm_sd.system.solute.torsion_terms` has them, from the provenance of the data,
+    and of the others from the force field that the data were made with; none at all where no data
+    has any. ValueError if some data have them and others do not, or the force field does not know a
+    molecule.
     """
     found: list[list[list[float]]] = [
         data.provenance.get("torsion_terms") or [] for data in several
@@ -118,24 +101,9 @@ def _terms_without_data(molecule: Molecule, data: Dataset) -> list[list[float]]:
 def windows_of_relatives(
     molecule: Molecule, relatives: Sequence[tuple[Molecule, Mapping[str, Any]]]
 ) -> Card:
-    """Return the windows of a molecule without data, from those of its relatives.
+    """Return windows and contact distances of a molecule without data, from its relatives' cards.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule.
-    relatives : sequence of (Molecule, mapping)
-        Relatives and their cards.
-
-    Returns
-    -------
-    Card
-        With windows of bonds, angles and torsions, and contact distances.
-
-    Raises
-    ------
-    ValueError
-        If no relative has a bond or an angle of a kind that the molecule has.
+    ValueError if no relative has a bond or an angle of a kind that the molecule has.
     """
     found = Card()
     named = [(_Kinds(other), card) for other, card in relatives]
@@ -168,15 +136,7 @@ def windows_of_relatives(
 def constraints_of_relatives(
     molecule: Molecule, relatives: Sequence[tuple[Molecule, Mapping[str, Any]]]
 ) -> list[list[float]]:
-    """Return the constrained bonds of a molecule without data: (heavy atom, hydrogen, nm).
-
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule.
-    relatives : sequence of (Molecule, mapping)
-        Relatives and their cards.
-    """
+    """Return the constrained bonds of a molecule without data: (heavy atom, hydrogen, nm)."""
     held = [(_Kinds(other), Card.constraint_lengths.of(card)) for other, card in relatives]
     if not any(rows for _, rows in held):
         return []
@@ -202,7 +162,7 @@ def constraints_of_relatives(
 
 
 class _Kinds:
-    """What pairs of atoms of a molecule are called, so that relatives call the same thing alike."""
+    """Names of a molecule's pairs of atoms, so that relatives call the same thing alike."""
 
     def __init__(self, molecule: Molecule) -> None:
         self._atoms = atom_kinds(molecule.atomic_numbers, molecule.bonds)
@@ -261,15 +221,7 @@ def _pooled(
 
 
 def card_of_relative(molecule: Molecule, relatives: Sequence[tuple[Molecule, Card]]) -> Card:
-    """Return the card of a molecule without data.
-
-    Parameters
-    ----------
-    molecule : Molecule
-        The molecule.
-    relatives : sequence of (Molecule, Card)
-        Those with data and their cards.
-    """
+    """Return the card of a molecule without data, from the cards of those with data."""
     first = relatives[0][1]
     card = Card({key: first[key] for key in _SHARED if key in first})
     card |= windows_of_relatives(molecule, relatives)

@@ -18,16 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Team:
-    """One process alone, or the one that it is among several.
+    """One process alone, or the one that it is among several, with the device that it computes on.
 
-    Attributes
-    ----------
-    rank : int
-        Number of this process; 0 leads: it alone reports and writes.
-    size : int
-        Number of processes.
-    device : torch.device
-        What this process computes on.
+    Number 0 leads: it alone reports and writes.
     """
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
@@ -64,7 +57,7 @@ class Team:
         return [float(value) for value in total]
 
     def broadcast(self, content: Any) -> Any:
-        """Return what the leader has, for all."""
+        """Return what the leader has, in all processes."""
         if self.size == 1:
             return content
         box = [content]
@@ -86,15 +79,7 @@ def leads() -> bool:
 def join_team(device: torch.device) -> Iterator[Team]:
     """Join the processes that ``torchrun`` has started, or be alone.
 
-    Parameters
-    ----------
-    device : torch.device
-        Of all processes; with CUDA each takes the GPU of its number on its machine.
-
-    Raises
-    ------
-    ValueError
-        If there are more processes than GPUs.
+    With CUDA each takes the GPU of its number on its machine; ValueError if there are fewer GPUs.
     """
     if not under_torchrun():
         yield Team(device)

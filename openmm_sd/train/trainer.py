@@ -40,17 +40,10 @@ _UNIFORM_SHARE = 1.0 / 3.0
 
 @dataclass
 class TrainingRecord:
-    """What came of it.
+    """Steps and minutes of wall time of a training, and how it went.
 
-    Attributes
-    ----------
-    steps : int
-        Optimiser steps taken.
-    minutes : float
-        Wall time, minutes.
-    history : list of dict
-        One entry a report: ``step``, ``minutes``, ``loss`` (mean since the last report) and
-        ``held_out`` (loss of the averaged weights by lag in ps, when held-out pairs were given).
+    The history has one entry a report: ``step``, ``minutes``, ``loss`` (mean since the last report)
+    and ``held_out`` (loss of the averaged weights by lag in ps, when held-out pairs were given).
     """
 
     steps: int = 0
@@ -70,10 +63,11 @@ def denoising_loss(
 ) -> Tensor:
     """Return each pair's denoising loss, in units in which the untrained network has about 1.
 
+    It is the weighted mean over coordinates of |D - y|^2 / c_out^2 (Karras et al. 2022, equation
+    8).
+
     Parameters
     ----------
-    model : Network
-        The network.
     frame, later : Tensor
         (B, N, 3), nm.
     lag : Tensor
@@ -82,17 +76,9 @@ def denoising_loss(
         (B,), noise levels in widths of the data.
     settings : TrainSettings
         For the noise on the conditioning frame and the weight of turning torsions.
-    generator : torch.Generator
-        Source of random numbers.
     rows : slice, optional
         Only of these pairs. Random numbers are drawn for all of them, so that several processes
         that share a batch use those that one would.
-
-    Returns
-    -------
-    Tensor
-        (B,) or as many as there are rows, the weighted mean over coordinates of
-        |D - y|^2 / c_out^2 (Karras et al. 2022, equation 8).
     """
     device, count = frame.device, len(frame)
     if isinstance(model, FamilyDiffusion):
@@ -120,25 +106,10 @@ def held_out_loss(
     lags_ps: Sequence[float],
     count: int = 1024,
 ) -> dict[float, float]:
-    """Return the mean denoising loss at each lag, with the same pairs and noise at every call.
+    """Return the mean denoising loss at each lag (ps), with the same pairs and noise at every call.
 
-    Parameters
-    ----------
-    model : Network
-        The network.
-    pairs : TransitionPairs
-        Data not used in training.
-    settings : TrainSettings
-        For the noise levels and the noise on the conditioning frame.
-    lags_ps : sequence of float
-        Lags, ps.
-    count : int
-        Pairs at each lag.
-
-    Returns
-    -------
-    dict
-        Loss by lag.
+    The pairs, `count` at each lag, are not used in training. The settings say which noise levels,
+    and which noise on the conditioning frame.
     """
     device = pairs.frames.device
     losses = {}
@@ -181,16 +152,9 @@ class Task(Protocol):
 class Part:
     """One molecule of a training.
 
-    Attributes
-    ----------
-    model : Network
-        On the same device as the pairs. Its statistics must have been set (`fit_statistics`).
-    pairs : TransitionPairs
-        Training data.
-    held_out : TransitionPairs or None
-        Data on which the loss by lag is reported.
-    share : float
-        Of a step's pairs, relative to the other molecules' shares.
+    The network is on the device of the pairs, and its statistics have been set (`fit_statistics`).
+    The loss by lag is reported of what is held out. `share` is that of a step's pairs, relative to
+    the other molecules'.
     """
 
     model: Network
@@ -199,7 +163,7 @@ class Part:
     share: float = 1.0
 
     def describe(self) -> str:
-        """Return what says to what a checkpoint belongs; see `Task`."""
+        """Return what a checkpoint belongs to; see `Task`."""
         return f"{self.model.hyperparameters} {self.share:g} {len(self.pairs)}"
 
     def lessons(self, settings: TrainSettings) -> Lessons:
@@ -248,7 +212,7 @@ def train(
     settings : TrainSettings
         How.
     lags_ps : sequence of float
-        Lags of that report, ps; those outside the model's range are left out.
+        Lags of the reported losses, ps; those outside the model's range are left out.
     checkpoint : Path or str, optional
         Written atomically at every report and at the end; when it exists, training resumes from it.
         One made with other settings (but for `minutes` and `report_seconds`) is refused.
@@ -262,8 +226,7 @@ def train(
     Returns
     -------
     TrainingRecord
-        Steps, time and the course of the losses; those of several molecules are held out by
-        their places in `tasks`, as in ``"1: 10"``.
+        Losses of several molecules are held out by their places in `tasks`, as in ``"1: 10"``.
 
     Raises
     ------

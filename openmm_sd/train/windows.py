@@ -1,7 +1,7 @@
 """What the gates of a model let pass, measured on frames of its training data.
 
 Windows of distances: of bonds, of the ends of angles and of torsions that do not turn, and how
-close atoms may come that are further apart.
+close atoms may come that are farther apart.
 """
 
 from __future__ import annotations
@@ -74,20 +74,11 @@ def _window(frames: NDArray[np.floating[Any]], i: int, j: int) -> list[float]:
 
 
 def contact_distances(molecule: Molecule, *frames: NDArray[np.floating[Any]]) -> list[list[float]]:
-    """Return how close atoms may come that are three bonds apart or more, from data.
+    """Return how close atoms may come that are three bonds apart or more: (atom, atom, nm).
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Says which atoms these are, hydrogens included.
-    *frames : ndarray
-        (T, N, 3) nm, one array or several. They are read in parts, so that no copy of all is made.
-
-    Returns
-    -------
-    list of [int, int, float]
-        Atom, atom and shortest distance (nm): the shortest in the frames less a margin. Pairs that
-        never come close are left out.
+    These are the shortest distances in the frames, hydrogens included, less a margin; pairs that
+    never come close are left out. The frames, (T, N, 3), nm, in one array or several, are read in
+    parts, so that no copy of all is made.
     """
     pairs = distant_pairs(molecule, hydrogens=True)
     if not len(pairs):

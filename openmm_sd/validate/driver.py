@@ -167,7 +167,7 @@ def _opened(
     spacing_ps: float | None,
     say: Progress,
 ) -> Reference:
-    """Return the reference, whatever it was given as; see `validate`."""
+    """Return the reference, however it was given; see `validate`."""
     solute = model.molecules[0]
     if reference is None:
         for option, value in (("topology", topology), ("spacing_ps", spacing_ps)):

@@ -23,17 +23,7 @@ _SOLVENT_FORCES = ("GBSAOBCForce", "CustomGBForce")
 class VacuumEnergy:
     """The potential energy of a solute frame in vacuum, without constraints.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        Whose frames they are.
-    force_field : sequence of str
-        OpenMM force field files.
-
-    Raises
-    ------
-    ValueError
-        If the files cannot be read or have no parameters for the molecule.
+    ValueError if the force field files cannot be read or have no parameters for the molecule.
     """
 
     def __init__(self, molecule: Molecule, force_field: Sequence[str]) -> None:
@@ -54,13 +44,7 @@ class VacuumEnergy:
         )
 
     def __call__(self, frames: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the energy of every frame, (T,) kJ/mol.
-
-        Parameters
-        ----------
-        frames : ndarray
-            (T, N, 3), nm.
-        """
+        """Return the energy of every frame, (T,) kJ/mol; frames are (T, N, 3), nm."""
         energies = np.empty(len(frames))
         for k, frame in enumerate(np.asarray(frames, dtype=np.float64)):
             self._context.setPositions(frame)

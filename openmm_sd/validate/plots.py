@@ -41,12 +41,8 @@ if TYPE_CHECKING:
 class MapHistograms:
     """What the free-energy maps show and the report does not hold.
 
-    Attributes
-    ----------
-    names : tuple of str
-        Of the two torsions; empty if there is no pair.
-    maps : dict
-        Histograms (50 x 50) of the pair, by lag, and of the reference under ``MD``.
+    These are histograms (50 x 50) of a pair of torsions, by lag, and that of the reference under
+    ``MD``. Without a pair there are no names.
     """
 
     names: tuple[str, ...]
@@ -385,17 +381,7 @@ PICTURES: Final[tuple[tuple[Callable[[_Content], Drawing | None], str, str, str]
 
 
 def draw_all(report: dict[str, Any], folder: Path, histograms: MapHistograms) -> list[Picture]:
-    """Draw the pictures for which there is something to show, to files too.
-
-    Parameters
-    ----------
-    report : dict
-        The report.
-    folder : Path
-        Where the files go.
-    histograms : MapHistograms
-        Of the free-energy maps.
-    """
+    """Draw the pictures for which there is something to show, to files in the folder, too."""
     content = _Content(report, histograms)
     made = []
     for draw, name, title, caption in PICTURES:

@@ -31,14 +31,9 @@ _TIMESCALE_LAG = 50.0
 
 
 def verdicts(lag: dict[str, Any], jsd_key: str) -> list[Verdict]:
-    """Return the verdicts on one lag.
+    """Return the verdicts on one lag, from its entry in the report.
 
-    Parameters
-    ----------
-    lag : dict
-        The report's entry for that lag.
-    jsd_key : str
-        Name of the divergence.
+    `jsd_key` is the name of the divergence in it.
     """
     rows = [_jsd(lag[jsd_key], jsd_key), _drift(lag["drift"]["last_half_bits"])]
     for name, one in lag["populations"].items():

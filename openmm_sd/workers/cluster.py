@@ -1,8 +1,8 @@
 """Work shared out among the workers of a Dask cluster.
 
-A `Pool` hands pieces of a `Job` to workers and streams back what they have made. The one who owns
-the pool writes it: workers need no file system in common with it. The piece of a worker that dies
-is made again by another one (Dask sees to that); what was handed in stays.
+A `Pool` hands pieces of a `Job` to workers and streams back what they have made. The owner of the
+pool writes it: workers need no file system in common with it. The piece of a worker that dies is
+made again by another one (Dask sees to that); what was handed in stays.
 
 Nothing is sent with a piece but its order. What all pieces need goes to each worker once, with a
 plugin, also to workers that come later or come back.
@@ -57,30 +57,15 @@ class Job(Protocol):
     """What the pieces of some work have in common. It must be possible to pickle it."""
 
     def work(self, order: Any, stopped: Callable[[], bool]) -> Any:
-        """Make a piece.
+        """Make the piece that is ordered, or hand in what there is once `stopped` says so.
 
-        Parameters
-        ----------
-        order : object
-            Which. The same order may come again, on this worker or another one.
-        stopped : callable
-            Whether to stop and to hand in what there is.
+        The same order may come again, on this worker or another one.
         """
 
 
 @dataclass(frozen=True)
 class Made:
-    """A piece.
-
-    Attributes
-    ----------
-    tag : object
-        What was given to `Pool.submit`.
-    result : object
-        What the job returned.
-    worker : str
-        Address of the worker.
-    """
+    """What a job returned for the piece that was submitted with a tag, and the worker's address."""
 
     tag: Any
     result: Any
@@ -90,19 +75,8 @@ class Made:
 class Pool:
     """The workers of a cluster, ready for a job.
 
-    Parameters
-    ----------
-    where : Where
-        Which cluster.
-    job : Job
-        The job.
-    workers : int, optional
-        How many, of a cluster that is started here; by default one a GPU, else one a core.
-
-    Raises
-    ------
-    ValueError
-        If `where` is no cluster, or no scheduler answers.
+    `workers` is how many a cluster that is started here gets: by default one a GPU, else one a
+    core. ValueError if `where` is no cluster, or no scheduler answers.
     """
 
     def __init__(self, where: Where, job: Job, workers: int | None = None) -> None:
@@ -138,16 +112,8 @@ class Pool:
         return len(self._tags)
 
     def submit(self, order: Any, tag: Any, worker: str | None = None) -> None:
-        """Have a piece made.
-
-        Parameters
-        ----------
-        order : object
-            For `Job.work`.
-        tag : object
-            What the answer is known by.
-        worker : str, optional
-            Address of the worker that should make it, if it is there and free.
+        """Have a piece made, which is known by its tag; by the `worker` of that address if it is
+        free.
         """
         # Dask likes to give a worker a second piece before the others have come up.
         aimed = Counter(self._aims.values())
@@ -159,14 +125,10 @@ class Pool:
         future.add_done_callback(self._ready.put)
 
     def made(self, seconds: float) -> list[Made]:
-        """Wait for pieces, at most so long, and return those that are there.
+        """Return the pieces that are there, after waiting at most so long for the first.
 
-        Raises
-        ------
-        RuntimeError
-            If a piece has cost several workers their lives, or the scheduler is lost.
-        Exception
-            What the job has raised on a worker.
+        What the job raised on a worker is raised here; RuntimeError if a piece has cost several
+        workers their lives, or the scheduler is lost.
         """
         if self._told is not None and (not self.slots or time.monotonic() > self._told):
             self._drop()  # nobody is there to hand it in
@@ -227,7 +189,7 @@ class Pool:
 
 
 def is_local(where: Where) -> bool:
-    """Whether the cluster is one that is started here."""
+    """Say whether the cluster is one that is started here."""
     return isinstance(where, int) or (
         isinstance(where, str) and (where == LOCAL or where.isdecimal())
     )
@@ -236,12 +198,7 @@ def is_local(where: Where) -> bool:
 def local_workers(where: Where, count: int | None) -> tuple[bool, int | None]:
     """Return whether a cluster is elsewhere, and how many workers it gets if it is started here.
 
-    Parameters
-    ----------
-    where : Where
-        Which cluster.
-    count : int, optional
-        Number of workers that was asked for beside it.
+    `count` is the number of workers that was asked for beside it.
     """
     if not is_local(where):
         if count is not None:
@@ -280,13 +237,7 @@ def _client(where: Where, workers: int | None, opened: contextlib.ExitStack) -> 
 
 
 def local_cluster(environments: Sequence[Mapping[str, str]]) -> distributed.SpecCluster:
-    """Start a cluster on this machine.
-
-    Parameters
-    ----------
-    environments : sequence of mapping
-        The environment of each worker, see `openmm_sd.workers.shares.shares`.
-    """
+    """Start a cluster on this machine, with the environment of each worker, see `shares`."""
     # Dask's LocalCluster gives all workers the same environment.
     workers = {
         k: {

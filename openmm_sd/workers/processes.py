@@ -17,19 +17,11 @@ from .schedule import Task
 
 
 class Helper:
-    """A process of this program, seen from the one that started it.
+    """A process of this program (``python -m module``), seen from the one that started it.
 
-    Parameters
-    ----------
-    module : str
-        What it runs: ``python -m module``.
-    answers : queue.Queue
-        Gets ``(helper, answer)`` for each line of its standard output, and ``(helper, None)`` at
-        the end.
-    environment : mapping, optional
-        Variables added to those of this process.
-    keep : sequence of int
-        File descriptors that it inherits.
+    `answers` gets ``(helper, answer)`` for each line of its standard output, and ``(helper, None)``
+    at the end. `environment` is added to that of this process, and the descriptors in `keep` are
+    inherited.
     """
 
     def __init__(
@@ -74,7 +66,7 @@ class Helper:
             pass
 
     def stop(self) -> None:
-        """Ask it to finish what it is at and to save it."""
+        """Ask it to finish what it is doing and to save it."""
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> int:
@@ -99,21 +91,11 @@ class Helper:
 class ProcessPool(Generic[Task]):
     """Makes tasks in processes of this machine: a pool for `openmm_sd.workers.schedule`.
 
-    A process answers ``{"done": ...}`` or ``{"stopped": ...}`` at the end of a task, ``{"error":
-    ...}`` where it cannot be made. With `job` it then waits for the next task; without, it ends.
-
-    Parameters
-    ----------
-    module : str
-        What the processes run: ``python -m module``.
-    environments : sequence of mapping
-        Variables of each process; there are so many at the same time.
-    order : callable
-        Returns what a process is told to make a task.
-    job : object, optional
-        What each process is told first.
-    keep : sequence of int
-        File descriptors that they inherit.
+    There are as many processes at the same time as `environments`. Each runs ``python -m module``
+    and is told `job` first, if there is one, then ``order(task)`` for each task. It answers
+    ``{"done": ...}`` or ``{"stopped": ...}`` at the end of a task, ``{"error": ...}`` where it
+    cannot be made. With `job` it then waits for the next task; without, it ends. It inherits the
+    descriptors in `keep`.
     """
 
     def __init__(
@@ -203,11 +185,8 @@ Work = Callable[[TextIO, Callable[[dict[str, Any]], None], Callable[[], bool]], 
 def serve(work: Work) -> None:
     """Be a helper: what a helper's module does when it is run.
 
-    Parameters
-    ----------
-    work : callable
-        Called with the stream of lines that the parent sends, with what sends an answer to it, and
-        with what says whether to stop: after SIGTERM, or when the parent is gone.
+    `work` is called with the stream of lines that the parent sends, with what sends an answer to
+    it, and with what says whether to stop: after SIGTERM, or when the parent is gone.
     """
     # The parent decides what Ctrl-C means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

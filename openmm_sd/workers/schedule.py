@@ -36,7 +36,7 @@ class Pool(Protocol[Task]):
         """Wait for events, at most so long."""
 
     def stop(self) -> None:
-        """Have what is being made cut short and kept; what is lost from now on is no event."""
+        """Have what is being made cut short and kept; from now on a loss is no event."""
 
     def close(self) -> None:
         """End all."""
@@ -50,20 +50,11 @@ def share_out(
     stopped: Callable[[], bool],
     look: Callable[[int], None] | None = None,
 ) -> None:
-    """Have tasks made by a pool, which is closed at the end.
+    """Have tasks made by a pool, in their order; the pool is closed at the end.
 
-    Parameters
-    ----------
-    tasks : iterable
-        In the order in which they are begun.
-    pool : Pool
-        Who makes them.
-    hear : callable
-        Gets each task's events. A task that was lost too often comes as an ``error``.
-    stopped : callable
-        Whether to begin nothing more, and to cut short what is being made.
-    look : callable, optional
-        Called in every round with the number of tasks that nobody has begun.
+    `hear` gets each task's events; a task that was lost too often comes as an ``error``. Once
+    `stopped` says so, nothing more is begun and what is being made is cut short. `look` is called
+    in every round with the number of tasks that nobody has begun.
     """
     waiting, losses = list(tasks), Counter[Task]()
     told = False

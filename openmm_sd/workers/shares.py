@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def gpus() -> list[str]:
-    """Return what the GPUs that may be used here are called in CUDA_VISIBLE_DEVICES."""
+    """Return the names of the GPUs that may be used here, as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -19,12 +19,8 @@ def gpus() -> list[str]:
 def shares(count: int | None, devices: Sequence[str] | None = None) -> list[dict[str, str]]:
     """Share this machine out: return the environment of each of several processes.
 
-    Parameters
-    ----------
-    count : int, optional
-        Number of processes; one a GPU by default, without GPUs one a core.
-    devices : sequence of str, optional
-        Names of the GPUs to use; all by default.
+    Their number is one a GPU by default, without GPUs one a core; `devices` are the names of the
+    GPUs to use, by default all.
     """
     devices, cores = gpus() if devices is None else devices, len(os.sched_getaffinity(0))
     count = count if count is not None else len(devices) or cores

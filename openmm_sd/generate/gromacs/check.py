@@ -46,34 +46,11 @@ def compare(
 ) -> dict[str, Any]:
     """Compare energies, term by term, and forces of one frame whose solute is distorted.
 
-    Parameters
-    ----------
-    program : Gromacs
-        Which GROMACS.
-    folder : Path
-        With ``system.top``.
-    system : openmm.System
-        What ``system.top`` was written from: with a force for every bond and angle.
-    topology : openmm.app.Topology
-        Of the System.
-    n : int
-        Atoms of the solute.
-    x, box : ndarray
-        The frame, and its box vectors, nm.
-    settings : GenerateSettings
-        With the cutoff.
-
-    Returns
-    -------
-    dict
-        ``energies_kJ_per_mol`` (term: OpenMM's and GROMACS's) and ``force_difference``: root mean
-        square of the difference of forces as a share of the forces, with a fine PME grid
-        (``exact``) and as in the runs.
-
-    Raises
-    ------
-    ValueError
-        If they differ by more than rounding: the topology is not the same.
+    `folder` holds ``system.top``, written from `system`, which has a force for every bond and
+    angle; `x` and `box` are in nm, and `n` is the number of the solute's atoms. Returns
+    ``energies_kJ_per_mol`` (term: OpenMM's and GROMACS's) and ``force_difference``: the root mean
+    square of the difference as a share of the forces, with a fine PME grid (``exact``) and as in
+    the runs. ValueError if they differ by more than rounding: the topology is not the same.
     """
     x = x.copy()
     x[:n] += np.random.default_rng(1).normal(0.0, _SHAKE_NM, (n, 3))
@@ -115,7 +92,7 @@ def openmm_point(
     box: NDArray[np.float64],
     bonded: set[frozenset[int]],
 ) -> tuple[dict[str, float], NDArray[np.float64]]:
-    """Return energies by term, of the solute where they are bonded, and all forces; water rigid."""
+    """Return energies by term and all forces; water is rigid, so bonded terms are the solute's."""
     system = openmm.XmlSerializer.clone(system)
     groups: dict[str, set[int]] = {name: set() for name in _NAMES}
     for force in list(system.getForces()):
@@ -166,7 +143,7 @@ def openmm_point(
 
 
 def _split(system: openmm.System) -> None:
-    """Part the NonbondedForce into Coulomb's and Lennard-Jones', 1-4 pairs included."""
+    """Part the NonbondedForce into Coulomb's and Lennard-Jones', including 1-4 pairs."""
     place = next(
         k for k, f in enumerate(system.getForces()) if isinstance(f, openmm.NonbondedForce)
     )

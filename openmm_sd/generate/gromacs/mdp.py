@@ -26,20 +26,9 @@ def dynamics(
 ) -> dict[str, Any]:
     """Return settings of Langevin dynamics at constant volume.
 
-    Parameters
-    ----------
-    settings : GenerateSettings
-        Temperature, friction, step, cutoff.
-    seed : int
-        Of the thermostat and of velocities.
-    steps : int
-        How many.
-    every : int
-        Steps from one saved frame of the solute to the next; 0 saves none.
-    step_ps : float, optional
-        Time step; the one of the settings by default.
-    velocities : bool
-        Whether new ones are drawn; else those of the start are taken.
+    A frame of the solute is saved every so many steps; 0 saves none. `step_ps` takes the place of
+    the settings' time step. Without `velocities` those of the start are taken, else new ones are
+    drawn, with the same `seed` as the thermostat.
     """
     return {
         "integrator": "sd",
@@ -92,12 +81,7 @@ def pressure(settings: GenerateSettings, tail: bool) -> dict[str, Any]:
 def single_point(settings: GenerateSettings, *, exact: bool) -> dict[str, Any]:
     """Return settings of one evaluation of energies and forces.
 
-    Parameters
-    ----------
-    settings : GenerateSettings
-        With the cutoff.
-    exact : bool
-        Whether to make the errors of PME small, or to compute as in the runs.
+    With `exact` the errors of PME are small; else it computes as in the runs.
     """
     fine = {
         "pme-order": 6,

@@ -53,10 +53,8 @@ class Terms:
         Of atoms three bonds apart, mostly.
     exclusions : list of (i, j)
         Pairs without forces but those of `pairs`.
-    charges : ndarray, shape (particles,)
-        Of all particles.
-    types : ndarray of int, shape (particles,)
-        Of all particles, for `c6` and `c12`.
+    charges, types : ndarray, shape (particles,)
+        Of all particles; a type is a row of `c6` and `c12`.
     c6, c12 : ndarray, shape (types, types)
         kJ/mol nm^6 and nm^12.
     """
@@ -81,21 +79,10 @@ def bare(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def read_terms(system: openmm.System, topology: app.Topology, n: int) -> Terms:
-    """Read the terms of a solute from the forces of a System.
+    """Read the terms of a solute, the first `n` atoms, from the forces of a System.
 
-    Parameters
-    ----------
-    system : openmm.System
-        With a force for every bond and angle: made without constraints and rigid water.
-    topology : openmm.app.Topology
-        Of the whole System.
-    n : int
-        Atoms of the solute, which comes first.
-
-    Raises
-    ------
-    CannotWriteError
-        For forces that GROMACS is not told of here.
+    The System has a force for every bond and angle: it was made without constraints and rigid
+    water. CannotWriteError for forces that GROMACS is not told of here.
     """
     springs: list[tuple[Any, ...]] = []
     angles: list[tuple[Any, ...]] = []
@@ -242,23 +229,10 @@ def gromacs_topology(
 ) -> str:
     """Write a System of one solute, three-site water and ions as GROMACS reads it.
 
-    With ``define = -DFLEXIBLE`` the constrained bonds of the solute are springs.
-
-    Parameters
-    ----------
-    system : openmm.System
-        With a force for every bond and angle.
-    constrained : openmm.System
-        The one that is run, with its masses, constraints and rigid water.
-    topology : openmm.app.Topology
-        Of either.
-    n : int
-        Atoms of the solute, which comes first.
-
-    Raises
-    ------
-    CannotWriteError
-        For what GROMACS is not told of here.
+    `system` has a force for every bond and angle; `constrained` is the one that is run, with its
+    masses, constraints and rigid water. The solute is the first `n` atoms. With ``define =
+    -DFLEXIBLE`` its constrained bonds are springs. CannotWriteError for what GROMACS is not told of
+    here.
     """
     terms = read_terms(system, topology, n)
     count = constrained.getNumParticles()
@@ -376,18 +350,10 @@ def _solvent_lines(
 
 
 def pulled(topology: str, torsions: Sequence[Sequence[int]], goal: Any, strength: float) -> str:
-    """Return a topology with torsions pulled to angles by strength (1 - cos(angle - goal)).
+    """Return a topology whose torsions are pulled by strength (1 - cos(angle - goal)).
 
-    Parameters
-    ----------
-    topology : str
-        From `gromacs_topology`.
-    torsions : sequence of four int
-        Atoms of the solute.
-    goal : sequence of float
-        Angles, rad.
-    strength : float
-        kJ/mol.
+    `topology` is from `gromacs_topology`; `goal` has an angle for each torsion, rad; `strength` is
+    in kJ/mol.
     """
     lines = "".join(
         f"{_numbers(*four)} 9 {math.degrees(angle) + 180.0:.6f} {strength:.4f} 1\n"

@@ -37,20 +37,9 @@ _ENOUGH_JUMPS: Final = 20
 
 @dataclass(frozen=True)
 class Check:
-    """One question to a run.
+    """One question to a run: "yes" is good, and the verdict is `GOOD`, `CARE`, `BAD` or `OPEN`.
 
-    Attributes
-    ----------
-    question : str
-        What is asked; "yes" is good.
-    verdict : str
-        `GOOD`, `CARE`, `BAD` or `OPEN`.
-    found : str
-        What was found.
-    wanted : str
-        The threshold.
-    meaning : str
-        What follows from it.
+    Then in words: what was found, the threshold, and what follows from it.
     """
 
     question: str
@@ -61,15 +50,7 @@ class Check:
 
 
 def check(record: RunRecord, found: Findings) -> list[Check]:
-    """Ask all questions.
-
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-    found : Findings
-        What it has found.
-    """
+    """Ask all questions."""
     checks = [
         _made_for_this(record),
         _accepted(record),

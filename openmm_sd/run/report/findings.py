@@ -79,18 +79,9 @@ class Timescales(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What a run is compared with.
+    """What a run is compared with: its name in tables and legends, a sentence on it, and torsions.
 
-    Attributes
-    ----------
-    name : str
-        For tables and legends.
-    description : str
-        A sentence on what it is.
-    sample : Sample
-        Torsions.
-    in_time : bool
-        Whether its frames follow each other, so that it has kinetics.
+    With `in_time` its frames follow each other, so that it has kinetics.
     """
 
     name: str
@@ -119,16 +110,7 @@ def with_start_frames(
 class Findings:
     """All that the report of a run says of its frames.
 
-    Attributes
-    ----------
-    timeline : Timeline
-    torsions : list of Torsion
-    angles : ndarray
-        (T, K) radians.
-    comparison : Comparison or None
-    partitions : tuple of Partition
-    reasons : list of str
-        What could not be had, and why.
+    The angles are (T, K), rad; `reasons` say what could not be had, and why.
     """
 
     timeline: Timeline
@@ -154,19 +136,7 @@ def find(
     angles: NDArray[np.float32],
     comparison: Comparison | None,
 ) -> Findings:
-    """Work out everything.
-
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-    chosen : list of Torsion
-        What the angles are.
-    angles : ndarray
-        (T, K) radians.
-    comparison : Comparison, optional
-        What to compare with.
-    """
+    """Work out everything; the angles (T, K), rad, are those of the chosen torsions."""
     found = Findings(Timeline(record.times_ps), chosen, angles, comparison)
     if not chosen:
         found.reasons.append(
