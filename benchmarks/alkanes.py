@@ -49,8 +49,7 @@ from shared import (
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.analysis.equilibrium import jensen_shannon
-from openmm_sd.analysis.geometry import angles as bond_angles
-from openmm_sd.analysis.geometry import distances
+from openmm_sd.analysis.geometry import angles as bond_angles, distances
 from openmm_sd.data.dataset import read_dataset
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings

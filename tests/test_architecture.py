@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "openmm_sd"
 #: From the ground up; what stands in one line may not import its neighbours.
 LAYERS = (
     ("version",),
-    ("checks", "progress"),
+    ("settings", "progress", "lazy"),
     ("files",),
     ("workers",),
     ("molecule",),

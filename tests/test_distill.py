@@ -162,7 +162,7 @@ def test_a_family_keeps_its_weights_in_common(tmp_path):
 @pytest.mark.parametrize(
     ("model", "calls", "said"),
     [
-        (lambda: teacher(), 3, "calls must be 1 or 2, got 3"),
+        (lambda: teacher(), 3, "calls must be a whole number from 1 to 2, got 3"),
         (
             lambda: ScoreModel(build(n_calls=2), ala2(), CARD, start_frames=lively()[:5]),
             2,

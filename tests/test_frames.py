@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from four_beads import molecule as four_beads
-from four_beads import start_positions
+from four_beads import molecule as four_beads, start_positions
 from small_molecules import (
     butyne,
     carbon_dioxide,

@@ -9,8 +9,7 @@ import pytest
 import torch
 from conftest import IMPLICIT
 from contract_checks import assert_contract_kept
-from four_beads import molecule as four_beads
-from four_beads import torsion as bead_torsion
+from four_beads import molecule as four_beads, torsion as bead_torsion
 from small_molecules import (
     acetonitrile,
     bent_line,

@@ -17,8 +17,7 @@ from openmm_sd.files import journal
 from openmm_sd.files.trajectories import FORMATS, RawFrames
 from openmm_sd.generate import GenerateSettings, generate
 from openmm_sd.generate.parts import Parts
-from openmm_sd.rollout import RolloutSettings, read_rollout, run_rollout
-from openmm_sd.rollout import driver as rollout_driver
+from openmm_sd.rollout import RolloutSettings, driver as rollout_driver, read_rollout, run_rollout
 from openmm_sd.run import run_mixed
 from openmm_sd.train import Part, TrainSettings, TransitionPairs, train
 

@@ -21,6 +21,7 @@ from openmm_sd.cli import main
 from openmm_sd.prepare import (
     PreparedSystem,
     PrepareSettings,
+    driver as module,
     equilibrate,
     load_structure,
     prepare,
@@ -29,8 +30,7 @@ from openmm_sd.prepare import (
     repair,
     solvate,
 )
-from openmm_sd.prepare import driver as module
-from openmm_sd.prepare.repair import _placed
+from openmm_sd.prepare.repairs import _placed
 from openmm_sd.system import box as box_module
 from openmm_sd.system.fitting import fitting_models
 from openmm_sd.system.force_field import DEFAULT_FORCE_FIELD, load_force_field, water_box

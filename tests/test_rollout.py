@@ -652,8 +652,8 @@ def test_wrong_starts(jitter, ala2, tmp_path):
     [
         ({"lag_ps": 2000.0}, "lag is 2000 ps, the model was trained for 1 to 1000 ps"),
         ({"lag_ps": 0.5}, "lag is 0.5 ps, the model was trained for 1 to 1000 ps"),
-        ({"lag_ps": 0.0}, "lag must be a positive number"),
-        ({"lag_ps": float("nan")}, "lag must be a positive number"),
+        ({"lag_ps": 0.0}, "lag_ps must be a positive number"),
+        ({"lag_ps": float("nan")}, "lag_ps must be a positive number"),
         ({"chains": 0}, "chains must be a whole number"),
         ({"steps": 1.5}, "steps must be a whole number"),
         ({"seed": -1}, "seed must be a whole number"),
@@ -673,7 +673,7 @@ def test_wrong_arguments_of_a_run(jitter, tmp_path):
     for arguments, message in (
         ({"format": "dcd"}, "format must be one of xtc, h5"),
         ({"every": 10}, "every must be a whole number from 1 to 9"),
-        ({"minutes": 0}, "minutes must be positive"),
+        ({"minutes": 0}, "minutes must be a positive number"),
     ):
         with pytest.raises(ValueError, match=message):
             run_rollout(jitter, tmp_path / "out", SETTINGS, **arguments)

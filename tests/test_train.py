@@ -462,12 +462,12 @@ def test_init_takes_weights(data, tmp_path):
     ("change", "message"),
     [
         (["--network", "sparse"], "network must be one of auto, internal, dense, family"),
-        (["--lag-min", "50", "--lag-max", "20"], "shortest lag must be positive"),
-        (["--device", "tpu9"], "unknown device"),
+        (["--lag-min", "50", "--lag-max", "20"], "shortest lag must be below"),
+        (["--device", "tpu9"], "device must be cpu, cuda, cuda:N or auto"),
         (["-o", "model.bin"], "must end in .safetensors"),
-        (["--minutes", "0"], "minutes must be positive"),
+        (["--minutes", "0"], "minutes must be a positive number"),
         (["--batch-size", "0"], "batch_size must be"),
-        (["--held-out", "0.9"], "held-out share"),
+        (["--held-out", "0.9"], "held_out must be a number from 0 to 0.5"),
     ],
 )
 def test_wrong_settings(data, tmp_path, capfd, monkeypatch, change, message):

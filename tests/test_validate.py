@@ -26,13 +26,13 @@ from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.validate import (
     ValidateSettings,
     held_out_reference,
+    plots as plots_module,
     read_reference,
     reference_from_arrays,
     reference_from_dataset,
     reference_from_trajectory,
     validate,
 )
-from openmm_sd.validate import plots as plots_module
 from openmm_sd.validate.energy import VacuumEnergy
 
 KEYS = {

@@ -7,18 +7,16 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from ..bridges import platform_names
-from ..checks import check_number, check_whole
 from ..files.atomic import write_json
 from ..model.model import ScoreModel
 from ..progress import Progress, silence
-from ..rollout.settings import checked_device
+from ..propagator.device import chosen_device
 from ..system.platforms import platform_and_bridge
 from ..version import versions
 from .contestants import GROUPS, PLAIN, Scene, contestants
@@ -32,62 +30,10 @@ from .measure import (
     take_turns,
 )
 from .memory import peak_of_rollout
+from .settings import BenchmarkSettings
 
 _MEMORY_CHAINS: Final = 64
 _MEMORY_STEPS: Final = (25, 200)
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """What is measured, and how long.
-
-    Attributes
-    ----------
-    model : str
-        Name of a shipped model or path of a bundle, of one molecule.
-    seconds : float
-        Wall-clock time of each measurement, over all its turns, s. What takes longer once is done
-        once a turn.
-    repeats : int
-        Turns of each contestant.
-    only : str, optional
-        Measure only what has this word in its name or in that of its group.
-    platform : str, optional
-        OpenMM platform; a GPU's if one works here, else CPU.
-    device : str
-        Of networks and rollouts: ``cpu``, ``cuda`` or ``cuda:N``.
-    waters : int
-        Water molecules around the model's molecule.
-    equilibration_ps : float
-        MD that relaxes the new box, ps.
-    batches : tuple of int
-        Batch sizes, of which the largest is too large for the published network.
-    lags_ps : tuple of float
-        Lags of rollouts and mixed runs, ps.
-    atoms : tuple of int
-        Sizes of molecules for the cost by size.
-    """
-
-    model: str = "ala2-water"
-    seconds: float = 3.0
-    repeats: int = 7
-    only: str | None = None
-    platform: str | None = None
-    device: str = "cpu"
-    waters: int = 651
-    equilibration_ps: float = 10.0
-    batches: tuple[int, ...] = (16, 64, 256, 1024)
-    lags_ps: tuple[float, ...] = (10.0, 100.0)
-    atoms: tuple[int, ...] = (22, 100, 400)
-
-    def __post_init__(self) -> None:
-        check_number("seconds", self.seconds, "seconds")
-        check_whole("repeats", self.repeats)
-        check_whole("waters", self.waters)
-        check_number("equilibration_ps", self.equilibration_ps, "ps", zero=True)
-        checked_device(self.device)
-        if self.platform is not None and self.platform not in platform_names():
-            raise ValueError(f"platform must be one of {platform_names()}, got {self.platform!r}")
 
 
 def run_benchmark(
@@ -133,7 +79,7 @@ def run_benchmark(
         model=model,
         platform=platform,
         bridge=bridge,
-        device=str(checked_device(settings.device)),
+        device=str(chosen_device(settings.device)),
         waters=settings.waters,
         equilibration_ps=settings.equilibration_ps,
         batches=settings.batches,

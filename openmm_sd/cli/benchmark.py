@@ -7,8 +7,9 @@ by batch and by molecule size, memory. Contestants take turns. Less than ten min
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 
+from ..benchmark.settings import BenchmarkSettings
+from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
@@ -17,27 +18,14 @@ EXAMPLE = "openmm-sd benchmark --output speed.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    add = parser.add_argument
-    add("--output", "-o", metavar="FILE", help="file for the whole result, JSON")
-    add("--model", metavar="NAME", help="shipped model, or path of a bundle (ala2-water)")
-    add("--seconds", type=float, metavar="S", help="time of each measurement, all turns (3)")
-    add("--repeats", type=int, metavar="N", help="turns of each contestant (7)")
-    add(
-        "--only",
-        metavar="WORD",
-        help="md, burst, mixed, rollout, propagator, published, bridges, atoms or memory, or a "
-        "word of a contestant's name",
-    )
-    add("--platform", metavar="P", help="OpenMM platform (a GPU's if one works, else CPU)")
-    add("--device", metavar="D", help="of networks and rollouts: cpu or cuda (cpu)")
+    parser.add_argument("--output", "-o", metavar="FILE", help="file for the whole result, JSON")
+    add_settings(parser, BenchmarkSettings)
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..benchmark import BenchmarkSettings, as_text, run_benchmark
+    settings = BenchmarkSettings(**given_of(arguments, BenchmarkSettings))
+    from ..benchmark import as_text, run_benchmark
 
-    names = [field.name for field in fields(BenchmarkSettings) if hasattr(arguments, field.name)]
-    given = {name: getattr(arguments, name) for name in names}
-    settings = BenchmarkSettings(**{name: v for name, v in given.items() if v is not None})
     result = run_benchmark(settings, output=arguments.output, progress=progress)
     return Outcome(result["rows"], as_text(result))

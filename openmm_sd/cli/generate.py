@@ -2,14 +2,15 @@
 
 Makes long plain runs, and short seeded runs that start all over the molecule's slow torsions. Only
 the solute is kept. Stopped or killed, the same command goes on: finished runs are not made again.
-Also: --gmx --threads --box-shape --cutoff --water-model --pressure --equilibration --friction
---hydrogen-mass --warm-up --pull --drop --name --save-seconds, see docs/dataset-format.md; --dask.
+See docs/dataset-format.md.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from ..generate.settings import GenerateSettings
+from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
@@ -18,36 +19,14 @@ EXAMPLE = (
     "--seeded 100 --seeded-ps 100"
 )
 
-# Help that fits a screen leaves these to the documentation.
-HIDDEN = argparse.SUPPRESS
-
-# Option, field of GenerateSettings, type, unit, help.
-_OPTIONS = (
-    ("engine", "engine", str, "WORD", "openmm, gromacs, or auto, the faster one (openmm)"),
-    ("solvent", "solvent", str, "WORD", "explicit or implicit (explicit)"),
-    ("water-model", "water_model", str, "NAME", HIDDEN),
-    ("waters", "waters", int, "N", "number of water molecules of one copy"),
-    ("padding", "padding_nm", float, "NM", "water around the solute instead (1)"),
-    ("box", "box_nm", float, "NM", "edge of the cubic box of one copy, with --waters"),
-    ("box-shape", "box_shape", str, "WORD", HIDDEN),
-    ("pressure", "pressure_bar", float, "BAR", HIDDEN),
-    ("equilibration", "equilibration_ps", float, "PS", HIDDEN),
-    ("cutoff", "cutoff_nm", float, "NM", HIDDEN),
-    ("temperature", "temperature_K", float, "K", "(300)"),
-    ("friction", "friction_per_ps", float, "1/PS", HIDDEN),
-    ("step", "step_fs", float, "FS", "time step (4)"),
-    ("hydrogen-mass", "hydrogen_mass_amu", float, "AMU", HIDDEN),
-    ("spacing", "spacing_ps", float, "PS", "time between saved frames (1)"),
-    ("copies", "copies", int, "N", "solutes in one box, to fill a GPU (1)"),
-    ("plain", "plain_runs", int, "N", "plain runs (1); each time N copies"),
-    ("plain-ps", "plain_ps", float, "PS", "length of a plain run (1000)"),
-    ("seeded", "seeded_runs", int, "N", "seeded runs (0); each time N copies"),
-    ("seeded-ps", "seeded_ps", float, "PS", "length of a seeded run (100)"),
-    ("warm-up", "warm_up_ps", float, "PS", HIDDEN),
-    ("pull", "pull_ps", float, "PS", HIDDEN),
-    ("drop", "drop_ps", float, "PS", HIDDEN),
-    ("seed", "seed", int, "N", "of all random numbers (1)"),
-)
+_GROUPS = {
+    "how much": "plain_runs plain_ps seeded_runs seeded_ps copies spacing_ps warm_up_ps pull_ps "
+    "drop_ps",
+    "system": "solvent force_field water_model waters padding_nm box_nm box_shape pressure_bar "
+    "equilibration_ps",
+    "molecular dynamics": "engine cutoff_nm temperature_K friction_per_ps step_fs "
+    "hydrogen_mass_amu seed",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,38 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("structure", metavar="IN.pdb", help="the solute alone, with hydrogens")
     add("-o", "--output", required=True, metavar="H5", help="file to write")
     add(
-        "--force-field",
-        action="append",
-        metavar="XML",
-        help="may be repeated (amber99sbildn.xml tip3p.xml)",
-    )
-    for option, field, kind, metavar, text in _OPTIONS:
-        add(f"--{option}", dest=field, type=kind, metavar=metavar, help=text)
-    add(
         "--torsion",
         action="append",
         metavar="A,B,C,D",
-        help="seed over it (all that turn); may be repeated",
+        help="seed over it (all that turn); repeatable",
     )
-    add("--name", metavar="TEXT", help=HIDDEN)
-    add("--platform", metavar="P", help="OpenMM platform (a GPU's, else CPU)")
-    add("--processes", type=int, metavar="K", help="runs at the same time (one a core, GPU: 1)")
-    add("--threads", type=int, metavar="K", help=HIDDEN)
-    add("--gmx", metavar="PATH", help=HIDDEN)
-    add("--dask", metavar="WHERE", help=HIDDEN)
+    add("--name", metavar="TEXT", help="what people call the molecule (its residues)")
     add("--minutes", type=float, metavar="M", help="stop then, write what there is")
-    add("--save-seconds", type=float, metavar="S", help=HIDDEN)
     add("--force", action="store_true", help="replace an existing data set")
+    add_settings(parser, GenerateSettings, _GROUPS)
+    machine = parser.add_argument_group("machine").add_argument
+    machine("--platform", metavar="P", help="OpenMM platform (a GPU's, else CPU)")
+    machine("--processes", type=int, metavar="K", help="runs at a time (one a core, GPU: 1)")
+    machine("--threads", type=int, metavar="K", help="threads of a run (what the processes leave)")
+    machine("--gmx", metavar="PATH", help="GROMACS's program (gmx or gmx_mpi on the PATH)")
+    machine("--dask", metavar="WHERE", help="workers: local, how many, or a scheduler")
+    machine("--save-seconds", type=float, metavar="S", help="time between two saves of a run")
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..generate import GenerateSettings, generate
+    settings = GenerateSettings(**given_of(arguments, GenerateSettings))
+    from ..generate import generate
 
-    given = {field: getattr(arguments, field) for _, field, *_ in _OPTIONS}
-    if arguments.force_field:
-        given["force_field"] = tuple(arguments.force_field)
-    settings = GenerateSettings(**{k: v for k, v in given.items() if v is not None})
     result = generate(
         arguments.structure,
         arguments.output,

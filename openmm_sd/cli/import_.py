@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..data.settings import ImportSettings
+from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
@@ -35,12 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("trajectories", nargs="+", metavar="TRAJ", help="trajectories, a run each")
     add("--topology", metavar="PDB", help="the whole system, with bonds (that of the first TRAJ)")
     add("-o", "--output", required=True, metavar="H5", help="file to write")
-    add("--solute", metavar="SEL", help="mdtraj selection of the solute (the only molecule)")
-    add("--spacing", type=float, metavar="PS", help="time between frames in the files")
-    add("--stride", type=int, metavar="N", help="keep every Nth frame (1)")
-    add("--name", metavar="TEXT", help="name of the molecule (its residues)")
-    add("--kind", metavar="WORD", help="kind of the runs, e.g. plain or seeded (imported)")
-    add("--log-weights", metavar="FILE", help="weights of a biased trajectory's frames")
+    add_settings(parser, ImportSettings)
     add("--append", action="store_true", help="add to an existing data set")
     add("--force", action="store_true", help="replace an existing file")
     group = parser.add_argument_group("what the file says about the simulations")
@@ -53,24 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..generate import ImportSettings, import_trajectories
-
     provenance: dict[str, Any] = {
         key: getattr(arguments, key)
         for key in ("force_field", *(key for _, key, *_ in _PROVENANCE))
         if getattr(arguments, key) is not None
     }
-    given = {
-        "solute": arguments.solute,
-        "spacing_ps": arguments.spacing,
-        "stride": arguments.stride,
-        "name": arguments.name,
-        "kind": arguments.kind,
-        "log_weights": arguments.log_weights,
-    }
-    settings = ImportSettings(
-        provenance=provenance, **{k: v for k, v in given.items() if v is not None}
-    )
+    settings = ImportSettings(provenance=provenance, **given_of(arguments, ImportSettings))
+    from ..data.imported import import_trajectories
+
     result = import_trajectories(
         arguments.trajectories,
         arguments.topology,

@@ -7,8 +7,9 @@ same command goes on where a stopped or killed one was.
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 
+from ..rollout.settings import RolloutSettings
+from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
@@ -20,21 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="shipped model, or path of a bundle")
     add("--output", "-o", required=True, metavar="DIR", help="directory to write to")
-    add("--chains", type=int, metavar="N", help="number of independent chains (512)")
-    add("--steps", type=int, metavar="N", help="jumps a chain (100)")
-    add(
-        "--lag", type=float, dest="lag_ps", metavar="PS", help="time of a jump (the model's advice)"
-    )
+    add_settings(parser, RolloutSettings, skip="device")
+    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (auto)")
     add("--molecule", metavar="NAME", help="which one, of a model that knows several")
-    add("--seed", type=int, metavar="N", help="seed of all random numbers (1)")
     add("--start", metavar="FILE", help="structure or trajectory to start from (the model's own)")
     add("--topology", metavar="FILE", help="topology for a --start file without one")
     add("--format", default="xtc", metavar="F", help="xtc (0.001 nm), or h5 (float32) (xtc)")
     add("--every", type=int, default=1, metavar="K", help="record every K-th step (1)")
     add("--minutes", type=float, metavar="M", help="stop after this time; run again to go on")
-    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (auto)")
-    add("--batch", type=int, metavar="N", help="chains given to the network at once (512)")
-    add("--max-tries", type=int, metavar="N", help="draws before a chain stays for a step (10)")
     add(
         "--dask",
         metavar="WHERE",
@@ -44,11 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
+    settings = RolloutSettings(**given_of(arguments, RolloutSettings))
     from ..rollout.driver import run_rollout
-    from ..rollout.settings import RolloutSettings
 
-    given = {field.name: getattr(arguments, field.name) for field in fields(RolloutSettings)}
-    settings = RolloutSettings(**{name: v for name, v in given.items() if v is not None})
     summary = run_rollout(
         arguments.model,
         arguments.output,

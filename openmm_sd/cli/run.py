@@ -2,10 +2,8 @@
 
 START is a prepared directory (openmm-sd prepare), or a PDB or mmCIF file of a solvated system with
 its box, or of the solute alone, which is completed and gets its water. The same command goes on
-where a stopped or killed run was; with a greater length it extends a run. Also: --friction
---solute --precision --checkpoint-seconds --force-field --water-model --padding --cutoff
---equilibration --settle --max-novelty --max-tries --no-report, see docs/running.md; with --copies:
---devices --processes, see docs/clusters.md.
+where a stopped or killed run was; with a greater length it extends a run. See docs/running.md, and
+docs/clusters.md for --copies.
 """
 
 from __future__ import annotations
@@ -14,42 +12,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..run.settings import RunSettings
+from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
 EXAMPLE = "openmm-sd run ala2.pdb -o run1 --effective-ns 100"
 
-# Help that fits a screen leaves these to the documentation.
-HIDDEN = argparse.SUPPRESS
-
-# Option, field of RunSettings, type, unit, help.
-_OPTIONS = (
-    ("effective-ns", "effective_ns", float, "NS", "length: MD time plus lags of accepted jumps"),
-    ("jumps", "jumps", int, "N", "length: number of jumps tried (100)"),
-    ("md-ps", "md_ps", float, "PS", "length: MD time"),
-    ("lag", "lag_ps", float, "PS", "time one jump covers (the model's advice)"),
-    ("burst", "burst_ps", float, "PS", "MD time between two jumps (the model's advice)"),
-    ("step", "step_fs", float, "FS", "MD step (4; as prepared; 2 for other systems)"),
-    ("temperature", "temperature_K", float, "K", "(as prepared, else the model's)"),
-    ("friction", "friction_per_ps", float, "1/PS", HIDDEN),
-    ("pressure", "pressure_bar", float, "BAR", "constant pressure (constant volume)"),
-    ("solute", "solute", str, "WHICH", HIDDEN),
-    ("waters", "waters", int, "N", "waters to add to a solute (1 nm around it)"),
-    ("padding", "padding_nm", float, "NM", HIDDEN),
-    ("water-model", "water_model", str, "NAME", HIDDEN),
-    ("cutoff", "cutoff_nm", float, "NM", HIDDEN),
-    ("equilibration", "equilibration_ps", float, "PS", HIDDEN),
-    ("format", "format", str, "F", "xtc (0.001 nm), dcd or h5 (float32) (xtc)"),
-    ("every", "every_ps", float, "PS", "MD time between two frames (that of a burst)"),
-    ("platform", "platform", str, "P", "OpenMM platform (a GPU's if one works, else CPU)"),
-    ("precision", "precision", str, "P", HIDDEN),
-    ("bridge", "bridge", str, "B", "auto, native, pythonforce or torchforce (auto)"),
-    ("seed", "seed", int, "N", "seed of all random numbers (1)"),
-    ("max-novelty", "max_novelty", str, "SCORE", HIDDEN),
-    ("max-tries", "max_tries", int, "N", HIDDEN),
-    ("settle", "settle_ps", float, "PS", HIDDEN),
-    ("checkpoint-seconds", "checkpoint_seconds", float, "S", HIDDEN),
-)
+_GROUPS = {
+    "length, one of": "effective_ns jumps md_ps",
+    "jumps": "lag_ps burst_ps solute max_novelty max_tries candidates settle_steps settle_ps "
+    "max_energy_rise max_energy_sigma",
+    "molecular dynamics": "step_fs temperature_K friction_per_ps pressure_bar seed",
+    "the System, where START is no prepared directory": "force_field water_model waters padding_nm "
+    "cutoff_nm equilibration_ps",
+    "files": "format every_ps solute_only checkpoint_seconds",
+    "machine": "platform precision bridge",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,34 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("start", metavar="START", help="where to start from")
     add("-o", "--output", required=True, metavar="DIR", help="directory to write to")
     add("--model", metavar="NAME", help="shipped model or bundle (the shipped one that fits)")
-    for option, field, kind, metavar, text in _OPTIONS:
-        add(f"--{option}", dest=field, type=kind, metavar=metavar, help=text)
-    add("--solute-only", action="store_true", help="save the solute's atoms only")
-    add("--copies", type=int, metavar="N", help="so many runs, with seeds of their own, merged")
-    add("--devices", metavar="D,D", help=HIDDEN)
-    add("--processes", type=int, metavar="K", help=HIDDEN)
     add("--reference", action="append", metavar="DATA", help="MD that the report compares with")
-    add("--no-report", action="store_true", help=HIDDEN)
-    add("--force-field", action="append", metavar="XML", help=HIDDEN)
+    add("--no-report", action="store_true", help="write no report.html")
+    add_settings(parser, RunSettings, _GROUPS)
+    several = parser.add_argument_group("several runs")
+    several.add_argument(
+        "--copies", type=int, metavar="N", help="so many runs, with seeds of their own, merged"
+    )
+    several.add_argument("--devices", metavar="D,D", help="the GPUs to use (all)")
+    several.add_argument(
+        "--processes", type=int, metavar="K", help="runs at a time (one a GPU, else one a core)"
+    )
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..run import RunSettings, run_ensemble, run_mixed
-
-    given: dict[str, Any] = {field: getattr(arguments, field) for _, field, *_ in _OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if str(given.get("solute", "")).isdecimal():
-        given["solute"] = int(given["solute"])
-    if "max_novelty" in given:
-        given["max_novelty"] = _limit("max_novelty", given["max_novelty"])
-    if arguments.force_field:
-        given["force_field"] = tuple(arguments.force_field)
     for path in arguments.reference or ():
         # Known before the run, not after it.
         if not Path(path).is_file():
             raise ValueError(f"reference: there is no file {path}")
-    settings = RunSettings(**given, solute_only=arguments.solute_only)
+    settings = RunSettings(**given_of(arguments, RunSettings))
+    from ..run import run_ensemble, run_mixed
+
     if arguments.copies is not None:
         devices = arguments.devices
         merged = run_ensemble(
@@ -157,15 +130,6 @@ def _report(arguments: argparse.Namespace, progress: Progress) -> str:
         hint = f"openmm-sd report {arguments.output} --debug says where"
         return f"no report: {one_line(error)} ({hint})\n"
     return f"report: {found['headline']} ({found['report']})\n"
-
-
-def _limit(name: str, text: str) -> float | None:
-    if text == "off":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name} must be a number, or off, got {text!r}") from None
 
 
 def _speed(value: float | None) -> str:

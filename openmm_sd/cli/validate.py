@@ -7,8 +7,9 @@ Writes validation.json, validation.html (one page, nothing else needed) and its 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 
+from ..validate.settings import ValidateSettings
+from .options import add_settings, given_of, numbers
 from .outcome import Outcome
 from .progress import Progress
 
@@ -30,41 +31,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", "-o", required=True, metavar="DIR", help="directory to write to")
     add("--topology", metavar="FILE", help="topology of trajectories that have none")
     add("--reference-spacing", type=float, metavar="PS", help="time between frames (arrays: 1)")
-    add("--lags", metavar="PS,PS", help="lags of the jumps (10,50,100,500)")
-    add("--chains", type=int, metavar="N", help="chains at each lag (512)")
-    add("--total-us", type=float, metavar="US", help="all chains of a lag together, us (2)")
-    add("--steps", type=int, metavar="N", help="jumps of each chain, instead")
-    add("--rollout", action="append", metavar="DIR", help="judge it, run none (repeatable)")
-    add("--torsions", nargs="+", metavar="A,B,C,D", help="torsions, atoms from 0")
+    add("--rollout", action="append", metavar="DIR", help="judge it, run none; repeatable")
     add("--molecule", metavar="NAME", help="which one, of a model that knows several")
-    add("--seed", type=int, metavar="N", help="seed of all random numbers (1)")
-    add("--device", metavar="D", help="cpu, cuda, auto (cpu)")
-    add("--batch", type=int, metavar="N", help="chains in the network at once (512)")
     add("--force", action="store_true", help="replace an earlier report")
+    add_settings(parser, ValidateSettings, skip="torsions")
+    add(
+        "--torsions",
+        nargs="+",
+        type=lambda text: numbers(text, int, 4),
+        default=argparse.SUPPRESS,
+        metavar="A,B,C,D",
+        help="torsions to look at, atoms from 0 (those between heavy atoms that can turn)",
+    )
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..validate import FILES, ValidateSettings, validate
+    settings = ValidateSettings(**given_of(arguments, ValidateSettings))
+    from ..validate import FILES, validate
 
-    given = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(ValidateSettings)
-        if getattr(arguments, field.name, None) is not None
-    }
-    if arguments.lags is not None:
-        given["lags"] = tuple(_numbers("--lags", arguments.lags, float))
-    if arguments.torsions is not None:
-        given["torsions"] = tuple(
-            tuple(_numbers("--torsions", text, int, 4)) for text in arguments.torsions
-        )
     report = validate(
         arguments.model,
         [path for several in arguments.reference for path in several]
         if arguments.reference
         else None,
         arguments.output,
-        ValidateSettings(**given),
+        settings,
         progress,
         topology=arguments.topology,
         spacing_ps=arguments.reference_spacing,
@@ -83,14 +75,3 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         )
     lines.append(f"the report is {arguments.output}/{FILES[1]}")
     return Outcome(report, "\n".join(lines))
-
-
-def _numbers(name: str, text: str, kind: type, count: int | None = None) -> list[float]:
-    try:
-        numbers = [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        numbers = []
-    if not numbers or (count is not None and len(numbers) != count):
-        wanted = f"{count} atom numbers" if count else "numbers"
-        raise ValueError(f"{name} takes {wanted} with commas between them, got {text!r}")
-    return numbers

@@ -4,6 +4,22 @@
 `reference` is what a model is validated against.
 """
 
-from .dataset import Dataset, Run, merge, read_dataset, write_dataset
+from typing import TYPE_CHECKING
 
-__all__ = ["Dataset", "Run", "merge", "read_dataset", "write_dataset"]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from .dataset import (
+        Dataset as Dataset,
+        Run as Run,
+        merge as merge,
+        read_dataset as read_dataset,
+        write_dataset as write_dataset,
+    )
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            ".dataset": "Dataset Run merge read_dataset write_dataset",
+        },
+    )

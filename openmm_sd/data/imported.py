@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from ..molecule.molecule import Molecule
 from ..molecule.topology import TopologyTable, formula, read_topology
 from ..progress import Progress, silence
 from .dataset import BIASED, Dataset, Run, merge, quantise, read_dataset, restore, write_dataset
+from .settings import ImportSettings
 
 # mdtraj numbers the frames of all other formats and calls that time.
 _WITH_TIMES: Final = (
@@ -66,46 +67,6 @@ _SINGLE: Final = frozenset(
     )
 )
 _LISTED: Final = 6
-
-
-@dataclass(frozen=True)
-class ImportSettings:
-    """How trajectories are read.
-
-    Attributes
-    ----------
-    solute : str, optional
-        Selection in mdtraj's language, of one or several whole molecules of one kind; each becomes
-        a run. By default the only molecule that is neither water nor an ion.
-    spacing_ps : float, optional
-        Time from one frame of the files to the next, ps. Needed for files without times; where
-        there are times, it overrides them.
-    stride : int
-        Keep every so-manieth frame.
-    name : str, optional
-        What people call the molecule; its residues by default.
-    kind : str
-        Kind of the runs.
-    log_weights : path, optional
-        Text or .npy file with the logarithm of the equilibrium weight of every frame of the one
-        trajectory, which had a bias; the kind is then ``biased``.
-    provenance : dict
-        What is known of how the trajectories were made, see ``docs/dataset-format.md``.
-    """
-
-    solute: str | None = None
-    spacing_ps: float | None = None
-    stride: int = 1
-    name: str | None = None
-    kind: str = "imported"
-    log_weights: str | os.PathLike[str] | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.spacing_ps is not None and not 0 < self.spacing_ps < float("inf"):
-            raise ValueError(f"spacing must be a positive number of ps, got {self.spacing_ps!r}")
-        if isinstance(self.stride, bool) or int(self.stride) != self.stride or self.stride < 1:
-            raise ValueError(f"stride must be a whole number of at least 1, got {self.stride!r}")
 
 
 def import_trajectories(

@@ -18,6 +18,7 @@ from ..files.folder import interrupts
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
 from ..progress import Progress, silence
+from ..settings import check_number, check_whole
 from ..system.platforms import md_platform
 from ..system.solute import torsion_terms
 from ..workers.schedule import Pool, share_out
@@ -106,8 +107,11 @@ def generate(
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory: make it first")
     for what, number in (("processes", processes), ("threads", threads)):
-        if number is not None and number < 1:
-            raise ValueError(f"{what} must be a whole number of at least 1, got {number!r}")
+        if number is not None:
+            check_whole(what, number)
+    for what, length in (("minutes", minutes), ("save_seconds", save_seconds)):
+        if length is not None:
+            check_number(what, length)
     topology, positions = read_solute(Path(structure), settings)
     residues = name or "-".join(residue.name for residue in topology.residues())
     molecule = Molecule.from_topology(topology, positions - positions.mean(axis=0), residues)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from ..system.force_field import DEFAULT_FORCE_FIELD, IMPLICIT_FORCE_FIELD, water_box
+from ..settings import TEMPERATURE, Settings, setting
 
 # Above this time step, hydrogens of their own mass are too fast.
 _LIGHT_HYDROGEN_FS: Final = 2.0
@@ -16,97 +16,78 @@ AMOUNTS: Final = ("plain_runs", "plain_ps", "seeded_runs", "seeded_ps")
 
 
 @dataclass(frozen=True)
-class GenerateSettings:
-    """How much data is made and how.
+class GenerateSettings(Settings):
+    """How much data is made and how. Runs are at constant volume."""
 
-    Attributes
-    ----------
-    engine : str
-        Who runs the dynamics: ``openmm``, ``gromacs``, or ``auto``, which measures which of the two
-        is faster.
-    solvent : str
-        ``explicit`` or ``implicit``.
-    force_field : tuple of str
-        Force field files as OpenMM names them, water or implicit solvent included. By default
-        amber99sbildn with tip3p, or with amber99_obc.
-    water_model : str, optional
-        What OpenMM's Modeller calls the water of that force field; by its files by default.
-    waters : int, optional
-        Number of water molecules; `padding` decides by default.
-    padding_nm : float, optional
-        Least distance from the solute to its next periodic copy, nm; 1 nm by default.
-    box_nm : float, optional
-        Edge of the cubic cell of one copy, nm; needs `waters`. Without it the cell is relaxed at
-        constant pressure. Runs are at constant volume in either case.
-    box_shape : str, optional
-        ``cube`` or, with GROMACS, ``dodecahedron`` (rhombic), which holds 29 % less water at the
-        same distance between copies and is GROMACS's default where `box_nm` is not given.
-    pressure_bar : float
-        Of that relaxation.
-    equilibration_ps : float
-        Length of the relaxation, ps.
-    cutoff_nm : float
-        Cutoff of Lennard-Jones and of PME's direct space, nm.
-    temperature_K, friction_per_ps, step_fs : float
-        Of the Langevin dynamics.
-    hydrogen_mass_amu : float, optional
-        Mass of the solute's hydrogens, taken from the atoms that they are bonded to. By default 3
-        for steps above 2 fs, else left alone.
-    spacing_ps : float
-        Time from one saved frame to the next, ps.
-    copies : int
-        Copies of the solute in one box, each in a cell of water of its own.
-    plain_runs, seeded_runs : int
-        How many of each kind; with several copies, how many times the box is run: each time gives
-        as many runs as there are copies.
-    plain_ps, seeded_ps : float
-        Length of one run of each kind, ps.
-    warm_up_ps : float
-        What is left out at the start of a plain run, after drawing its velocities, ps.
-    pull_ps : float
-        How long a seeded run is pulled to its torsions, ps.
-    drop_ps : float
-        What is left out of a seeded run after its release, ps.
-    seed : int
-        Of everything.
-    """
-
-    solvent: str = "explicit"
-    force_field: tuple[str, ...] = ()
-    water_model: str | None = None
-    waters: int | None = None
-    padding_nm: float | None = None
-    box_nm: float | None = None
-    pressure_bar: float = 1.0
-    equilibration_ps: float = 100.0
-    cutoff_nm: float = 0.9
-    temperature_K: float = 300.0
-    friction_per_ps: float = 1.0
-    step_fs: float = 4.0
-    hydrogen_mass_amu: float | None = None
-    spacing_ps: float = 1.0
-    copies: int = 1
-    plain_runs: int = 1
-    plain_ps: float = 1000.0
-    seeded_runs: int = 0
-    seeded_ps: float = 100.0
-    warm_up_ps: float = 20.0
-    pull_ps: float = 15.0
-    drop_ps: float = 0.5
-    seed: int = 1
-    engine: str = "openmm"
-    box_shape: str | None = None
+    solvent: str = setting("explicit", "the solute's", choices=("explicit", "implicit"))
+    force_field: tuple[str, ...] = setting(
+        (),
+        "file as OpenMM names them, water or implicit solvent included; repeatable",
+        shown="amber99sbildn with tip3p, or with amber99_obc",
+        metavar="XML",
+    )
+    water_model: str | None = setting(
+        None, "what OpenMM's Modeller calls the water", shown="by the force field's files"
+    )
+    waters: int | None = setting(None, "number of water molecules of one copy")
+    padding_nm: float | None = setting(
+        None, "least distance from the solute to its next periodic copy instead", shown="1"
+    )
+    box_nm: float | None = setting(
+        None,
+        "edge of the cubic cell of one copy, with waters; without it the cell is relaxed at "
+        "constant pressure",
+    )
+    pressure_bar: float = setting(1.0, "pressure of that relaxation")
+    equilibration_ps: float = setting(100.0, "length of that relaxation", least=0)
+    cutoff_nm: float = setting(0.9, "cutoff of Lennard-Jones and of PME's direct space")
+    temperature_K: float = setting(300.0, "temperature", **TEMPERATURE)
+    friction_per_ps: float = setting(1.0, "friction of the Langevin dynamics")
+    step_fs: float = setting(4.0, "time step")
+    hydrogen_mass_amu: float | None = setting(
+        None,
+        "mass of the solute's hydrogens, taken from the atoms that they are bonded to",
+        shown="3 for steps above 2 fs, else left alone",
+    )
+    spacing_ps: float = setting(1.0, "time from one saved frame to the next")
+    copies: int = setting(
+        1, "copies of the solute in one box, each in a cell of water of its own, to fill a GPU"
+    )
+    plain_runs: int = setting(
+        1, "how many plain runs; each time as many as copies", option="plain", least=0
+    )
+    plain_ps: float = setting(1000.0, "length of a plain run", option="plain-ps", least=0)
+    seeded_runs: int = setting(
+        0, "how many seeded runs; each time as many as copies", option="seeded", least=0
+    )
+    seeded_ps: float = setting(100.0, "length of a seeded run", option="seeded-ps", least=0)
+    warm_up_ps: float = setting(20.0, "left out at the start of a plain run", least=0)
+    pull_ps: float = setting(15.0, "how long a seeded run is pulled to its torsions", least=0)
+    drop_ps: float = setting(0.5, "left out of a seeded run after its release", least=0)
+    seed: int = setting(1, "of everything", least=0)
+    engine: str = setting(
+        "openmm",
+        "who runs the dynamics; auto measures which is faster here",
+        choices=("openmm", "gromacs", "auto"),
+    )
+    box_shape: str | None = setting(
+        None,
+        "the dodecahedron (rhombic; GROMACS only) holds 29 % less water at the same distance "
+        "between copies",
+        choices=("cube", "dodecahedron"),
+        shown="cube; with GROMACS and without an edge the dodecahedron",
+    )
 
     def __post_init__(self) -> None:
-        if self.solvent not in ("explicit", "implicit"):
-            raise ValueError(f"solvent must be explicit or implicit, got {self.solvent!r}")
+        super().__post_init__()
+        from ..system.force_field import DEFAULT_FORCE_FIELD, IMPLICIT_FORCE_FIELD, water_box
+
         if not self.force_field:
             explicit = self.solvent == "explicit"
             files = DEFAULT_FORCE_FIELD if explicit else IMPLICIT_FORCE_FIELD
             object.__setattr__(self, "force_field", files)
         if self.water_model is None:
             object.__setattr__(self, "water_model", water_box(self.force_field))
-        self._check_numbers()
         self._check_box()
         self._check_engine()
         if self.hydrogen_mass_amu is None and self.step_fs > _LIGHT_HYDROGEN_FS:
@@ -122,23 +103,6 @@ class GenerateSettings:
         for kind in ("plain", "seeded"):
             if getattr(self, f"{kind}_runs") and getattr(self, f"{kind}_ps") < self.spacing_ps:
                 raise ValueError(f"{kind} runs must be at least one spacing long")
-
-    def _check_numbers(self) -> None:
-        for name in ("temperature_K", "friction_per_ps", "step_fs", "spacing_ps", "cutoff_nm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
-        for name in ("waters", "padding_nm", "box_nm", "hydrogen_mass_amu"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        for name in (
-            *("equilibration_ps", "warm_up_ps", "pull_ps", "drop_ps", "plain_ps", "seeded_ps"),
-            *("plain_runs", "seeded_runs", "seed"),
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        if self.copies < 1:
-            raise ValueError(f"copies must be a whole number of at least 1, got {self.copies!r}")
 
     def _check_box(self) -> None:
         given = [n for n in ("waters", "padding_nm", "box_nm") if getattr(self, n) is not None]
@@ -160,15 +124,11 @@ class GenerateSettings:
             )
 
     def _check_engine(self) -> None:
-        if self.engine not in ("openmm", "gromacs", "auto"):
-            raise ValueError(f"engine must be openmm, gromacs or auto, got {self.engine!r}")
         if self.engine == "auto" and self.box_shape is None:
             return  # when the engine is known
         if self.box_shape is None:
             rhombic = self.engine == "gromacs" and self.box_nm is None
             object.__setattr__(self, "box_shape", "dodecahedron" if rhombic else "cube")
-        if self.box_shape not in ("cube", "dodecahedron"):
-            raise ValueError(f"box_shape must be cube or dodecahedron, got {self.box_shape!r}")
         if self.box_shape != "cube" and (self.box_nm is not None or self.engine == "openmm"):
             why = "a box of given edge" if self.box_nm is not None else "a box of OpenMM's runs"
             raise ValueError(f"box_shape: {why} is a cube")

@@ -4,25 +4,34 @@
 alone: `load_structure` reads, `repair` completes, `solvate` adds water, `equilibrate` relaxes.
 """
 
-from ..system.box import PreparedBox, equilibrate, solvate
-from ..system.prepared import PreparedSystem, read_prepared, write_prepared
-from ..system.structure import Structure, load_structure
-from .driver import prepare, prepare_system
-from .repair import Repaired, repair
-from .settings import PrepareSettings
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "PrepareSettings",
-    "PreparedBox",
-    "PreparedSystem",
-    "Repaired",
-    "Structure",
-    "equilibrate",
-    "load_structure",
-    "prepare",
-    "prepare_system",
-    "read_prepared",
-    "repair",
-    "solvate",
-    "write_prepared",
-]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from ..system.box import (
+        PreparedBox as PreparedBox,
+        equilibrate as equilibrate,
+        solvate as solvate,
+    )
+    from ..system.prepared import (
+        PreparedSystem as PreparedSystem,
+        read_prepared as read_prepared,
+        write_prepared as write_prepared,
+    )
+    from ..system.structure import Structure as Structure, load_structure as load_structure
+    from .driver import prepare as prepare, prepare_system as prepare_system
+    from .repairs import Repaired as Repaired, repair as repair
+    from .settings import PrepareSettings as PrepareSettings
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            "..system.box": "PreparedBox equilibrate solvate",
+            "..system.prepared": "PreparedSystem read_prepared write_prepared",
+            "..system.structure": "Structure load_structure",
+            ".driver": "prepare prepare_system",
+            ".repairs": "Repaired repair",
+            ".settings": "PrepareSettings",
+        },
+    )

@@ -33,7 +33,7 @@ from ..system.platforms import working_platform
 from ..system.prepared import FILES, PreparedSystem, write_prepared
 from ..system.structure import Structure, as_structure, load_structure
 from ..version import versions
-from .repair import Repaired, repair
+from .repairs import Repaired, repair
 from .settings import PrepareSettings
 
 #: The repaired solute alone, as ``openmm-sd generate`` and ``train --also`` take it.

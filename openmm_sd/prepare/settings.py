@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final
 
-from openmm import app
+from ..settings import MAX_SEED, TEMPERATURE, Settings, setting
 
-from ..checks import check_number, check_temperature, check_whole
-from ..propagator.noise import MAX_SEED
+if TYPE_CHECKING:
+    from openmm import app
 
-SOLVENTS: Final = ("explicit", "implicit")
-SHAPES: Final = ("cube", "dodecahedron", "octahedron")
-MISSING: Final = ("none", "gaps", "all")
-POSITIVE: Final = ("Cs+", "K+", "Li+", "Na+", "Rb+")
-NEGATIVE: Final = ("Cl-", "Br-", "F-", "I-")
 #: Heavy hydrogens allow steps of 4 fs, the usual pair of settings with constrained X-H bonds.
 HYDROGEN_MASS_AMU: Final = 3.0
 HEAVY_STEP_PS: Final = 0.004
@@ -29,130 +24,97 @@ _FOR_WATER: Final = (
 
 
 @dataclass(frozen=True)
-class PrepareSettings:
-    """Every decision between a structure and a box that is ready to run.
+class PrepareSettings(Settings):
+    """Every decision between a structure and a box that is ready to run."""
 
-    Attributes
-    ----------
-    solvent : str
-        ``explicit`` for a box of water, or ``implicit`` for the solute alone in the implicit
-        solvent of the force field.
-    frame : int, optional
-        Which of several models in a file, from 1.
-    force_field : tuple of str or openmm.app.ForceField, optional
-        Files for ``openmm.app.ForceField``, or one with template generators of your own; that of
-        the model that fits by default, else amber99sbildn with tip3p, or with amber99_obc.
-    ph : float
-        By which hydrogens are added. Those that are there stay.
-    variants : mapping
-        Chain and number of a residue (``"A:5"``) to its form, as ``Modeller.addHydrogens`` calls
-        it (``"HIP"``, ``"ASH"``).
-    caps : bool
-        Whether ends of protein chains get ACE and NME, where they have none.
-    missing_residues : str
-        Residues that SEQRES lists and the file lacks: ``gaps`` builds those within a chain, ``all``
-        those at its ends too; ``none`` leaves the ends as they are, and refuses gaps.
-    replace_modified : bool
-        Whether to replace residues that the force field does not know by the standard ones they
-        derive from.
-    keep_water, drop_heterogens : bool
-        Whether to keep the water of the file, and to leave out all that is no protein, nucleic
-        acid or water.
-    water_model : str, optional
-        Of the boxes that OpenMM has (tip3p, spce, tip4pew, tip5p, swm4ndp); by the force field's
-        files by default.
-    box_shape : str
-        ``cube``, ``dodecahedron`` or ``octahedron``.
-    padding_nm : float, optional
-        Least distance between periodic copies of the solute, nm; 1 by default.
-    waters : int, optional
-        Number of water molecules (and ions) instead.
-    box_nm : float, optional
-        Width of the box instead, nm.
-    ionic_strength_M : float
-        Of added salt, mol/l.
-    positive_ion, negative_ion : str
-        Which ions.
-    neutralise : bool
-        Whether ions make up for the solute's charge.
-    cutoff_nm : float
-        Of PME's direct space and Lennard-Jones, nm.
-    hydrogen_mass_amu : float, optional
-        Of the solute's hydrogens, amu, taken from their heavy atoms. With 3 MD steps have 4 fs,
-        else 2 fs; None leaves the masses alone.
-    temperature_K : float, optional
-        K; that of the model that fits by default, else 300.
-    pressure_bar : float
-        Of the equilibration, bar.
-    equilibration_ps : float
-        Length of the MD that relaxes the box, ps: a fifth at constant volume, then constant
-        pressure. 0 for the minimisation alone.
-    platform : str, optional
-        OpenMM platform of the equilibration; a GPU's if one works here, else CPU.
-    seed : int
-        Of hydrogens' first places, ions, velocities, thermostat and barostat.
-    """
-
-    solvent: str = "explicit"
-    frame: int | None = None
-    force_field: tuple[str, ...] | app.ForceField | None = None
-    ph: float = 7.0
-    variants: Mapping[str, str] = field(default_factory=dict)
-    caps: bool = False
-    missing_residues: str = "none"
-    replace_modified: bool = False
-    keep_water: bool = False
-    drop_heterogens: bool = False
-    water_model: str | None = None
-    box_shape: str = "cube"
-    padding_nm: float | None = None
-    waters: int | None = None
-    box_nm: float | None = None
-    ionic_strength_M: float = 0.0
-    positive_ion: str = "Na+"
-    negative_ion: str = "Cl-"
-    neutralise: bool = True
-    cutoff_nm: float = 0.9
-    hydrogen_mass_amu: float | None = HYDROGEN_MASS_AMU
-    temperature_K: float | None = None
-    pressure_bar: float = 1.0
-    equilibration_ps: float = 10.0
-    platform: str | None = None
-    seed: int = 1
+    solvent: str = setting(
+        "explicit", "a box of water, or the solute alone", choices=("explicit", "implicit")
+    )
+    frame: int | None = setting(None, "which of several models in a file, from 1")
+    force_field: tuple[str, ...] | app.ForceField | None = setting(
+        None,
+        "file for openmm.app.ForceField, repeatable; in Python also one with template generators",
+        shown="that of the model that fits, else amber99sbildn with tip3p or with amber99_obc",
+        metavar="XML",
+    )
+    ph: float = setting(
+        7.0, "pH by which hydrogens are added; those that are there stay", least=0, most=14
+    )
+    variants: Mapping[str, str] = setting(
+        factory=dict,
+        text="chain and number of a residue to its form, as Modeller.addHydrogens calls it",
+        metavar="A:5=HIP",
+    )
+    caps: bool = setting(False, "ACE and NME at ends of protein chains that have none")
+    missing_residues: str = setting(
+        "none",
+        "residues that SEQRES lists and the file lacks: gaps builds those within a chain, all "
+        "those at its ends too, none leaves the ends and refuses gaps",
+        choices=("none", "gaps", "all"),
+    )
+    replace_modified: bool = setting(
+        False, "residues that the force field does not know become the standard ones"
+    )
+    keep_water: bool = setting(False, "keep the water of the file")
+    drop_heterogens: bool = setting(
+        False, "leave out all that is no protein, nucleic acid or water"
+    )
+    water_model: str | None = setting(
+        None,
+        "of the boxes that OpenMM has (tip3p, spce, tip4pew, tip5p, swm4ndp)",
+        shown="by the force field's files",
+        metavar="NAME",
+    )
+    box_shape: str = setting(
+        "cube", "shape of the box", choices=("cube", "dodecahedron", "octahedron")
+    )
+    padding_nm: float | None = setting(
+        None, "least distance between periodic copies of the solute", shown="1"
+    )
+    waters: int | None = setting(None, "number of water molecules and ions instead")
+    box_nm: float | None = setting(None, "width of the box instead")
+    ionic_strength_M: float = setting(
+        0.0, "salt beyond the ions that neutralise", least=0, option="salt"
+    )
+    positive_ion: str = setting(
+        "Na+", "which ion", choices=("Cs+", "K+", "Li+", "Na+", "Rb+"), metavar="ION"
+    )
+    negative_ion: str = setting(
+        "Cl-", "which ion", choices=("Cl-", "Br-", "F-", "I-"), metavar="ION"
+    )
+    neutralise: bool = setting(True, "ions for the solute's charge")
+    cutoff_nm: float = setting(0.9, "cutoff of PME's direct space and Lennard-Jones")
+    hydrogen_mass_amu: float | None = setting(
+        HYDROGEN_MASS_AMU,
+        "mass of the solute's hydrogens, taken from their heavy atoms; with 3 MD steps have 4 fs, "
+        "else 2 fs; off leaves the masses alone",
+    )
+    temperature_K: float | None = setting(
+        None, "temperature", shown="that of the model that fits, else 300", **TEMPERATURE
+    )
+    pressure_bar: float = setting(1.0, "pressure of the equilibration")
+    equilibration_ps: float = setting(
+        10.0,
+        "MD that relaxes the box: a fifth at constant volume, then constant pressure; 0 for the "
+        "minimisation alone",
+        least=0,
+    )
+    platform: str | None = setting(
+        None,
+        "OpenMM platform of the equilibration",
+        shown="a GPU's if one works here, else CPU",
+    )
+    seed: int = setting(
+        1,
+        "of hydrogens' first places, ions, velocities, thermostat and barostat",
+        most=MAX_SEED,
+    )
 
     def __post_init__(self) -> None:
-        for name, wanted in (
-            ("padding_nm", "nm"),
-            ("box_nm", "nm"),
-            ("cutoff_nm", "nm"),
-            ("hydrogen_mass_amu", "amu"),
-            ("temperature_K", "K"),
-            ("pressure_bar", "bar"),
-        ):
-            check_number(name, getattr(self, name), wanted)
-        check_number("ionic_strength_M", self.ionic_strength_M, "mol/l", zero=True)
-        check_number("equilibration_ps", self.equilibration_ps, "ps", zero=True)
-        check_temperature(self.temperature_K)
-        check_number("ph", self.ph, "", zero=True)
-        if self.ph > 14:
-            raise ValueError(f"ph must be from 0 to 14, got {self.ph!r}")
-        check_whole("frame", self.frame)
-        check_whole("waters", self.waters)
-        check_whole("seed", self.seed, MAX_SEED)
+        super().__post_init__()
         given = [n for n in ("padding_nm", "waters", "box_nm") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of padding, waters and box, not {' and '.join(given)}")
-        for name, allowed in (
-            ("solvent", SOLVENTS),
-            ("missing_residues", MISSING),
-            ("box_shape", SHAPES),
-            ("positive_ion", POSITIVE),
-            ("negative_ion", NEGATIVE),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
         if self.solvent == "implicit":
             for one in fields(self):
                 if one.name in _FOR_WATER and getattr(self, one.name) != one.default:

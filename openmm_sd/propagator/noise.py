@@ -12,8 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-#: Largest seed; the same range as OpenMM's own (a positive 32-bit signed integer).
-MAX_SEED = 2**31 - 1
+from ..settings import MAX_SEED as MAX_SEED
 
 
 def philox(counter: Tensor, key_0: int, key_1: int) -> Tensor:

@@ -4,17 +4,24 @@
 `run_rollout` writes them to a folder from which a killed rollout resumes exactly (`driver`).
 """
 
-from .driver import read_rollout, run_rollout
-from .rollout import Rollout
-from .settings import RolloutSettings
-from .shared import SharedRollout
-from .start import read_start_frames
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Rollout",
-    "RolloutSettings",
-    "SharedRollout",
-    "read_rollout",
-    "read_start_frames",
-    "run_rollout",
-]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from .driver import read_rollout as read_rollout, run_rollout as run_rollout
+    from .rollout import Rollout as Rollout
+    from .settings import RolloutSettings as RolloutSettings
+    from .shared import SharedRollout as SharedRollout
+    from .start import read_start_frames as read_start_frames
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            ".driver": "read_rollout run_rollout",
+            ".rollout": "Rollout",
+            ".settings": "RolloutSettings",
+            ".shared": "SharedRollout",
+            ".start": "read_start_frames",
+        },
+    )

@@ -37,13 +37,14 @@ from numpy.typing import NDArray
 from ..files.atomic import write_atomically, write_json, writing
 from ..files.folder import interrupts, locked, refuse_others, require_same
 from ..files.journal import GrowingFile, read_checkpoint, write_checkpoint
-from ..files.trajectories import RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
+from ..files.trajectories import FORMATS, RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
 from ..model.model import ScoreModel, model_digest
 from ..molecule.topology import mdtraj_topology, pdb_text
 from ..progress import Progress, silence
+from ..settings import check_number, check_whole
 from ..version import versions
 from .rollout import Rollout
-from .settings import FORMATS, RolloutSettings, _whole
+from .settings import RolloutSettings
 from .start import read_start_frames
 
 if TYPE_CHECKING:
@@ -134,12 +135,12 @@ def run_rollout(
         When the user stops it, after the checkpoint is written.
     """
     settings = settings or RolloutSettings()
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    _whole("every", every, 1, settings.steps)
+    if format not in ("xtc", "h5"):
+        raise ValueError(f"format must be one of xtc, h5, got {format!r}")
+    check_whole("every", every, most=settings.steps)
     for name, value in (("minutes", minutes), ("checkpoint_seconds", checkpoint_seconds)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
+        if value is not None:
+            check_number(name, value)
     say = progress or silence
     if not isinstance(model, ScoreModel):
         say("loading the model", os.fspath(model))

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..jump.jump import ERRORS, REJECTIONS, STATUS_ACCEPTED, Jump, JumpError, gates_of
 from ..jump.proposal import STATUSES, Draw
 from ..model.model import ScoreModel
+from ..propagator.device import chosen_device, device_name
 from ..propagator.script import script_if_possible
-from .settings import RolloutSettings, checked_device, checked_lag, device_name
+from .settings import RolloutSettings, checked_lag
 
 
 class Mover:
@@ -43,7 +44,7 @@ class Mover:
         self.model, self.settings = model, settings
         self.molecule = model.molecules[0]
         self.lag_ps = checked_lag(model, settings.lag_ps)
-        self.device = checked_device(settings.device)
+        self.device = chosen_device(settings.device)
         propagator = model.propagator
         if any(
             tensor.device != self.device

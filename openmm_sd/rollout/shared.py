@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..model.model import ScoreModel
 from ..progress import Progress
+from ..propagator.device import device_name
 from ..workers.cluster import Pool, Where, is_local, local_workers
 from .rollout import Mover, Rollout
-from .settings import RolloutSettings, device_name
+from .settings import RolloutSettings
 
 # There are so many blocks, if that leaves a block so many chains. Both are the same whatever the
 # number of workers: the results of a network depend by rounding on what it gets at once.

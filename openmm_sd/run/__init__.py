@@ -22,19 +22,26 @@ different seeds (``--copies``) and merges what they say. A run's directory holds
     The prepared directory that the run started from, see `openmm_sd.system.prepared`.
 """
 
-from ..system.fitting import fitting_model
-from .driver import run_mixed
-from .ensemble import merge_runs, run_ensemble
-from .files import RunError
-from .report.page import write_report
-from .settings import RunSettings
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "RunError",
-    "RunSettings",
-    "fitting_model",
-    "merge_runs",
-    "run_ensemble",
-    "run_mixed",
-    "write_report",
-]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from ..system.fitting import fitting_model as fitting_model
+    from .driver import run_mixed as run_mixed
+    from .ensemble import merge_runs as merge_runs, run_ensemble as run_ensemble
+    from .files import RunError as RunError
+    from .report.page import write_report as write_report
+    from .settings import RunSettings as RunSettings
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            "..system.fitting": "fitting_model",
+            ".driver": "run_mixed",
+            ".ensemble": "merge_runs run_ensemble",
+            ".files": "RunError",
+            ".report.page": "write_report",
+            ".settings": "RunSettings",
+        },
+    )

@@ -28,7 +28,7 @@ from ..files.folder import interrupts, locked
 from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..progress import Progress, silence
-from ..propagator.noise import MAX_SEED
+from ..settings import MAX_SEED, check_whole
 from ..system.prepared import prepared_sha256
 from ..workers.processes import ProcessPool
 from ..workers.schedule import share_out
@@ -113,8 +113,7 @@ def run_ensemble(
         On SIGINT or SIGTERM, after all copies have written their checkpoints.
     """
     say = progress or silence
-    if copies < 1:
-        raise ValueError(f"copies must be at least 1, got {copies}")
+    check_whole("copies", copies)
     if settings.seed + copies - 1 > MAX_SEED:
         raise ValueError(f"seed: the last of {copies} copies would have one above {MAX_SEED}")
     for name, value in (("processes", processes), ("devices", devices)):

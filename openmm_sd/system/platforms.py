@@ -9,6 +9,16 @@ _PLATFORMS = ("CUDA", "HIP", "CPU")
 _FAR = 1e6
 
 
+def known_platform(name: str) -> str:
+    """Return an OpenMM platform's name as OpenMM spells it; it may be in upper or lower case."""
+    from ..bridges import platform_names
+
+    here = {platform.lower(): platform for platform in platform_names()}
+    if str(name).lower() not in here:
+        raise ValueError(f"platform must be one of {', '.join(here.values())}, got {name!r}")
+    return here[str(name).lower()]
+
+
 def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
     """Choose what was left open, by evaluating bridges for real.
 
@@ -28,14 +38,10 @@ def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
     RuntimeError
         If nothing works, with the reason for each.
     """
-    from ..bridges import BRIDGES, choose_bridge, platform_names
+    from ..bridges import BRIDGES, choose_bridge
     from ..bridges.probe import probe_all
 
-    here = platform_names()
-    if platform is not None:
-        candidates = [platform]
-    else:
-        candidates = [name for name in _PLATFORMS if name in here] or here
+    candidates = [platform] if platform is not None else _usual_platforms()
     reasons = []
     for name in candidates:
         if bridge != "auto":
@@ -69,16 +75,7 @@ def working_platform(wanted: str | None) -> str:
     """
     import openmm
 
-    from ..bridges import platform_names
-
-    here = platform_names()
-    if wanted is not None:
-        names = {name.lower(): name for name in here}
-        if wanted.lower() not in names:
-            raise ValueError(f"platform must be one of {', '.join(here)}, got {wanted!r}")
-        candidates = [names[wanted.lower()]]
-    else:
-        candidates = [name for name in _PLATFORMS if name in here] or here
+    candidates = [known_platform(wanted)] if wanted is not None else _usual_platforms()
     for name in candidates:
         system = openmm.System()
         system.addParticle(1.0)
@@ -108,13 +105,14 @@ def md_platform(wanted: str | None, implicit: bool) -> str:
     ValueError
         If there is none of that name.
     """
+    if wanted is not None:
+        return known_platform(wanted)
+    return "Reference" if implicit else _usual_platforms()[0]
+
+
+def _usual_platforms() -> list[str]:
+    """Return the platforms worth trying here, the fastest first."""
     from ..bridges import platform_names
 
     here = platform_names()
-    if wanted is not None:
-        if wanted not in here:
-            raise ValueError(f"platform must be one of {', '.join(here)}, got {wanted!r}")
-        return wanted
-    if implicit:
-        return "Reference"
-    return next((name for name in _PLATFORMS if name in here), "Reference")
+    return [name for name in _PLATFORMS if name in here] or here

@@ -3,23 +3,30 @@
 :func:`train_bundle` is what ``openmm-sd train`` does; the rest are its parts.
 """
 
-from .driver import train_bundle
-from .networks import family_statistics, fit_statistics
-from .pairs import TransitionPairs, methyl_rotors
-from .settings import StageSettings, TrainSettings
-from .trainer import Part, TrainingRecord, denoising_loss, held_out_loss, train
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Part",
-    "StageSettings",
-    "TrainSettings",
-    "TrainingRecord",
-    "TransitionPairs",
-    "denoising_loss",
-    "family_statistics",
-    "fit_statistics",
-    "held_out_loss",
-    "methyl_rotors",
-    "train",
-    "train_bundle",
-]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from .driver import train_bundle as train_bundle
+    from .networks import family_statistics as family_statistics, fit_statistics as fit_statistics
+    from .pairs import TransitionPairs as TransitionPairs, methyl_rotors as methyl_rotors
+    from .settings import StageSettings as StageSettings, TrainSettings as TrainSettings
+    from .trainer import (
+        Part as Part,
+        TrainingRecord as TrainingRecord,
+        denoising_loss as denoising_loss,
+        held_out_loss as held_out_loss,
+        train as train,
+    )
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            ".driver": "train_bundle",
+            ".networks": "family_statistics fit_statistics",
+            ".pairs": "TransitionPairs methyl_rotors",
+            ".settings": "StageSettings TrainSettings",
+            ".trainer": "Part TrainingRecord denoising_loss held_out_loss train",
+        },
+    )

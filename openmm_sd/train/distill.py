@@ -23,13 +23,13 @@ from torch import Tensor
 from ..model.card import Card, Training
 from ..model.model import ScoreModel, model_digest
 from ..progress import Progress, silence
+from ..propagator.device import chosen_device
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.sampler import interpolate_by_lag
 from .driver import (
     check_bundle_path,
     checkpoint_of,
-    chosen_device,
     finish,
     history_entry,
     progress_report,

@@ -20,6 +20,8 @@ from ..model.card import Training
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
 from ..progress import Progress, silence
+from ..propagator.device import chosen_device
+from ..settings import check_whole
 from .data import (
     TrainingData,
     check_names,
@@ -416,18 +418,5 @@ def use_threads(threads: int | None) -> None:
     """Let PyTorch use this many CPU threads; None leaves the choice to it."""
     if threads is None:
         return
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    check_whole("threads", threads)
     torch.set_num_threads(threads)
-
-
-def chosen_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, and this PyTorch finds no GPU")
-    return device

@@ -24,8 +24,7 @@ from .base import HARMONICS, InternalArguments, InternalPropagator
 from .family_tree import MAX_HYDROGENS
 from .statistics import CoordinateStatistics
 from .symmetry import MAX_SYMMETRIES, Symmetry, relabelled, symmetry_generators, symmetry_group
-from .torsion_potential import SIZE as POTENTIAL_SIZE
-from .torsion_potential import Term, turning_potentials
+from .torsion_potential import SIZE as POTENTIAL_SIZE, Term, turning_potentials
 from .tree import InternalTree
 from .units import (
     MAX_DEGREE,

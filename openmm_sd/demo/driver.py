@@ -11,94 +11,26 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from openmm import app, unit
 
-from .checks import check_number, check_whole
-from .files.atomic import why
-from .files.folder import interrupts
-from .model.model import ScoreModel
-from .molecule.torsions import Torsion, backbone_torsions
-from .prepare.settings import HEAVY_STEP_PS
-from .progress import Progress, silence
-from .run import RunSettings, run_mixed
-from .run.files import CHECKPOINT, LOG, SUMMARY, TOPOLOGY
-from .run.record import read_run
+from ..files.atomic import why
+from ..files.folder import interrupts
+from ..model.model import ScoreModel
+from ..molecule.torsions import Torsion, backbone_torsions
+from ..progress import Progress, silence
+from ..run.driver import run_mixed
+from ..run.files import CHECKPOINT, LOG, SUMMARY, TOPOLOGY
+from ..run.record import read_run
+from .settings import DemoSettings
 
 #: What the demonstration shows.
 FILES: Final = ("trajectory.xtc", TOPOLOGY, "ramachandran.png", SUMMARY)
 # What else a run leaves in its folder.
 _OWN: Final = (*FILES, CHECKPOINT, LOG, "report.html")
-# More jumps than there is time for.
-_ENDLESS: Final = 10**9
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """What the demonstration does.
-
-    Attributes
-    ----------
-    model : str
-        Name of a shipped model or path of a bundle.
-    seconds : float
-        Wall-clock time of the sampling, s; building the box comes on top.
-    jumps : int, optional
-        Number of jumps to try, instead of `seconds`.
-    waters : int
-        Number of water molecules.
-    equilibration : float
-        Length of the MD, at constant pressure, that relaxes the new box, ps.
-    lag, burst : float, optional
-        Time that a jump covers, and MD time between two jumps, ps. The lag is the model card's by
-        default.
-    platform : str, optional
-        OpenMM platform; a GPU's if one works here, else CPU.
-    bridge : str
-        How the model reaches OpenMM.
-    seed : int
-        Of the jumps, the velocities and the Langevin dynamics.
-    """
-
-    model: str = "ala2-water"
-    seconds: float = 120.0
-    jumps: int | None = None
-    waters: int = 651
-    equilibration: float = 10.0
-    lag: float | None = None
-    burst: float = 1.0
-    platform: str | None = None
-    bridge: str = "auto"
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        check_number("seconds", self.seconds, "s")
-        check_whole("jumps", self.jumps)
-        check_number("equilibration", self.equilibration, "ps")
-        # A burst is halved, and its last step belongs to the jump.
-        if not self.burst >= 2 * HEAVY_STEP_PS:
-            raise ValueError(f"burst must be at least {2 * HEAVY_STEP_PS:g} ps, got {self.burst!r}")
-        self.of_the_run()
-
-    def of_the_run(self) -> RunSettings:
-        """Return the settings of the run."""
-        return RunSettings(
-            jumps=self.jumps or _ENDLESS,
-            lag_ps=self.lag,
-            burst_ps=self.burst,
-            every_ps=self.burst / 2,
-            waters=self.waters,
-            equilibration_ps=self.equilibration,
-            platform=self.platform,
-            bridge=self.bridge,
-            seed=self.seed,
-            # Plain MD is timed at checkpoints.
-            checkpoint_seconds=min(60.0, self.seconds / 5),
-        )
 
 
 def run_demo(

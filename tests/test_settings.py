@@ -1,0 +1,156 @@
+"""Settings: one definition gives the check, the option and the documentation of each."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+
+import pytest
+
+from openmm_sd.benchmark.settings import BenchmarkSettings
+from openmm_sd.cli import COMMANDS, main
+from openmm_sd.cli.options import add_settings, given_of, option_of
+from openmm_sd.data.settings import ImportSettings
+from openmm_sd.demo.settings import DemoSettings
+from openmm_sd.generate.settings import GenerateSettings
+from openmm_sd.prepare.settings import PrepareSettings
+from openmm_sd.rollout.settings import RolloutSettings
+from openmm_sd.run.settings import RunSettings
+from openmm_sd.settings import Settings, declared_fields, default_of, kinds_of, setting
+from openmm_sd.train.settings import DistillSettings, StageSettings, TrainSettings
+from openmm_sd.validate.settings import ValidateSettings
+
+OF_COMMAND = {
+    "benchmark": BenchmarkSettings,
+    "import": ImportSettings,
+    "demo": DemoSettings,
+    "generate": GenerateSettings,
+    "prepare": PrepareSettings,
+    "rollout": RolloutSettings,
+    "run": RunSettings,
+    "distill": DistillSettings,
+    "train": StageSettings,
+    "validate": ValidateSettings,
+}
+EVERY = (*OF_COMMAND.values(), TrainSettings)
+#: Needed besides the settings.
+POSITIONAL = {
+    "benchmark": [],
+    "import": ["t.xtc", "-o", "d.h5"],
+    "demo": ["-o", "out"],
+    "generate": ["a.pdb", "-o", "d.h5"],
+    "prepare": ["a.pdb", "-o", "out"],
+    "rollout": ["ala2-water", "-o", "out"],
+    "run": ["a.pdb", "-o", "out"],
+    "distill": ["ala2-water", "-o", "m.safetensors"],
+    "train": ["d.h5", "-o", "m.safetensors"],
+    "validate": ["ala2-water", "-o", "out"],
+}
+NUMBERS = [
+    (command, option_of(one), kinds_of(one))
+    for command, settings in [*OF_COMMAND.items(), ("train", TrainSettings)]
+    for one in declared_fields(settings)
+    if one.metadata["declared"].option != "" and {"int", "float"} & set(kinds_of(one))
+]
+
+
+@pytest.mark.parametrize("settings", EVERY)
+def test_every_field_is_declared_and_documented(settings):
+    settings()
+    assert [one.name for one in declared_fields(settings)] == [one.name for one in fields(settings)]
+    for one in declared_fields(settings):
+        assert f"    {one.name} : {one.type}\n" in settings.__doc__
+        if default_of(one):
+            assert f"({default_of(one)})" in settings.__doc__
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_help_shows_every_setting_with_its_default(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for one in declared_fields(OF_COMMAND[command]):
+        if one.metadata["declared"].option == "" or one.name == "variants":
+            continue
+        line = next(line for line in shown.splitlines() if f"--{option_of(one)} " in f"{line} ")
+        # A rollout's device is chosen by itself on the command line.
+        if (command, one.name) != ("rollout", "device"):
+            assert default_of(one) in line
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "kinds"), NUMBERS, ids=[f"{c}-{o}" for c, o, _ in NUMBERS]
+)
+def test_senseless_numbers_are_refused_in_a_line(
+    command, option, kinds, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    values = ["-1", "nan", "inf"] if "float" in kinds else ["-1", "0.5", "nan"]
+    if "str" in kinds and "int" in kinds:
+        values = ["-1"]  # a chain's id may be any other word
+    for value in values:
+        assert main([command, *POSITIONAL[command], f"--{option}={value}"]) == 2, value
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "must be" in said.err
+        assert "Traceback" not in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_given_twice_is_refused(capsys):
+    assert main(["rollout", "ala2-water", "-o", "out", "--steps", "3", "--steps", "4"]) == 2
+    assert "--steps: given more than once" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class _Few(Settings):
+    """Few."""
+
+    time_ps: float = setting(2.0, "a time")
+    share: float = setting(0.5, "a share", above=0, below=1)
+    count: int | None = setting(3, "a count, or off", most=9)
+    word: str = setting("yes", "a word", choices=("yes", "no"))
+    either: float | str | None = setting("card", "a number or a word")
+    names: tuple[str, ...] = setting((), "names")
+    lags: tuple[float, ...] = setting((1.0, 10.0), "lags", unit="ps")
+    quiet: bool = setting(False, "say less")
+    tidy: bool = setting(True, "leave nothing")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"time_ps": 0}, "time_ps must be a positive number of ps, got 0"),
+        ({"time_ps": "2"}, "time_ps must be a positive number of ps, got '2'"),
+        ({"time_ps": True}, "time_ps must be a positive number of ps, got True"),
+        ({"time_ps": None}, "time_ps must be a positive number of ps, got None"),
+        ({"share": 1.0}, "share must be a number between 0 and 1, got 1"),
+        ({"count": 0}, "count must be a whole number from 1 to 9, got 0"),
+        ({"count": 2.0}, "count must be a whole number from 1 to 9, got 2"),
+        ({"word": "maybe"}, "word must be one of yes, no, got 'maybe'"),
+        ({"either": -1.0}, "either must be a positive number, got -1"),
+        ({"lags": ()}, "lags must be a tuple of numbers"),
+        ({"lags": (1.0, -1.0)}, "lags must be a positive number of ps, got -1"),
+    ],
+)
+def test_refusals(given, said):
+    with pytest.raises(ValueError, match=said):
+        _Few(**given)
+
+
+def test_options_become_settings():
+    parser = argparse.ArgumentParser()
+    add_settings(parser, _Few, {"words": "word either"})
+    assert given_of(parser.parse_args([]), _Few) == {}
+    arguments = parser.parse_args(
+        "--time 3 --count off --word no --either 4 --names a --names b --lags 5,50 --quiet "
+        "--no-tidy".split()
+    )
+    assert _Few(**given_of(arguments, _Few)) == _Few(
+        *(3.0, 0.5, None, "no", 4.0, ("a", "b"), (5.0, 50.0), True, False)
+    )
+
+
+def test_every_command_of_the_list_is_looked_at():
+    without_settings = {"doctor", "models", "report"}
+    assert set(COMMANDS) == set(OF_COMMAND) | without_settings
