@@ -16,65 +16,47 @@ Importing this package imports nothing heavy; each name is loaded at its first u
 
 from __future__ import annotations
 
-from importlib import import_module
+import sys
 from typing import TYPE_CHECKING
 
-from .version import __version__
+from .lazy import lazy
+from .moved import Moved
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .integrator.integrator import ScoreDynamicsIntegrator
-    from .integrator.reporter import ScoreDynamicsReporter
-    from .jump.jump import JumpError
-    from .model.bundle import BundleError
-    from .model.model import ScoreModel
-    from .molecule.molecule import Molecule
-    from .propagator.contract import Conformance, Propagator, check_propagator
-    from .propagator.registry import register_architecture
-    from .rollout.rollout import Rollout
-    from .rollout.settings import RolloutSettings
-
-_HOMES = {
-    "BundleError": "model.bundle",
-    "Conformance": "propagator.contract",
-    "JumpError": "jump.jump",
-    "Molecule": "molecule.molecule",
-    "Propagator": "propagator.contract",
-    "Rollout": "rollout.rollout",
-    "RolloutSettings": "rollout.settings",
-    "ScoreDynamicsIntegrator": "integrator.integrator",
-    "ScoreDynamicsReporter": "integrator.reporter",
-    "ScoreModel": "model.model",
-    "check_propagator": "propagator.contract",
-    "register_architecture": "propagator.registry",
-}
-
-__all__ = [
-    "BundleError",
-    "Conformance",
-    "JumpError",
-    "Molecule",
-    "Propagator",
-    "Rollout",
-    "RolloutSettings",
-    "ScoreDynamicsIntegrator",
-    "ScoreDynamicsReporter",
-    "ScoreModel",
-    "__version__",
-    "check_propagator",
-    "register_architecture",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .integrator.integrator import ScoreDynamicsIntegrator as ScoreDynamicsIntegrator
+    from .integrator.reporter import ScoreDynamicsReporter as ScoreDynamicsReporter
+    from .jump.jump import JumpError as JumpError
+    from .model.bundle import BundleError as BundleError
+    from .model.model import ScoreModel as ScoreModel
+    from .molecule.molecule import Molecule as Molecule
+    from .propagator.contract import (
+        Conformance as Conformance,
+        Propagator as Propagator,
+        check_propagator as check_propagator,
+    )
+    from .propagator.registry import register_architecture as register_architecture
+    from .rollout.rollout import Rollout as Rollout
+    from .rollout.settings import RolloutSettings as RolloutSettings
+else:
     # torch comes before OpenMM, because OpenMM loads openmm-torch's plugin when it is imported and
     # that needs torch's libraries.
-    import_module("torch")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            ".integrator.integrator": "ScoreDynamicsIntegrator",
+            ".integrator.reporter": "ScoreDynamicsReporter",
+            ".jump.jump": "JumpError",
+            ".model.bundle": "BundleError",
+            ".model.model": "ScoreModel",
+            ".molecule.molecule": "Molecule",
+            ".propagator.contract": "Conformance Propagator check_propagator",
+            ".propagator.registry": "register_architecture",
+            ".rollout.rollout": "Rollout",
+            ".rollout.settings": "RolloutSettings",
+        },
+        first="torch",
+    )
+    __all__ += ["__version__"]
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+sys.meta_path.append(Moved())

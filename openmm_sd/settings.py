@@ -24,6 +24,9 @@ T = TypeVar("T")
 #: Largest seed, that of OpenMM: a positive 32-bit signed integer.
 MAX_SEED: Final = 2**31 - 1
 
+# Larger numbers of any unit here overflow somewhere, after hours at worst.
+_NOBODY_MEANS: Final = 1e9
+
 #: Bounds of a temperature: nothing is liquid beyond, and no force field was made for it.
 TEMPERATURE: Final = {"least": 150.0, "most": 1000.0, "hint": "is it in degrees Celsius?"}
 
@@ -161,6 +164,7 @@ def check_number(name: str, value: Any, unit: str = "", **bounds: float) -> None
 
 def _check_number(name: str, value: Any, declared: Declared, whole: bool, unit: str) -> None:
     above, least, most, below = declared.above, declared.least, declared.most, declared.below
+    limit = _NOBODY_MEANS if most is None and not whole else math.inf
     if above is None and least is None:
         above, least = (None, 1.0) if whole else (0.0, None)
     fine = (
@@ -171,6 +175,7 @@ def _check_number(name: str, value: Any, declared: Declared, whole: bool, unit: 
         and (least is None or value >= least)
         and (most is None or value <= most)
         and (below is None or value < below)
+        and value <= limit
     )
     if fine:
         return
@@ -184,6 +189,8 @@ def _check_number(name: str, value: Any, declared: Declared, whole: bool, unit: 
     else:
         wanted = f"a {kind} of at least {above if least is None else least:g} {unit}"
     hint = f": {declared.hint}" if declared.hint else ""
+    if isinstance(value, Real) and value > limit:
+        wanted = f"{wanted.strip()} below {limit:g}"
     raise ValueError(f"{name} must be {wanted.strip()}, got {value!r}{hint}")
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 import io
+import sys
 import tokenize
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import networkx as nx
 import pytest
+
+from openmm_sd.moved import MOVED
 
 PACKAGE = Path(__file__).resolve().parents[1] / "openmm_sd"
 
 #: From the ground up; what stands in one line may not import its neighbours.
 LAYERS = (
     ("version",),
-    ("settings", "progress", "lazy"),
+    ("settings", "progress", "lazy", "moved"),
     ("files",),
     ("workers",),
     ("molecule",),
@@ -27,7 +31,6 @@ LAYERS = (
     ("bridges",),
     ("system",),
     ("integrator", "rollout", "prepare", "data"),
-    ("dataset",),
     ("generate", "train", "run", "validate"),
     ("doctor", "demo"),
     ("benchmark",),
@@ -166,3 +169,11 @@ def test_files_and_functions_are_short() -> None:
             if len(body) > LONGEST_FUNCTION and not network:
                 wrong.append(f"{module}.{node.name}: {len(body)} lines of code")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_modules_answer_to_their_old_names(old):
+    with pytest.warns(FutureWarning, match=f"{old} is {MOVED[old]} now"):
+        found = import_module(old)
+    assert found is import_module(MOVED[old])
+    del sys.modules[old]

@@ -17,7 +17,7 @@ from openmm_sd.prepare.settings import PrepareSettings
 from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.run.settings import RunSettings
 from openmm_sd.settings import Settings, declared_fields, default_of, kinds_of, setting
-from openmm_sd.train.settings import DistillSettings, StageSettings, TrainSettings
+from openmm_sd.train.settings import DistillSettings, NetworkSettings, StageSettings, TrainSettings
 from openmm_sd.validate.settings import ValidateSettings
 
 OF_COMMAND = {
@@ -32,7 +32,7 @@ OF_COMMAND = {
     "train": StageSettings,
     "validate": ValidateSettings,
 }
-EVERY = (*OF_COMMAND.values(), TrainSettings)
+EVERY = (*OF_COMMAND.values(), NetworkSettings, TrainSettings)
 #: Needed besides the settings.
 POSITIONAL = {
     "benchmark": [],
@@ -48,7 +48,11 @@ POSITIONAL = {
 }
 NUMBERS = [
     (command, option_of(one), kinds_of(one))
-    for command, settings in [*OF_COMMAND.items(), ("train", TrainSettings)]
+    for command, settings in [
+        *OF_COMMAND.items(),
+        ("train", NetworkSettings),
+        ("train", TrainSettings),
+    ]
     for one in declared_fields(settings)
     if one.metadata["declared"].option != "" and {"int", "float"} & set(kinds_of(one))
 ]
@@ -85,7 +89,7 @@ def test_senseless_numbers_are_refused_in_a_line(
     command, option, kinds, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    values = ["-1", "nan", "inf"] if "float" in kinds else ["-1", "0.5", "nan"]
+    values = ["-1", "nan", "1e308"] if "float" in kinds else ["-1", "0.5", "nan"]
     if "str" in kinds and "int" in kinds:
         values = ["-1"]  # a chain's id may be any other word
     for value in values:

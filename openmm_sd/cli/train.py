@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..settings import declared_fields
-from ..train.settings import StageSettings, TrainSettings
+from ..train.settings import NetworkSettings, StageSettings, TrainSettings
 from .options import add_settings, given_of, option_of
 from .outcome import Outcome
 from .progress import Progress
@@ -44,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train nothing: the novelty score of a bundle that has none",
     )
     add_settings(parser, StageSettings, _GROUPS)
-    network = parser.add_argument_group("network")
-    network.add_argument("--width", type=int, metavar="N", help="width (by the network)")
-    network.add_argument("--depth", type=int, metavar="N", help="number of blocks (by the network)")
-    network.add_argument(
-        "--calls", type=int, dest="n_calls", metavar="N", help="network calls a jump (8 or 10)"
-    )
+    add_settings(parser, NetworkSettings)
     add_settings(parser, TrainSettings, {"training": " ".join(_names(TrainSettings))})
     add("--threads", type=int, metavar="N", help="CPU threads (PyTorch's choice)")
 
@@ -58,11 +53,12 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     if arguments.novelty_only is not None:
         _refuse_idle_options(arguments)
-    network = {name: getattr(arguments, name) for name in ("width", "depth", "n_calls")}
+    network = given_of(arguments, NetworkSettings)
+    NetworkSettings(**network)  # refuses
     settings = StageSettings(
         **given_of(arguments, StageSettings),
         also=tuple(_relative(Path(file)) for file in arguments.also or ()),
-        network_settings={name: value for name, value in network.items() if value is not None},
+        network_settings=network,
         training=TrainSettings(**given_of(arguments, TrainSettings)),
     )
     from ..train.driver import add_novelty, train_bundle, use_threads
@@ -115,10 +111,10 @@ def _relative(file: Path) -> Molecule:
 def _refuse_idle_options(arguments: argparse.Namespace) -> None:
     idle = {
         one.name: option_of(one)
-        for settings in (StageSettings, TrainSettings)
+        for settings in (NetworkSettings, StageSettings, TrainSettings)
         for one in declared_fields(settings)
         if one.name not in _FOR_NOVELTY
-    } | {"width": "width", "depth": "depth", "n_calls": "calls"}
+    }
     for name, option in idle.items():
         if getattr(arguments, name, None) is not None:
             raise ValueError(f"--{option} has no effect with --novelty-only: nothing is trained")

@@ -77,6 +77,17 @@ class TrainSettings(Settings):
 
 
 @dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """How large a network is; each kind has sizes of its own by default."""
+
+    width: int | None = setting(None, "width of the network", shown="by its kind", most=2**14)
+    depth: int | None = setting(None, "number of its blocks", shown="by its kind", most=2**10)
+    n_calls: int | None = setting(
+        None, "network calls a jump", shown="8, or 10", most=2**10, option="calls"
+    )
+
+
+@dataclass(frozen=True)
 class StageSettings(Settings):
     """What is trained, on what, for how long."""
 
