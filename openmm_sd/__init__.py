@@ -59,4 +59,4 @@ else:
     )
     __all__ += ["__version__"]
 
-sys.meta_path.append(Moved())
+sys.meta_path.insert(0, Moved())

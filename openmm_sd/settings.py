@@ -28,7 +28,11 @@ MAX_SEED: Final = 2**31 - 1
 _NOBODY_MEANS: Final = 1e9
 
 #: Bounds of a temperature: nothing is liquid beyond, and no force field was made for it.
-TEMPERATURE: Final = {"least": 150.0, "most": 1000.0, "hint": "is it in degrees Celsius?"}
+TEMPERATURE: Final[dict[str, Any]] = {
+    "least": 150.0,
+    "most": 1000.0,
+    "hint": "is it in degrees Celsius?",
+}
 
 
 #: Units by the ends of names.
@@ -153,13 +157,15 @@ def _check(one: Field[Any], value: Any) -> None:
 
 
 def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse an argument that is no whole number within bounds."""
-    _check_number(name, value, Declared("", least=least, most=most), True, "")
+    """Refuse an argument that is no whole number within bounds; None is fine."""
+    if value is not None:
+        _check_number(name, value, Declared("", least=least, most=most), True, "")
 
 
-def check_number(name: str, value: Any, unit: str = "", **bounds: float) -> None:
-    """Refuse an argument that is no number within the bounds of `Declared`; positive by default."""
-    _check_number(name, value, Declared("", **bounds), False, unit)
+def check_number(name: str, value: Any, unit: str = "") -> None:
+    """Refuse an argument that is no positive number; None is fine."""
+    if value is not None:
+        _check_number(name, value, Declared(""), False, unit)
 
 
 def _check_number(name: str, value: Any, declared: Declared, whole: bool, unit: str) -> None:
@@ -167,8 +173,9 @@ def _check_number(name: str, value: Any, declared: Declared, whole: bool, unit: 
     limit = _NOBODY_MEANS if most is None and not whole else math.inf
     if above is None and least is None:
         above, least = (None, 1.0) if whole else (0.0, None)
+    kinds: Any = Integral if whole else Real
     fine = (
-        isinstance(value, Integral if whole else Real)
+        isinstance(value, kinds)
         and not isinstance(value, bool)
         and math.isfinite(value)
         and (above is None or value > above)
@@ -189,7 +196,7 @@ def _check_number(name: str, value: Any, declared: Declared, whole: bool, unit: 
     else:
         wanted = f"a {kind} of at least {above if least is None else least:g} {unit}"
     hint = f": {declared.hint}" if declared.hint else ""
-    if isinstance(value, Real) and value > limit:
+    if isinstance(value, (int, float)) and value > limit:
         wanted = f"{wanted.strip()} below {limit:g}"
     raise ValueError(f"{name} must be {wanted.strip()}, got {value!r}{hint}")
 

@@ -433,11 +433,11 @@ def test_the_pressure_gives_the_density_of_water(pdb, tmp_path):
         ({"waters": 100, "box_nm": 1.7}, "needs a cutoff below 0.85 nm"),
         ({"solvent": "implicit", "waters": 10}, "waters is for explicit water"),
         ({"solvent": "implicit", "copies": 2}, "copies is for explicit water"),
-        ({"solvent": "dry"}, "explicit or implicit"),
+        ({"solvent": "dry"}, "one of explicit, implicit"),
         ({"spacing_ps": 0.01}, "whole number of steps"),
         ({"plain_runs": 0}, "nothing to make"),
         ({"plain_ps": 0.5}, "at least one spacing"),
-        ({"temperature_K": -1.0}, "temperature_K must be a positive number"),
+        ({"temperature_K": -1.0}, "temperature_K must be a number from 150 to 1000 K"),
         ({"copies": 0}, "copies must be"),
     ],
 )

@@ -274,8 +274,8 @@ def test_what_gromacs_cannot_do_is_refused_in_a_line(pdb, tmp_path, monkeypatch)
     for changes, message in (
         ({"solvent": "implicit", "waters": None}, "no implicit solvent.*--engine openmm"),
         ({"copies": 2}, "one solute a box"),
-        ({"engine": "amber"}, "openmm, gromacs or auto"),
-        ({"box_shape": "sphere"}, "cube or dodecahedron"),
+        ({"engine": "amber"}, "one of openmm, gromacs, auto"),
+        ({"box_shape": "sphere"}, "one of cube, dodecahedron"),
         ({"box_shape": "dodecahedron", "engine": "openmm"}, "is a cube"),
         ({"box_shape": "dodecahedron", "box_nm": 2.0}, "is a cube"),
     ):

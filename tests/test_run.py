@@ -861,7 +861,7 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         (["--jumps", "1", "--cutoff", "1"], "cutoff_nm has no effect here"),
         (["--jumps", "1", "--equilibration", "0"], "equilibration_ps has no effect here"),
         (["--jumps", "1", "--force-field", "charmm36.xml"], "force_field has no effect here"),
-        (["--jumps", "1", "--max-novelty", "none"], "max_novelty must be a number, or off"),
+        (["--jumps", "1", "--max-novelty", "none"], "max_novelty must be a number, card or off"),
         (["--jumps", "1", "--max-novelty", "-1"], "max_novelty must be a positive number"),
         (["--jumps", "1", "--settle", "-1"], "settle_ps must be a number of at least 0"),
         (["--jumps", "1", "--max-tries", "0"], "max_tries must be a whole number of at least 1"),

@@ -367,11 +367,11 @@ def test_a_data_set_of_another_molecule(dataset):
     ("arguments", "message"),
     [
         (["--lags", "1000"], "outside"),
-        (["--lags", "ten"], "--lags takes"),
+        (["--lags", "ten"], "--lags: must be numbers"),
         (["--lags", "10,10"], "differ from each other"),
         (["--chains", "1"], "at least 2"),
         (["--total-us", "-1"], "positive"),
-        (["--torsions", "1,2,3"], "4 atom numbers"),
+        (["--torsions", "1,2,3"], "must be 4 numbers"),
         (["--torsions", "1,2,3,99", "1,4,6,8"], "four different atoms"),
         (["--rollout", "nowhere"], "holds no rollout"),
     ],

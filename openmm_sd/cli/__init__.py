@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..version import __version__
+from .options import Once
 from .progress import Progress
 
 #: Every command, in the order of the help, with what it does in a few words.
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser(argv).parse_args(argv)
     except SystemExit as stop:  # argparse has printed its help or one line about the error
         return int(stop.code or 0)
     # Idle OpenMP threads that spin take the cores that OpenMM needs. Read once, by torch's import.
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser that knows every command, and the arguments of the one that is asked for."""
+    asked = next((word for word in argv if word in COMMANDS), None)
     parser = argparse.ArgumentParser(
         prog="openmm-sd",
         description="Score Dynamics for OpenMM: MD bursts alternating with learned jumps.",
@@ -99,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"openmm-sd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
+        if name != asked:
+            commands.add_parser(name, help=summary)
+            continue
         module = _module(name)
         command = commands.add_parser(
             name,
@@ -108,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        command.register("action", None, Once)
         module.add_arguments(command)
         command.add_argument(
             "--json",

@@ -6,11 +6,9 @@ import argparse
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
-from typing import Any, TypeVar
+from typing import Any
 
 from ..settings import Settings, declared_fields, default_of, kinds_of, unit_of
-
-S = TypeVar("S", bound=Settings)
 
 
 class Once(argparse.Action):
@@ -48,27 +46,26 @@ def add_settings(
     skip : str
         Names of settings that have no option, or one that the command makes itself.
     """
-    headed = {}
+    headed: dict[str, Any] = {}
     for heading, names in (groups or {}).items():
         group = parser.add_argument_group(heading)
         headed |= dict.fromkeys(names.split(), group)
-    for one in declared_fields(settings):
-        if one.metadata["declared"].option != "" and one.name not in skip.split():
+    for one in _with_options(settings):
+        if one.name not in skip.split():
             _add(headed.get(one.name, parser), one)
-
-
-def read_settings(arguments: argparse.Namespace, settings: type[S], **more: Any) -> S:
-    """Return the settings that arguments give; the rest has its defaults."""
-    return settings(**given_of(arguments, settings), **more)
 
 
 def given_of(arguments: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
     """Return the settings of a class that were given, by name."""
-    given = {one.name: one for one in declared_fields(settings) if hasattr(arguments, one.name)}
     return {
-        name: tuple(value) if isinstance(value := getattr(arguments, name), list) else value
-        for name in given
+        one.name: tuple(value) if isinstance(value := getattr(arguments, one.name), list) else value
+        for one in _with_options(settings)
+        if hasattr(arguments, one.name)
     }
+
+
+def _with_options(settings: type[Settings]) -> list[Field[Any]]:
+    return [one for one in declared_fields(settings) if one.metadata["declared"].option != ""]
 
 
 def option_of(one: Field[Any]) -> str:
@@ -101,19 +98,20 @@ def _add(parser: Any, one: Field[Any]) -> None:
         else:
             parser.add_argument(flag, action="store_true", **words)
         return
-    number = "N" if kinds[0] == "int" else "X" if kinds[0] == "float" else "TEXT"
+    first = kinds[0].removeprefix("tuple[").partition(",")[0]
+    number = {"int": "N", "float": "X"}.get(first, "TEXT")
     words["metavar"] = declared.metavar or (unit.upper() if unit.isalpha() else unit) or number
     if kinds[0].startswith("tuple[str"):
         parser.add_argument(flag, action="append", **words)
         return
     if kinds[0].startswith("tuple["):
-        member = int if kinds[0].startswith("tuple[int") else float
+        member = int if first == "int" else float
         words |= {"type": _several(member), "metavar": declared.metavar or f"{words['metavar']},.."}
     else:
         if declared.choices and not declared.metavar:
             words["metavar"] = f"{{{','.join(declared.choices)}}}"
         words["type"] = _one(kinds, or_off="None" in kinds and one.default is not None)
-    parser.add_argument(flag, action=Once, **words)
+    parser.add_argument(flag, **words)
 
 
 def _one(kinds: Sequence[str], or_off: bool) -> Callable[[str], Any]:

@@ -78,9 +78,10 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             f"{result['held_out_frames']} held-out frames are, the highest score among them is "
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
-    result = train_bundle(arguments.datasets, arguments.output, settings, progress=progress)
-    if result is None:  # another process writes the bundle and says so
+    made = train_bundle(arguments.datasets, arguments.output, settings, progress=progress)
+    if made is None:  # another process writes the bundle and says so
         return Outcome({}, "", quiet=True)
+    result = made
     losses: dict[str, float] = {}
     for name, found in result.get("held_out_loss_by_lag_ps", {}).items():
         # Of a family by molecule and lag.

@@ -106,12 +106,10 @@ def generate(
     target = Path(output)
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory: make it first")
-    for what, number in (("processes", processes), ("threads", threads)):
-        if number is not None:
-            check_whole(what, number)
-    for what, length in (("minutes", minutes), ("save_seconds", save_seconds)):
-        if length is not None:
-            check_number(what, length)
+    check_whole("processes", processes)
+    check_whole("threads", threads)
+    check_number("minutes", minutes, "minutes")
+    check_number("save_seconds", save_seconds, "s")
     topology, positions = read_solute(Path(structure), settings)
     residues = name or "-".join(residue.name for residue in topology.residues())
     molecule = Molecule.from_topology(topology, positions - positions.mean(axis=0), residues)

@@ -138,9 +138,8 @@ def run_rollout(
     if format not in ("xtc", "h5"):
         raise ValueError(f"format must be one of xtc, h5, got {format!r}")
     check_whole("every", every, most=settings.steps)
-    for name, value in (("minutes", minutes), ("checkpoint_seconds", checkpoint_seconds)):
-        if value is not None:
-            check_number(name, value)
+    check_number("minutes", minutes, "minutes")
+    check_number("checkpoint_seconds", checkpoint_seconds, "s")
     say = progress or silence
     if not isinstance(model, ScoreModel):
         say("loading the model", os.fspath(model))

@@ -134,6 +134,8 @@ class RunSettings(Settings):
         if not given:
             object.__setattr__(self, "jumps", DEFAULT_JUMPS)
         super().__post_init__()
+        if isinstance(self.max_novelty, str) and self.max_novelty != "card":
+            raise ValueError(f"max_novelty must be a number, card or off, got {self.max_novelty!r}")
         if self.waters is not None and self.padding_nm is not None:
             raise ValueError("give waters or padding_nm, not both")
         if self.platform is not None:

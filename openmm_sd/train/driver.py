@@ -416,7 +416,6 @@ def check_bundle_path(output: Path) -> None:
 
 def use_threads(threads: int | None) -> None:
     """Let PyTorch use this many CPU threads; None leaves the choice to it."""
-    if threads is None:
-        return
     check_whole("threads", threads)
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)

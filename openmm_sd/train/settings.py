@@ -65,7 +65,7 @@ class TrainSettings(Settings):
     )
     seed: int = setting(1, "of everything random", least=0)
     report_seconds: float = setting(
-        60.0, "time between lines of progress and between checkpoints", option=""
+        60.0, "time between lines of progress and between checkpoints", least=0, option=""
     )
 
     def __post_init__(self) -> None:
