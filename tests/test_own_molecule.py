@@ -12,6 +12,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import pytest
+from words import shortened
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
@@ -56,7 +57,7 @@ def walked(no_pictures, tmp_path_factory):
             program, command, *words = line.split()
             assert program == "openmm-sd"
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                code = main([command, *words, *SMALL[command].split(), "--json"])
+                code = main([*shortened([command, *words], SMALL[command]), "--json"])
             assert code == 0, line
             said[words[words.index("-o") + 1]] = json.loads(printed.getvalue())
     return folder, said

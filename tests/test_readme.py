@@ -10,6 +10,7 @@ from pathlib import Path
 import mdtraj
 import pytest
 from openmm import app, unit
+from words import shortened
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
@@ -144,8 +145,7 @@ def test_the_way_to_a_model_of_your_own(tmp_path, monkeypatch, peptide, capfd):
     done = []
     for line in commands.strip().splitlines():
         words = line.split()[1:]
-        # A later option replaces an earlier one.
-        assert main([*words, *small[words[0]].split()]) == 0, capfd.readouterr().err
+        assert main(shortened(words, small[words[0]])) == 0, capfd.readouterr().err
         done.append(words[0])
         if words[0] == "generate":
             shutil.copy("ala2.h5", "more-md.h5")
@@ -169,7 +169,7 @@ def test_the_run_of_your_own(tmp_path, monkeypatch, peptide, capfd):
     }
     for line in found:
         words = line.split()[1:]
-        assert main([*words, *small[words[0]].split()]) == 0, capfd.readouterr().err
+        assert main(shortened(words, small[words[0]])) == 0, capfd.readouterr().err
     files = {file.name for file in Path("run1").iterdir()}
     assert files >= {"trajectory.xtc", "topology.pdb", "log.csv", "summary.json", "report.html"}
 
