@@ -103,13 +103,16 @@ class Settings:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        lines = []
-        for name, kind in cls.__annotations__.items():
+        known: dict[str, Field[Any]] = dict(getattr(cls, "__dataclass_fields__", {}))
+        for name, kind in cls.__dict__.get("__annotations__", {}).items():
             one = cls.__dict__.get(name)
             if isinstance(one, Field) and "declared" in one.metadata:
                 one.name, one.type = name, kind  # as dataclass will, after this
-                text = described(one)
-                lines += [f"    {name} : {kind}", f"        {text[:1].upper()}{text[1:]}."]
+                known[name] = one
+        lines = []
+        for name, one in known.items():
+            text = described(one)
+            lines += [f"    {name} : {one.type}", f"        {text[:1].upper()}{text[1:]}."]
         if lines:
             heading = [(cls.__doc__ or "").rstrip(), "", "    Attributes", "    ----------"]
             cls.__doc__ = "\n".join([*heading, *lines, ""])

@@ -18,7 +18,13 @@ from openmm_sd.prepare.settings import PrepareSettings
 from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.run.settings import RunSettings
 from openmm_sd.settings import Settings, declared_fields, default_of, kinds_of, setting
-from openmm_sd.train.settings import DistillSettings, NetworkSettings, StageSettings, TrainSettings
+from openmm_sd.train.settings import (
+    DistillSettings,
+    NetworkSettings,
+    StageSettings,
+    StudentSettings,
+    TrainSettings,
+)
 from openmm_sd.validate.settings import ValidateSettings
 
 OF_COMMAND = {
@@ -33,7 +39,7 @@ OF_COMMAND = {
     "train": StageSettings,
     "validate": ValidateSettings,
 }
-EVERY = (*OF_COMMAND.values(), NetworkSettings, TrainSettings)
+EVERY = (*OF_COMMAND.values(), NetworkSettings, StudentSettings, TrainSettings)
 #: Needed besides the settings.
 POSITIONAL = {
     "benchmark": [],
@@ -53,9 +59,12 @@ NUMBERS = [
         *OF_COMMAND.items(),
         ("train", NetworkSettings),
         ("train", TrainSettings),
+        ("distill", StudentSettings),
     ]
     for one in declared_fields(settings)
-    if one.metadata["declared"].option != "" and {"int", "float"} & set(kinds_of(one))
+    if one.metadata["declared"].option != ""
+    and {"int", "float"} & set(kinds_of(one))
+    and (command, one.name) not in {("distill", "sigma_min"), ("distill", "sigma_max")}
 ]
 
 
@@ -106,6 +115,48 @@ def test_senseless_numbers_are_refused_in_a_line(
 def test_an_option_given_twice_is_refused(capsys, option):
     assert main(["rollout", "ala2-water", "-o", "out", option, "3", option, "4"]) == 2
     assert f"{option}: given more than once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_a_printed_file_of_settings_gives_the_same_settings(command, capsys, tmp_path):
+    words = [command, *POSITIONAL[command]]
+    more = {"run": ["--lag", "30", "--max-novelty", "off", "--force-field", "a.xml"]}
+    more |= {"train": ["--no-bf16", "--without", "one", "--without", "two"]}
+    more |= {"validate": ["--lags", "10,50"], "prepare": ["--caps", "--no-neutralise"]}
+    assert main([*words, *more.get(command, []), "--print-config"]) == 0
+    file, printed = tmp_path / "settings.yaml", capsys.readouterr().out
+    file.write_text(printed)
+    assert main([*words, "--config", str(file), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lagg: 3", "lagg is no setting of this command"),
+        ("- 3", "holds no names with values"),
+        ("lag: [", "cannot be read"),
+        ("lag: -3", "lag_ps must be a positive number of ps, got -3"),
+        ("lag: soon", "argument --lag: must be a number, got 'soon'"),
+        ("max_novelty: off\nlag: -1", "lag_ps must be"),
+    ],
+)
+def test_wrong_files_of_settings(text, said, capsys, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    assert main(["run", "a.pdb", "-o", str(tmp_path / "out"), "--config", str(file)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err.splitlines()[-1]
+
+
+def test_the_command_line_goes_before_the_file(capsys, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("lag: 20\nseed: 7\nsolute_only: true\nmodel: mine.safetensors")
+    words = ["run", "a.pdb", "-o", "out", "--config", str(file), "--lag=30", "--print-config"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert {"lag: 30.0", "seed: 7", "solute_only: true"} <= set(shown)
 
 
 @dataclass(frozen=True)

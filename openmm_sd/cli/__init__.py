@@ -1,9 +1,9 @@
 """The program ``openmm-sd``: one file a command.
 
-A command is a module of this package with a docstring (its help), an ``EXAMPLE``, a function
-``add_arguments(parser)`` and a function ``run(arguments, progress)`` that returns an
-:class:`~openmm_sd.cli.outcome.Outcome`. It imports what is heavy inside ``run``, so that ``--help``
-answers at once. List it in `COMMANDS`.
+A command is a module of this package with a docstring (its help), an ``EXAMPLE``, its classes of
+settings as ``SETTINGS`` where there are any, a function ``add_arguments(parser)`` and a function
+``run(arguments, progress)`` that returns an :class:`~openmm_sd.cli.outcome.Outcome`. It imports
+what is heavy inside ``run``, so that ``--help`` answers at once. List it in `COMMANDS`.
 
 With ``--json`` a command prints one JSON object on standard output and nothing else there.
 Exit codes: 0 done; 2 the input was wrong; 1 anything else; 130 stopped by the user.
@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..version import __version__
+from .config import add_config, config_text, with_config
 from .options import Once
 from .progress import Progress
 
@@ -58,12 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _parser(argv).parse_args(argv)
+        parser, command = _parser(argv)
+        words = argv if command is None else with_config(command, argv)
+        arguments = parser.parse_args(words)
     except SystemExit as stop:  # argparse has printed its help or one line about the error
         return int(stop.code or 0)
+    except ValueError as error:
+        print(f"openmm-sd: {error}", file=sys.stderr)
+        return 2
+    if command is not None and getattr(arguments, "print_config", False):
+        print(config_text(command, arguments, _module(arguments.command).SETTINGS))
+        return 0
     # Idle OpenMP threads that spin take the cores that OpenMM needs. Read once, by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    progress = Progress()
+    progress = Progress(arguments.quiet)
     try:
         with _quiet_stdout() if arguments.json else contextlib.nullcontext():
             outcome = _module(arguments.command).run(arguments, progress)
@@ -88,9 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser that knows every command, and the arguments of the one that is asked for."""
+def _parser(
+    argv: Sequence[str],
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """Return a parser that knows every command, and that of the one which is asked for."""
     asked = next((word for word in argv if word in COMMANDS), None)
+    wanted = None
     parser = argparse.ArgumentParser(
         prog="openmm-sd",
         description="Score Dynamics for OpenMM: MD bursts alternating with learned jumps.",
@@ -106,7 +118,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             commands.add_parser(name, help=summary)
             continue
         module = _module(name)
-        command = commands.add_parser(
+        wanted = command = commands.add_parser(
             name,
             help=summary,
             description=module.__doc__,
@@ -121,8 +133,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             action="store_true",
             help="print one JSON object on standard output, all else on standard error",
         )
+        command.add_argument("-q", "--quiet", action="store_true", help="say nothing of progress")
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    return parser
+        if hasattr(module, "SETTINGS"):
+            add_config(command)
+    return parser, wanted
 
 
 def _module(command: str) -> ModuleType:

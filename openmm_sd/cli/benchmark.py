@@ -13,6 +13,7 @@ from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (BenchmarkSettings,)
 EXAMPLE = "openmm-sd benchmark --output speed.json"
 
 

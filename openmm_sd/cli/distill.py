@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ..train.settings import DistillSettings, TrainSettings
+from ..train.settings import DistillSettings, StudentSettings
 from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (
+    DistillSettings,
+    StudentSettings,
+)
 EXAMPLE = "openmm-sd distill ala2-water -o ala2-2.safetensors --calls 2 --minutes 30"
 
 
@@ -26,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, metavar="FILE", help="bundle, ending in .safetensors")
     add_settings(parser, DistillSettings)
     # Noise levels, rare hops and time reversal have no meaning here.
-    add_settings(parser, TrainSettings, skip="sigma_min sigma_max rare_first")
+    add_settings(parser, StudentSettings, skip="sigma_min sigma_max rare_first")
     add("--threads", type=int, metavar="N", help="CPU threads (PyTorch's choice)")
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     settings = DistillSettings(**given_of(arguments, DistillSettings))
-    training = replace(settings.training, **given_of(arguments, TrainSettings))
+    training = replace(settings.training, **given_of(arguments, StudentSettings))
     settings = replace(settings, training=training)
     from ..train.distill import distill_bundle
     from ..train.driver import use_threads

@@ -14,6 +14,7 @@ from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (GenerateSettings,)
 EXAMPLE = (
     "openmm-sd generate ala2.pdb -o ala2.h5 --waters 651 --box 2.7222 --plain 2 --plain-ps 10000 "
     "--seeded 100 --seeded-ps 100"

@@ -14,6 +14,7 @@ from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (ImportSettings,)
 EXAMPLE = "openmm-sd import run1.xtc run2.xtc --topology system.pdb -o data.h5 --temperature 300"
 
 # Option, type, unit or example, help: what the file's provenance says of the simulations.

@@ -14,6 +14,7 @@ from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (PrepareSettings,)
 EXAMPLE = "openmm-sd prepare ala2.pdb -o ala2"
 
 _GROUPS = {

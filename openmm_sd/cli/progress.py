@@ -15,16 +15,19 @@ class Progress:
 
     Call it with what is being done and how far that is. On a terminal the line is overwritten;
     elsewhere a new line is written now and then. What is called a ``note`` is always written, and
-    stays.
+    stays; `quiet` leaves nothing but notes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._stream = sys.stderr
         self._terminal = self._stream.isatty()
         self._what = ""
         self._said = 0.0
 
     def __call__(self, what: str, how_far: str) -> None:
+        if self._quiet and what != "note":
+            return
         line = f"{what}: {how_far}" if how_far else what
         now = time.monotonic()
         if what == "note":

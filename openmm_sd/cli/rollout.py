@@ -13,6 +13,7 @@ from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (RolloutSettings,)
 EXAMPLE = "openmm-sd rollout ala2-water --output chains --chains 500 --steps 1000 --lag 100"
 
 

@@ -17,6 +17,7 @@ from .options import add_settings, given_of
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (RunSettings,)
 EXAMPLE = "openmm-sd run ala2.pdb -o run1 --effective-ns 100"
 
 _GROUPS = {

@@ -19,6 +19,11 @@ from .progress import Progress
 if TYPE_CHECKING:
     from ..molecule.molecule import Molecule
 
+SETTINGS = (
+    NetworkSettings,
+    StageSettings,
+    TrainSettings,
+)
 EXAMPLE = "openmm-sd train ala2.h5 --output ala2.safetensors --minutes 30"
 
 # What a training without training looks at, beside the data sets and the output.

@@ -13,6 +13,7 @@ from .options import add_settings, given_of, numbers
 from .outcome import Outcome
 from .progress import Progress
 
+SETTINGS = (ValidateSettings,)
 EXAMPLE = "openmm-sd validate ala2-water --reference phi-psi.npy --lags 10,100 -o report"
 
 

@@ -29,7 +29,7 @@ class TrainSettings(Settings):
     max_steps: int | None = setting(
         None, "stop after so many steps at the latest; the learning rate then follows the steps"
     )
-    batch_size: int = setting(256, "pairs (jumps, when distilling) a step")
+    batch_size: int = setting(256, "pairs a step")
     learning_rate: float = setting(
         1e-3, "peak of the rate, after the warm-up; it falls to zero as a cosine"
     )
@@ -157,8 +157,17 @@ class StageSettings(Settings):
 
 
 @dataclass(frozen=True)
+class StudentSettings(TrainSettings):
+    """How a student is trained; noise levels and rare hops have no meaning here."""
+
+    minutes: float = setting(30.0, "wall-clock time of training", option="minutes")
+    batch_size: int = setting(512, "jumps a step")
+    learning_rate: float = setting(5e-4, "peak of the rate, after the warm-up")
+
+
+@dataclass(frozen=True)
 class DistillSettings(Settings):
-    """How a model is distilled; noise levels, rare hops and time reversal have no meaning here."""
+    """How a model is distilled."""
 
     calls: int = setting(2, "network calls of a jump: 1 or 2", most=2)
     name: str | None = setting(
@@ -166,8 +175,4 @@ class DistillSettings(Settings):
     )
     description: str | None = setting(None, "for the card")
     device: str = setting("auto", "cpu, cuda, cuda:N or auto", metavar="D")
-    training: TrainSettings = setting(
-        factory=lambda: TrainSettings(minutes=30.0, batch_size=512, learning_rate=5e-4),
-        text="how long and how",
-        option="",
-    )
+    training: TrainSettings = setting(factory=StudentSettings, text="how long and how", option="")
