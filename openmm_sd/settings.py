@@ -13,6 +13,7 @@ class itself, after ``super().__post_init__()``.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -104,7 +105,7 @@ class Settings:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         known: dict[str, Field[Any]] = dict(getattr(cls, "__dataclass_fields__", {}))
-        for name, kind in cls.__dict__.get("__annotations__", {}).items():
+        for name, kind in inspect.get_annotations(cls).items():
             one = cls.__dict__.get(name)
             if isinstance(one, Field) and "declared" in one.metadata:
                 one.name, one.type = name, kind  # as dataclass will, after this
