@@ -122,6 +122,7 @@ def load_structure(path: str | os.PathLike[str], frame: int | None = None) -> St
     except Exception as error:  # readers fail in many ways
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     check_positions(structure)
+    _check_residues(structure)
     return replace(structure, sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -211,6 +212,23 @@ def check_positions(structure: Structure) -> None:
             f"{structure.name}: {atom_label(atoms[one])} and {atom_label(atoms[two])} are on top "
             f"of each other ({nearest[one]:.3f} nm apart)"
         )
+
+
+def _check_residues(structure: Structure) -> None:
+    """Refuse a residue in two pieces: what each lacks would be built."""
+    for chain in structure.topology.chains():
+        seen = set()
+        for residue in chain.residues():
+            # Numbers of waters and ions begin anew in large boxes.
+            if not any(a.element is app.element.carbon for a in residue.atoms()):
+                continue
+            number = residue.id, residue.insertionCode
+            if number in seen:
+                raise ValueError(
+                    f"{structure.name}: {residue_label(residue)} comes twice in the file: are lines "
+                    "out of order, or two residues numbered alike?"
+                )
+            seen.add(number)
 
 
 def atom_label(atom: Any) -> str:
