@@ -1,6 +1,7 @@
 """Preparing: what is repaired, what is refused and how, and that a directory is whole or absent."""
 
 import errno
+import gzip
 import json
 import os
 import re
@@ -630,6 +631,21 @@ def test_wrong_arguments(arguments, said, tmp_path, capfd):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["VAL", "ILE", "THR"])
+def test_a_backbone_alone_becomes_an_l_amino_acid(name, tmp_path):
+    text = [t.replace("ALA", name) for t in lines(without=("CB",))]
+    repaired = repair(load_structure(write(tmp_path / "in.pdb", text)), PrepareSettings())
+    atoms = {
+        a.name: repaired.positions[a.index] for a in list(repaired.topology.residues())[1].atoms()
+    }
+    n, c, side = (atoms[one] - atoms["CA"] for one in ("N", "C", "CB"))
+    assert np.dot(np.cross(n, c), side) > 0
+    assert np.linalg.norm(side) == pytest.approx(0.153, abs=0.01)
+    (added,) = repaired.record["atoms_added"]
+    assert added["residue"] == f"{name} 2 of chain A"
+    assert added["atoms"][0] == "CB"
+
+
 # -- wrong structures ------------------------------------------------------------------------------
 
 
@@ -647,6 +663,12 @@ def scaled(factor):
         else t
         for t in lines()
     ]
+
+
+def exchanged(one, two):
+    text = lines()
+    text[one], text[two] = text[two], text[one]
+    return text
 
 
 def with_place(place):
@@ -670,6 +692,7 @@ STRUCTURES = {
     ),
     "unknown": ([t.replace("ALA", "XXX") for t in lines()], "does not know XXX 2 of chain A"),
     "hand": (mirrored(), "ALA 2 of chain A is a D amino acid"),
+    "pieces": (exchanged(1, 9), "ACE 1 of chain A comes twice in the file"),
     "named": ([t.replace("ALA", "DAL") for t in lines()], "DAL 2 of chain A, a modification of"),
     "nan": (with_place("     nan     nan     nan"), "NaN or infinity"),
     "overlap": (with_place(lines()[4][30:54]), "are on top of each other"),
@@ -680,6 +703,27 @@ STRUCTURES = {
         "nothing but water",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("noise.pdb", bytes(range(256)) * 40),
+        ("zipped.pdb", gzip.compress(PDB.read_bytes())),
+        ("wide.pdb", PDB.read_text().encode("utf-16")),
+        ("page.pdb", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"),
+        ("noise.cif", bytes(range(256)) * 40),
+    ],
+)
+def test_files_that_are_no_structures(name, data, tmp_path, capfd):
+    (tmp_path / name).write_bytes(data)
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / name), "-o", str(out), "--json"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "holds no atoms" in captured.err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("command", ["prepare", "run"])

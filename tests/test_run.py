@@ -25,6 +25,7 @@ from openmm_sd.files.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_fra
 from openmm_sd.integrator.notes import dropped_jumps, ensemble_notes
 from openmm_sd.model.model import model_digest
 from openmm_sd.model.novelty import fit_novelty
+from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.molecule.whole import make_whole
 from openmm_sd.prepare import PreparedBox, PreparedSystem, read_prepared, solvate, write_prepared
 from openmm_sd.propagator.kernels import Identity
@@ -153,6 +154,18 @@ def test_files_of_a_run(watery, jitter, tmp_path, format):
     assert np.abs(centre).max() < 1e-3
     assert said[-1][0] == "done"
     assert any("[####" in how_far for what, how_far in said if what == "running")
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_folder_may_have_any_name(vacuum, jitter, ala2, tmp_path, format):
+    out = tmp_path / "élan Ω"
+    run_mixed(jitter, vacuum, out, settings(jumps=5, format=format))
+    angles, _ = read_run(out).look(backbone_torsions(ala2)[0], np.empty(0, dtype=np.int64))
+    plain = tmp_path / "plain"
+    run_mixed(jitter, vacuum, plain, settings(jumps=5, format=format))
+    expected, _ = read_run(plain).look(backbone_torsions(ala2)[0], np.empty(0, dtype=np.int64))
+    assert len(angles) >= 5
+    np.testing.assert_array_equal(angles, expected)
 
 
 def test_frames_are_what_the_simulation_has(vacuum, ala2, tmp_path):

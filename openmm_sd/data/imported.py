@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.atomic import file_sha256, one_line
+from ..files.trajectories import ascii_path
 from ..molecule.frames import FrameCheck, constraint_lengths, missing_hydrogens
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
@@ -176,7 +177,8 @@ def _read_solute(path: Path, settings: ImportSettings) -> _Solute:
     if not path.is_file():
         raise ValueError(f"topology: there is no file {path}")
     try:
-        topology = _quietly(mdtraj.load_topology, str(path))
+        with ascii_path(path) as name:
+            topology = _quietly(mdtraj.load_topology, name)
     except Exception as error:
         raise ValueError(f"topology: {path} cannot be read: {_line(error)}") from error
     _add_bonds(topology, path)
@@ -386,22 +388,23 @@ class _Reader:
             raise ValueError(f"there is no trajectory {path}")
         own = path.name.lower().endswith(_WITH_TOPOLOGY)
         arguments = {} if own else {"top": self._solute.topology}
-        chunks = None
-        while True:
-            try:
-                # All atoms are read: with a choice of atoms, mdtraj takes any topology for right.
-                if chunks is None:
-                    chunks = mdtraj.iterload(str(path), chunk=_CHUNK_FRAMES, **arguments)
-                chunk = _quietly(next, chunks, None)
-            except Exception as error:
-                raise ValueError(
-                    f"{path} cannot be read with this topology: {_line(error)}"
-                ) from error
-            if chunk is None:
-                return
-            if own:
-                self._compare(path, chunk.topology)
-            yield chunk
+        with ascii_path(path) as name:
+            chunks = None
+            while True:
+                try:
+                    # All atoms: with a choice of atoms, mdtraj takes any topology for right.
+                    if chunks is None:
+                        chunks = mdtraj.iterload(name, chunk=_CHUNK_FRAMES, **arguments)
+                    chunk = _quietly(next, chunks, None)
+                except Exception as error:
+                    raise ValueError(
+                        f"{path} cannot be read with this topology: {_line(error)}"
+                    ) from error
+                if chunk is None:
+                    return
+                if own:
+                    self._compare(path, chunk.topology)
+                yield chunk
 
     def _compare(self, path: Path, topology: Any) -> None:
         """Refuse a file whose own topology has other atoms than the one given."""

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..analysis import dihedral
 from ..analysis.sample import Sample
 from ..files.atomic import file_sha256
+from ..files.trajectories import ascii_path
 from ..model.card import Card, DataSet
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
@@ -374,21 +375,27 @@ def reference_from_trajectory(
     """
     import mdtraj
 
-    from ..system.solute import find_solute
-
     if isinstance(path, mdtraj.Trajectory):
         return _from_loaded(path, molecule, spacing_ps)
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"reference: there is no file {path}")
-    keywords = {} if topology is None else {"top": str(topology)}
+    with ascii_path(path) as name, ascii_path(topology or "") as beside:
+        keywords = {} if topology is None else {"top": beside}
+        return _from_file(path, name, keywords, molecule, spacing_ps)
+
+
+def _from_file(
+    path: Path, name: str, keywords: dict[str, str], molecule: Molecule, spacing_ps: float | None
+) -> Reference:
+    import mdtraj
+
+    from ..system.solute import find_solute
+
     try:
-        if topology is None:
-            first = mdtraj.load_frame(str(path), 0)
-        else:
-            first = mdtraj.load_frame(str(path), 0, **keywords)
+        first = mdtraj.load_frame(name, 0, **keywords)
     except Exception as error:  # mdtraj raises whatever its readers stumble over
-        hint = "" if topology is not None else "; formats without a topology need --topology"
+        hint = "" if keywords else "; formats without a topology need --topology"
         raise ValueError(
             f"reference {path.name}: mdtraj cannot read it ({' '.join(str(error).split())}){hint}"
         ) from error
@@ -398,7 +405,7 @@ def reference_from_trajectory(
     ordered = np.argsort(atoms)
     back = np.argsort(ordered)
     for piece in mdtraj.iterload(
-        str(path), chunk=_CHUNK, atom_indices=np.array(atoms)[ordered], **keywords
+        name, chunk=_CHUNK, atom_indices=np.array(atoms)[ordered], **keywords
     ):
         if piece.unitcell_lengths is not None:
             piece.make_molecules_whole()

@@ -11,8 +11,10 @@ import contextlib
 import errno
 import importlib.metadata
 import json
+import os
 import struct
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +47,28 @@ _DCD_FRAMES, _DCD_LAST = 8, 20
 
 # A chunk of an HDF5 file's coordinates, bytes and frames at most.
 _CHUNK_BYTES, _CHUNK_FRAMES = 2**20, 256
+
+
+@contextlib.contextmanager
+def ascii_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a file a name that mdtraj's XTC and DCD readers and writers take: they know ASCII only.
+
+    For any other name that is a symbolic link in a temporary folder, to the file where it exists,
+    else to its folder.
+    """
+    whole = os.path.abspath(path)
+    if whole.isascii():
+        yield whole
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "link"
+        if os.path.exists(whole):
+            link = link.with_suffix("".join(s for s in Path(whole).suffixes if s.isascii()))
+            link.symlink_to(whole)
+            yield str(link)
+        else:
+            link.symlink_to(os.path.dirname(whole))
+            yield str(link / os.path.basename(whole))
 
 
 def xtc_bytes(
@@ -82,7 +106,10 @@ def xtc_bytes(
     try:
         reason = "the file is too short"
         try:
-            with mdtraj.formats.XTCTrajectoryFile(str(chunk), "w", force_overwrite=True) as file:
+            with (
+                ascii_path(chunk) as name,
+                mdtraj.formats.XTCTrajectoryFile(name, "w", force_overwrite=True) as file,
+            ):
                 file.write(
                     frames,
                     time=times.astype(np.float32),

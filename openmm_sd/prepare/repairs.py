@@ -108,7 +108,7 @@ class _Work:
     def __init__(self, structure: Structure, settings: PrepareSettings) -> None:
         self.settings = settings
         self.name = structure.name
-        self._given: set[tuple[str, str]] = set()
+        self._given: set[tuple[str, str, str]] = set()
         self.notes: list[str] = []
         self.record: dict[str, Any] = {
             "frame": structure.frame,
@@ -279,7 +279,7 @@ class _Work:
     def find_missing(self) -> None:
         """Decide which residues to build: in gaps, at ends, as caps."""
         fixer, settings = self.fixer, self.settings
-        self._given = {_key(residue)[:2] for residue in self.topology.residues()}
+        self._given = {(*_key(a.residue)[:2], a.name) for a in self.topology.atoms()}
         fixer.missingResidues = {}
         if fixer.sequences:
             fixer.findMissingResidues()
@@ -347,10 +347,12 @@ class _Work:
     def build_missing(self) -> None:
         """Build missing heavy atoms."""
         fixer = self.fixer
+        added: dict[str, list[str]] = {label: ["CB"] for label in self._place_beta_carbons()}
         fixer.findMissingAtoms()
+        for residue, atoms in fixer.missingAtoms.items():
+            added.setdefault(residue_label(residue), []).extend(atom.name for atom in atoms)
         self.record["atoms_added"] = [
-            {"residue": residue_label(residue), "atoms": [atom.name for atom in atoms]}
-            for residue, atoms in fixer.missingAtoms.items()
+            {"residue": label, "atoms": names} for label, names in added.items()
         ]
         if self.settings.caps:
             # An end that gets a cap has no terminal oxygen.
@@ -361,11 +363,9 @@ class _Work:
             {"residue": residue_label(residue), "atoms": list(names)}
             for residue, names in fixer.missingTerminals.items()
         ]
-        count = sum(map(len, fixer.missingAtoms.values()))
-        if count:
-            self.notes.append(
-                f"{count} missing atoms were built ({_listing(list(fixer.missingAtoms))})."
-            )
+        if added:
+            count = sum(map(len, added.values()))
+            self.notes.append(f"{count} missing atoms were built ({_listed(list(added))}).")
         if fixer.missingTerminals:
             self.notes.append(
                 f"{_listing(list(fixer.missingTerminals))}: the end of a chain, which gets OXT and "
@@ -383,6 +383,32 @@ class _Work:
         self.record["caps_added"] = []
         if self.settings.caps:
             self._add_caps()
+
+    def _place_beta_carbons(self) -> list[str]:
+        """Put CB where an L amino acid has it, and name the residues: PDBFixer may build it D."""
+        places = self.positions
+        new, atoms, x, residues = app.Topology(), {}, [], []
+        new.setPeriodicBoxVectors(self.topology.getPeriodicBoxVectors())
+        for chain in self.topology.chains():
+            new_chain = new.addChain(chain.id)
+            for residue in chain.residues():
+                there = {atom.name: places[atom.index] for atom in residue.atoms()}
+                new_residue = new.addResidue(
+                    residue.name, new_chain, residue.id, residue.insertionCode
+                )
+                for atom in residue.atoms():
+                    atoms[atom] = new.addAtom(atom.name, atom.element, new_residue, atom.id)
+                    x.append(places[atom.index])
+                chiral = residue.name in _PROTEIN and residue.name != "GLY"
+                if chiral and {"N", "CA", "C"} <= there.keys() and "CB" not in there:
+                    new.addAtom("CB", app.element.carbon, new_residue)
+                    x.append(_beta_carbon(there["N"], there["CA"], there["C"]))
+                    residues.append(residue_label(residue))
+        if residues:
+            for one, two in self.topology.bonds():
+                new.addBond(atoms[one], atoms[two])
+            self._set(new, np.array(x) * unit.nanometer)
+        return residues
 
     def _add_caps(self) -> None:
         """Put ACE and NME to the ends of peptides, the new peptide bonds trans."""
@@ -496,8 +522,8 @@ class _Work:
                 if np.dot(np.cross(n, c), side) <= 0.0:
                     what = (
                         "no residue of that name is, and the models know L amino acids"
-                        if _key(residue)[:2] in self._given
-                        else "PDBFixer built it so: try another --seed, or a modelling program"
+                        if (*_key(residue)[:2], "CB") in self._given
+                        else "PDBFixer built it so: complete it with a modelling program"
                     )
                     raise ValueError(
                         f"{self.name}: {residue_label(residue)} is a D amino acid, or flat; {what}"
@@ -625,8 +651,22 @@ def _key(residue: Any) -> tuple[str, str, str]:
     return residue.chain.id, f"{residue.id}{residue.insertionCode}", residue.name
 
 
+def _beta_carbon(
+    n: NDArray[np.float64], ca: NDArray[np.float64], c: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return where an L amino acid has its CB: 0.153 nm from CA, tetrahedral; nm."""
+    one, two = (n - ca) / np.linalg.norm(n - ca), (c - ca) / np.linalg.norm(c - ca)
+    away, up = -(one + two), np.cross(one, two)
+    half = np.deg2rad(109.47) / 2
+    side = np.cos(half) * away / np.linalg.norm(away) + np.sin(half) * up / np.linalg.norm(up)
+    return np.asarray(ca + 0.153 * side)
+
+
 def _listing(residues: list[Any]) -> str:
-    labels = list(dict.fromkeys(map(residue_label, residues)))
+    return _listed(list(dict.fromkeys(map(residue_label, residues))))
+
+
+def _listed(labels: list[str]) -> str:
     return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 

@@ -37,7 +37,14 @@ from numpy.typing import NDArray
 from ..files.atomic import write_atomically, write_json, writing
 from ..files.folder import interrupts, locked, refuse_others, require_same
 from ..files.journal import GrowingFile, read_checkpoint, write_checkpoint
-from ..files.trajectories import FORMATS, RAW_FILE, XTC_PRECISION_NM, write_hdf5, xtc_bytes
+from ..files.trajectories import (
+    FORMATS,
+    RAW_FILE,
+    XTC_PRECISION_NM,
+    ascii_path,
+    write_hdf5,
+    xtc_bytes,
+)
 from ..model.model import ScoreModel, model_digest
 from ..molecule.topology import mdtraj_topology, pdb_text
 from ..progress import Progress, silence
@@ -204,7 +211,7 @@ def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
     else:
         import mdtraj
 
-        with mdtraj.formats.XTCTrajectoryFile(str(file)) as content:
+        with ascii_path(file) as name, mdtraj.formats.XTCTrajectoryFile(name) as content:
             frames = content.read(n_frames=count)[0]
     if frames.size != math.prod(shape):
         raise ValueError(f"{folder}: the trajectory is shorter than {_SUMMARY} says")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.atomic import one_line
+from ..files.trajectories import ascii_path
 from ..molecule.graph import spanning_edges
 from ..molecule.matching import find_copies
 from ..molecule.molecule import Molecule
@@ -40,15 +41,16 @@ def read_start_frames(
     for given in (None if loaded is not None else path, topology):
         if given is not None and not Path(given).is_file():
             raise ValueError(f"start: {given}: no such file")
-    extra = {} if topology is None else {"top": os.fspath(topology)}
     try:
-        first = loaded if loaded is not None else mdtraj.load_frame(str(file), 0, **extra)
-        # Without a molecule to select, so that a box of water is read atom by atom of interest.
-        copies = _copies(molecule, first.topology.copy())
-        if loaded is not None:
-            trajectory = loaded.atom_slice(np.unique(copies))
-        else:
-            trajectory = mdtraj.load(str(file), atom_indices=np.unique(copies), **extra)
+        with ascii_path(file) as name, ascii_path(topology or "") as beside:
+            extra = {} if topology is None else {"top": beside}
+            first = loaded if loaded is not None else mdtraj.load_frame(name, 0, **extra)
+            # Without a molecule to select: a box of water is read atom by atom of interest.
+            copies = _copies(molecule, first.topology.copy())
+            if loaded is not None:
+                trajectory = loaded.atom_slice(np.unique(copies))
+            else:
+                trajectory = mdtraj.load(name, atom_indices=np.unique(copies), **extra)
     except _NotFound as error:
         raise ValueError(f"start: {file}: {error}") from None
     except Exception as error:  # readers of many formats raise whatever they stumble over

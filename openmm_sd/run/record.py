@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..data.reference import angles_of
 from ..files.atomic import one_line
-from ..files.trajectories import FORMATS, RAW_FILE, RawFrames
+from ..files.trajectories import FORMATS, RAW_FILE, RawFrames, ascii_path
 from ..integrator.notes import Note
 from ..molecule.molecule import Molecule
 from ..molecule.topology import read_topology
@@ -208,9 +208,8 @@ def _pieces(
     with contextlib.ExitStack() as opened:
         left = count
         try:
-            stream = opened.enter_context(
-                (XTCTrajectoryFile if xtc else DCDTrajectoryFile)(str(file))
-            )
+            name = opened.enter_context(ascii_path(file))
+            stream = opened.enter_context((XTCTrajectoryFile if xtc else DCDTrajectoryFile)(name))
             while left:
                 piece = stream.read(n_frames=min(size, left), atom_indices=atoms)[0]
                 if not len(piece):

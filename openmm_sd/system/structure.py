@@ -225,8 +225,8 @@ def _check_residues(structure: Structure) -> None:
             number = residue.id, residue.insertionCode
             if number in seen:
                 raise ValueError(
-                    f"{structure.name}: {residue_label(residue)} comes twice in the file: are lines "
-                    "out of order, or two residues numbered alike?"
+                    f"{structure.name}: {residue_label(residue)} comes twice in the file: are "
+                    "lines out of order, or two residues numbered alike?"
                 )
             seen.add(number)
 

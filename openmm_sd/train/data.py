@@ -21,7 +21,7 @@ from ..molecule.frames import constraint_lengths
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import slow_torsions
-from ..progress import Progress
+from ..progress import Progress, silence
 from ..propagator.alignment import align_frames
 from ..version import __version__
 from .markov import CellModel, Cells
@@ -183,19 +183,30 @@ class TrainingData:
             f"{lag:g}": np.round(times, 2).tolist() for lag, times in found.items() if len(times)
         }
 
-    def recommended_lag_ps(self, lags: tuple[float, float]) -> float:
+    def recommended_lag_ps(self, lags: tuple[float, float], say: Progress = silence) -> float:
         """Return the lag that is asked for, or the one that the data recommend within a range, ps.
 
-        It is the shortest one at which the second slowest timescale of the data has converged.
+        It is the shortest one at which the second slowest timescale of the data has converged, as
+        longer lags show. Where none does, `say` is told, and 10 ps is taken.
         """
         if self.settings.recommended_lag_ps:
             return self.settings.recommended_lag_ps
         found = [(float(lag), t[min(1, len(t) - 1)]) for lag, t in self.timescales_ps.items()]
         for k, (lag, slowest) in enumerate(found):
             later = [t for _, t in found[k:]]
-            if lags[0] <= lag <= lags[1] and slowest >= _CONVERGED * max(later):
+            known = len(later) > 1 and slowest >= _CONVERGED * max(later)
+            if known and lags[0] <= lag <= lags[1]:
                 return lag
-        return float(np.clip(10.0, *lags))
+        taken = float(np.clip(10.0, *lags))
+        ns = sum(run.length_ps for run in self.runs) / 1000.0
+        times = ", ".join(f"{t:.3g} ps at {lag:g} ps" for lag, t in found) or "none was found"
+        say(
+            "note",
+            f"{self.molecule.name}: {ns:.3g} ns of data are too few to say from which lag on they "
+            f"are Markovian (second slowest timescale: {times}); {taken:g} ps is recommended "
+            "without such evidence",
+        )
+        return taken
 
     def displacement_bound_nm(self, lags: tuple[float, float]) -> float:
         """Return how far an atom may go in a jump of a range of lags (ps), nm."""

@@ -255,7 +255,7 @@ def _models(
 ) -> list[ScoreModel]:
     """Return the models of the molecules with data."""
     # What is recommended goes for the slowest of them.
-    recommended = max(data.recommended_lag_ps(lags) for data in members)
+    recommended = max(data.recommended_lag_ps(lags, say) for data in members)
     family = training["network"] == FAMILY
     models = []
     for network, data in zip(networks, members, strict=False):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ...data.dataset import quantise
 from ...files.atomic import write_json
+from ...files.trajectories import ascii_path
 from ...molecule.frames import FrameCheck
 from ...molecule.molecule import Molecule
 from ...molecule.torsions import TorsionAtoms
@@ -348,6 +349,6 @@ def read_frames(
     count = count_frames(path)[1]
     if not count:
         return np.zeros((0, 0, 3)), np.zeros((0, 3, 3)), np.zeros(0)
-    with mdtraj.formats.XTCTrajectoryFile(str(path)) as file:
+    with ascii_path(path) as name, mdtraj.formats.XTCTrajectoryFile(name) as file:
         frames, times, _, boxes = file.read(count)
     return frames.astype(np.float64), boxes.astype(np.float64), times.astype(np.float64)
