@@ -3,13 +3,12 @@
     python benchmarks/peptides.py structures FOLDER [VAL LEU-SER ...]
     python benchmarks/peptides.py md FOLDER [--gmx GMX] [--only NAME]
 
-``structures`` builds ACE-X-NME and ACE-X-Y-NME: the backbone from bond lengths and angles, L and
-trans by construction, side chains by PDBFixer, hydrogens and charges as at pH 7 (HID, HIE and HIP
-by name), minimised in implicit solvent. Handedness at CA and at CB, amide bonds and the total
-charge are checked. ``md`` makes 2 ns a pass of each: a plain run and short ones from starts spread
-over phi, psi and chi1, with ``openmm-sd generate``'s GROMACS engine (amber99sbildn, tip3p, 300 K, a
-dodecahedron with a counter-ion where it is charged). Data sets appear one by one, ``NAME.PASS.h5``
-in FOLDER/data; killed, the same command resumes.
+``structures`` builds ACE-X-NME and ACE-X-Y-NME as ``openmm-sd prepare --sequence`` does, hydrogens
+and charges as at pH 7 (HID, HIE and HIP by name), minimised in implicit solvent. Handedness at CA
+and at CB, amide bonds and the total charge are checked. ``md`` makes 2 ns a pass of each: a plain
+run and short ones from starts spread over phi, psi and chi1, with ``openmm-sd generate``'s GROMACS
+engine (amber99sbildn, tip3p, 300 K, a dodecahedron with a counter-ion where it is charged). Data
+sets appear one by one, ``NAME.PASS.h5`` in FOLDER/data; killed, the same command resumes.
 
 `HELD_OUT` and `HELD_OUT_PAIRS` are for judging a model: nothing is trained on them.
 """
@@ -17,7 +16,6 @@ in FOLDER/data; killed, the same command resumes.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -30,10 +28,10 @@ from shared import Command, option, run_command
 from openmm_sd.generate import GenerateSettings, generate
 from openmm_sd.generate.peptides import REMARKS, unusual
 from openmm_sd.molecule.molecule import Molecule
+from openmm_sd.prepare import PrepareSettings, from_sequence, repair
 
 import openmm  # isort: skip
 from openmm import app, unit  # isort: skip
-from pdbfixer import PDBFixer  # isort: skip
 
 TRAINED = "ALA GLY VAL SER LEU ASP LYS TYR THR GLU ASN PRO ARG MET CYS TRP HID HIP".split()
 HELD_OUT = "GLN ILE PHE HIE".split()
@@ -64,69 +62,23 @@ FOLDER = option("folder", type=Path, metavar="FOLDER")
 Place = NDArray[np.float64]
 
 
-def placed(a: Place, b: Place, c: Place, length: float, angle: float, torsion: float) -> Place:
-    """Where an atom is that is bonded to `c`; angstroms and degrees."""
-    along = (c - b) / np.linalg.norm(c - b)
-    normal = np.cross(b - a, along)
-    normal /= np.linalg.norm(normal)
-    bend, turn = np.deg2rad(angle), np.deg2rad(torsion)
-    side = np.cos(turn) * np.cross(normal, along) + np.sin(turn) * normal
-    return np.asarray(c + length * (np.sin(bend) * side - np.cos(bend) * along))
-
-
 def standard(form: str) -> str:
     """What a PDB file calls a form of a residue."""
     return "HIS" if form.startswith("HI") else form
 
 
-def backbone(forms: list[str]) -> str:
-    """PDB text of ACE, the residues up to CB, and NME: L, trans, extended."""
-    methyl, carbon = np.zeros(3), np.array([1.507, 0.0, 0.0])
-    nitrogen = placed(np.array([0.0, 1.0, 0.0]), methyl, carbon, 1.329, 116.2, 180.0)
-    oxygen = placed(nitrogen, methyl, carbon, 1.231, 120.5, 180.0)
-    atoms = [("CH3", "ACE", methyl), ("C", "ACE", carbon), ("O", "ACE", oxygen)]
-    numbers, before = [1, 1, 1], methyl
-    for number, form in enumerate(forms, 2):
-        phi, psi = (-65.0 if form == "PRO" else -80.0), 145.0
-        alpha = placed(before, carbon, nitrogen, 1.458, 121.7, 180.0)
-        next_carbon = placed(carbon, nitrogen, alpha, 1.525, 111.0, phi)
-        residue = [("N", nitrogen), ("CA", alpha), ("C", next_carbon)]
-        residue.append(("O", placed(nitrogen, alpha, next_carbon, 1.231, 120.5, psi + 180.0)))
-        if form != "GLY":
-            side = placed(carbon, nitrogen, alpha, 1.53, 110.5, phi - 120.0)
-            residue.append(("CB", side))
-        atoms += [(name, standard(form), x) for name, x in residue]
-        numbers += [number] * len(residue)
-        before, carbon = alpha, next_carbon
-        nitrogen = placed(residue[0][1], alpha, carbon, 1.329, 116.2, psi)
-    end = placed(before, carbon, nitrogen, 1.458, 121.7, 180.0)
-    atoms += [("N", "NME", nitrogen), ("C", "NME", end)]
-    numbers += [len(forms) + 2] * 2
-    lines = [
-        f"ATOM  {k:5d}  {name:<3s} {residue:3s} A{number:4d}    "
-        f"{x[0]:8.3f}{x[1]:8.3f}{x[2]:8.3f}  1.00  0.00          {name[0]:>2s}"
-        for k, ((name, residue, x), number) in enumerate(zip(atoms, numbers, strict=True), 1)
-    ]
-    return "\n".join([*lines, "TER", "END\n"])
-
-
 def completed(forms: list[str]) -> tuple[app.Topology, Place, float]:
     """Side chains and hydrogens put to a backbone, minimised; positions in nm, charge in e."""
     reference = openmm.Platform.getPlatformByName("Reference")
-    fixer = PDBFixer(pdbfile=io.StringIO(backbone(forms)), platform=reference)
-    fixer.missingResidues = {}
-    fixer.findMissingAtoms()
-    fixer.missingTerminals = {}
-    fixer.addMissingAtoms(seed=1)
+    structure, _ = from_sequence("-".join(("ACE", *forms, "NME")))
+    variants = {f"A:{k}": form for k, form in enumerate(forms, 2) if form in FORMS}
+    modeller = repair(structure, PrepareSettings(variants=variants))
     field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
-    modeller = app.Modeller(fixer.topology, fixer.positions)
-    variants = [None, *(form if form in FORMS else None for form in forms), None]
-    modeller.addHydrogens(field, variants=variants, platform=reference)
     system = field.createSystem(
         modeller.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds
     )
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), reference)
-    context.setPositions(modeller.positions)
+    context.setPositions(modeller.positions * unit.nanometer)
     openmm.LocalEnergyMinimizer.minimize(context, 5.0, 400)
     state = context.getState(positions=True)
     x = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))

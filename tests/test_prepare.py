@@ -24,6 +24,7 @@ from openmm_sd.prepare import (
     PrepareSettings,
     driver as module,
     equilibrate,
+    from_sequence,
     load_structure,
     prepare,
     prepare_system,
@@ -644,6 +645,68 @@ def test_a_backbone_alone_becomes_an_l_amino_acid(name, tmp_path):
     (added,) = repaired.record["atoms_added"]
     assert added["residue"] == f"{name} 2 of chain A"
     assert added["atoms"][0] == "CB"
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        "ACE-ALA-ARG-ASN-ASP-NME",
+        "ACE-CYS-GLN-GLU-GLY-NME",
+        "ACE-HID-HIE-HIP-ILE-NME",
+        "ACE-LEU-LYS-MET-PHE-NME",
+        "ACE-PRO-SER-THR-TRP-NME",
+        "ACE-TYR-VAL-ASH-GLH-NME",
+        "AIT",
+        "PG",
+    ],
+)
+def test_a_sequence_becomes_an_l_peptide_with_trans_bonds(sequence):
+    structure, variants = from_sequence(sequence)
+    repaired = repair(structure, PrepareSettings(variants=variants))
+    assert repaired.record["cis_peptide_bonds"] == []
+    residues = list(repaired.topology.residues())
+    for residue in residues:
+        at = {atom.name: repaired.positions[atom.index] for atom in residue.atoms()}
+        if "CB" in at:
+            n, c, side = (at[name] - at["CA"] for name in ("N", "C", "CB"))
+            assert np.dot(np.cross(n, c), side) > 0
+        if residue.name in ("ILE", "THR"):
+            heavy = ("CG1", "CG2") if residue.name == "ILE" else ("OG1", "CG2")
+            arms = np.array([at[name] for name in ("CA", *heavy)]) - at["CB"]
+            # S in isoleucine and R in threonine; the heavier branch comes first.
+            assert np.linalg.det(arms) > 0
+    expected = {"HID": {"HD1"}, "HIE": {"HE2"}, "HIP": {"HD1", "HE2"}, "ASH": {"HD2"}}
+    expected |= {"GLH": {"HE2"}}
+    for place, form in variants.items():
+        residue = residues[int(place.partition(":")[2]) - 1]
+        protons = {a.name for a in residue.atoms()} & {"HD1", "HD2", "HE2"}
+        assert protons - ({"HD2"} if form.startswith("HI") else set()) == expected[form]
+
+
+def test_a_sequence_is_prepared(tmp_path, capfd):
+    out = tmp_path / "out"
+    command = ["prepare", "--sequence", "ACE-ALA-NME", "-o", str(out), "--solvent", "implicit"]
+    assert main([*command, "--equilibration", "0", "--platform", "Reference", "--json"]) == 0
+    json.loads(capfd.readouterr().out)
+    assert read_prepared(out).system.getNumParticles() == 22
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sequence", "ACE-NME"], "has caps but no residue"),
+        (["--sequence", "ACE-DAL-NME"], "DAL is no standard residue, and only L amino acids"),
+        (["--sequence", "NME-ALA-ACE"], "NME is a cap"),
+        (["--sequence", "AXA"], "X is no standard residue"),
+        (["--sequence", "ACE--NME"], "is no standard residue"),
+        (["--sequence", "AAA", str(PDB)], "give a structure or a --sequence"),
+        ([], "give a structure or a --sequence"),
+    ],
+)
+def test_wrong_sequences(arguments, said, tmp_path, capfd):
+    assert main(["prepare", "-o", str(tmp_path / "out"), *arguments]) == 2
+    assert said in capfd.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 # -- wrong structures ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ it. Every decision is in prepared.json. Says which models know the solute. See d
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from ..prepare.settings import PrepareSettings
@@ -28,9 +29,10 @@ _GROUPS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.usage = "openmm-sd prepare IN.pdb -o DIR [options]"
+    parser.usage = "openmm-sd prepare (IN.pdb | --sequence ACE-ALA-NME) -o DIR [options]"
     add = parser.add_argument
-    add("structure", metavar="IN.pdb", help="PDB or mmCIF file")
+    add("structure", nargs="?", metavar="IN.pdb", help="PDB or mmCIF file")
+    add("--sequence", metavar="SEQ", help="a chain of L amino acids to build instead: ACE-ALA-NME")
     add("-o", "--output", required=True, metavar="DIR", help="directory to make")
     add("--force", action="store_true", help="replace a prepared directory")
     add("--variant", action="append", metavar="A:5=HIP", help="form of a residue; repeatable")
@@ -39,13 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    settings = PrepareSettings(
-        **given_of(arguments, PrepareSettings), variants=_variants(arguments.variant or ())
-    )
+    if (arguments.structure is None) == (arguments.sequence is None):
+        raise ValueError("give a structure or a --sequence")
+    given, variants = given_of(arguments, PrepareSettings), _variants(arguments.variant or ())
+    settings = PrepareSettings(**given, variants=variants)
     from ..prepare import prepare
 
+    source = arguments.structure
+    if source is None:
+        from ..prepare.sequence import from_sequence
+
+        source, forms = from_sequence(arguments.sequence)
+        settings = replace(settings, variants={**forms, **variants})
     record = prepare(
-        arguments.structure,
+        source,
         arguments.output,
         settings,
         force=arguments.force,

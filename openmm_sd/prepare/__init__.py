@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..system.structure import Structure as Structure, load_structure as load_structure
     from .driver import prepare as prepare, prepare_system as prepare_system
     from .repairs import Repaired as Repaired, repair as repair
+    from .sequence import from_sequence as from_sequence
     from .settings import PrepareSettings as PrepareSettings
 else:
     __getattr__, __dir__, __all__ = lazy(
@@ -32,6 +33,7 @@ else:
             "..system.structure": "Structure load_structure",
             ".driver": "prepare prepare_system",
             ".repairs": "Repaired repair",
+            ".sequence": "from_sequence",
             ".settings": "PrepareSettings",
         },
     )

@@ -112,10 +112,10 @@ def prepare_system(
 
     Parameters
     ----------
-    source : path, Topology, PDBFile, PDBxFile, Modeller or mdtraj.Trajectory
-        A PDB or mmCIF file; a Topology of OpenMM or mdtraj with `positions`; an object of OpenMM
-        that has a topology and positions; or a trajectory of one frame. What is missing in it is
-        added, as in a file.
+    source : path, Structure, Topology, PDBFile, PDBxFile, Modeller or mdtraj.Trajectory
+        A PDB or mmCIF file; what `from_sequence` builds; a Topology of OpenMM or mdtraj with
+        `positions`; an object of OpenMM that has a topology and positions; or a trajectory of one
+        frame. What is missing in it is added, as in a file.
     settings : PrepareSettings, optional
         What is decided.
     positions : Quantity or array, shape (N, 3), optional
@@ -139,6 +139,8 @@ def prepare_system(
 
 def read_source(source: Any, positions: Any = None, frame: int | None = None) -> Structure:
     """Read what `prepare_system` takes."""
+    if isinstance(source, Structure):
+        return source
     if isinstance(source, (str, os.PathLike)):
         if positions is not None:
             raise ValueError("positions: a file has its own")
