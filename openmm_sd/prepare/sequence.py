@@ -89,7 +89,7 @@ def _residue(
         return [("CH3", methyl), ("C", carbon), ("O", oxygen)], following, [methyl, carbon]
     phi = _PHI_OF_PROLINE if name == "PRO" else _PHI
     if before:
-        alpha = placed(*before, nitrogen, 1.458, 121.7, 180.0)
+        alpha = placed(before[0], before[1], nitrogen, 1.458, 121.7, 180.0)
         if name == "NME":
             return [("N", nitrogen), ("C", alpha)], nitrogen, before
         carbon = placed(before[1], nitrogen, alpha, 1.525, 111.0, phi)
