@@ -1,7 +1,7 @@
 """What works on this machine: a real jump through every bridge on every platform.
 
-Every try runs in a process of its own: ``python -m openmm_sd.doctor BRIDGE PLATFORM`` does the
-jumps of one bridge on one platform and prints one line of JSON.
+Every try runs in a process of its own: ``python -m openmm_sd.doctor BRIDGE PLATFORM`` evaluates one
+bridge on one platform and jumps through it, and prints a line of JSON for each of the two.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from .progress import Progress, silence
@@ -21,7 +22,15 @@ import openmm
 from openmm import app
 
 from .bridges import BRIDGES, platform_names
-from .bridges.probe import answer_of, probe_all
+from .bridges.probe import (
+    TIMEOUT,
+    Probe,
+    answers_of,
+    attempt,
+    not_installed,
+    remember,
+    unanswered,
+)
 from .integrator.integrator import ScoreDynamicsIntegrator
 from .model.model import ScoreModel
 from .molecule.molecule import Molecule
@@ -211,16 +220,14 @@ def examine(
         raise ValueError(f"platform must be one of {here}, got {unknown[0]!r}")
     chosen = [name for name in here if platforms is None or name in platforms]
     say = progress or silence
-    say("evaluating bridges", ", ".join(chosen))
-    probes = probe_all(list(BRIDGES), chosen, fresh=True)
-    good = [pair for pair, answer in probes.items() if answer.ok]
-    say("jumping", f"{len(good)} tries, two at a time")
+    pairs = [(bridge, platform) for bridge in BRIDGES for platform in chosen]
+    say("jumping", f"{len(pairs)} tries, two at a time")
     with ThreadPoolExecutor(2) as pool:
-        jumps = dict(zip(good, pool.map(lambda pair: _in_process(*pair), good), strict=True))
-
+        tries = dict(zip(pairs, pool.map(lambda pair: _in_process(*pair), pairs), strict=True))
+    probes = {pair: probe for pair, (probe, _, _) in tries.items()}
+    remember(probes)
     bridges: dict[str, dict[str, dict[str, Any]]] = {}
-    for (bridge, platform), answer in probes.items():
-        ok, detail = jumps.get((bridge, platform), (False, answer.detail))
+    for (bridge, platform), (_, ok, detail) in tries.items():
         bridges.setdefault(bridge, {})[platform] = {"ok": ok, "detail": detail}
     # A build's own name says more than the package's: 2.9.1+cu128 or 2.9.1+cpu.
     builds = {"torch": str(torch.__version__), "openmm": str(openmm.__version__)}
@@ -234,12 +241,17 @@ def examine(
     }
 
 
-def _in_process(bridge: str, platform: str) -> tuple[bool, str]:
-    try:
-        answer = answer_of("openmm_sd.doctor", bridge, platform)
-    except (TimeoutError, RuntimeError) as error:
-        return False, f"no jump: {error}"
-    return answer["ok"], answer["detail"]
+def _in_process(bridge: str, platform: str) -> tuple[Probe, bool, str]:
+    """Return what the evaluation gave, whether the jumps went well, and details of them."""
+    if (absent := not_installed(bridge, platform)) is not None:
+        return absent, False, absent.detail
+    answers, failure = answers_of("openmm_sd.doctor", bridge, platform, 2 * TIMEOUT)
+    probe = Probe(**answers[0]) if answers else unanswered(bridge, platform, failure)
+    if not probe.ok:
+        return probe, False, probe.detail
+    if len(answers) < 2:
+        return probe, False, f"no jump: {failure}"
+    return probe, answers[1]["ok"], answers[1]["detail"]
 
 
 def _hints(
@@ -309,11 +321,14 @@ def _main() -> None:
     parser.add_argument("bridge")
     parser.add_argument("platform")
     arguments = parser.parse_args()
-    try:
-        ok, detail = True, try_jumps(arguments.bridge, arguments.platform)
-    except Exception as error:  # whatever went wrong is the finding
-        ok, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
-    print(json.dumps({"ok": ok, "detail": detail}), flush=True)
+    probe = attempt(arguments.bridge, arguments.platform)
+    print(json.dumps(asdict(probe)), flush=True)
+    if probe.ok:
+        try:
+            ok, detail = True, try_jumps(arguments.bridge, arguments.platform)
+        except Exception as error:  # whatever went wrong is the finding
+            ok, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(json.dumps({"ok": ok, "detail": detail}), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from programs import launch
 
 from openmm_sd import ScoreModel, __version__
 from openmm_sd.bridges import BRIDGES
@@ -54,11 +56,6 @@ def bundle(ala2, tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle") / "identity.safetensors"
     ScoreModel(Identity(ala2.n_atoms), ala2, {"temperature_K": 300.0}).save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def doctor():
-    return run("doctor", "--platform", "CPU", "--platform", "Reference", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -190,23 +187,68 @@ def test_models_of_an_unknown_name(tmp_path, capsys):
 # -- doctor --------------------------------------------------------------------------------------
 
 
-def test_doctor(doctor):
-    assert doctor.returncode == 0, doctor.stderr
-    findings = json.loads(doctor.stdout)
+def test_doctor(tmp_path, monkeypatch, capsys):
+    """For real, on one platform."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["doctor", "--platform", "CPU", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
     assert {"python", "openmm", "torch", "openmmtorch", "openmm_sd"} <= findings["versions"].keys()
     assert set(findings["bridges"]) == {"pythonforce", "torchforce", "native"}
     for row in findings["bridges"].values():
-        assert set(row) == {"CPU", "Reference"}
+        assert set(row) == {"CPU"}
         for cell in row.values():
             assert isinstance(cell["ok"], bool)
             assert cell["detail"]
-    assert all(cell["ok"] for cell in findings["bridges"]["pythonforce"].values())
-    assert "landed within" in findings["bridges"]["pythonforce"]["CPU"]["detail"]
-    first = {
-        platform: next(b for b in BRIDGES if findings["bridges"][b][platform]["ok"])
-        for platform in ("Reference", "CPU")
+    assert findings["bridges"]["pythonforce"]["CPU"]["ok"]
+    said = findings["bridges"]["pythonforce"]["CPU"]["detail"]
+    assert "landed within" in said
+    assert all(f"{name}: jumped at try" in said for name in ScoreModel.shipped())
+    # What it found out is remembered for bridge="auto".
+    (cache,) = tmp_path.glob("**/bridges-*.json")
+    known = json.loads(cache.read_text())
+    assert {pair: probe["ok"] for pair, probe in known.items()} == {
+        f"{bridge}/CPU": row["CPU"]["ok"] for bridge, row in findings["bridges"].items()
     }
-    assert findings["auto"] == first
+    assert findings["auto"] == {"CPU": next(b for b in BRIDGES if known[f"{b}/CPU"]["ok"])}
+
+
+def test_doctor_of_several_platforms(tmp_path, monkeypatch, capsys):
+    """What processes of our own answer: fine, no jump, a wrong landing, and a crash at once."""
+    from openmm_sd import doctor
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = tmp_path / "python"
+    answer = '{"bridge": "\'$3\'", "platform": "\'$4\'", "ok": true, "detail": "fine"}'
+    program.write_text(
+        f"""#!/bin/sh
+        case $3-$4 in native-CPU) echo library missing >&2; exit 127;; esac
+        echo '{answer}'
+        case $3-$4 in
+        native-*) kill -SEGV $$;;
+        torchforce-CPU) echo '{{"ok": false, "detail": "astray"}}';;
+        *) echo '{{"ok": true, "detail": "jumped"}}';;
+        esac"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(doctor, "not_installed", lambda *pair: None)
+    assert main(["doctor", "--platform", "CPU", "--platform", "Reference", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    fine = {"ok": True, "detail": "jumped"}
+    assert findings["bridges"] == {
+        "native": {
+            "Reference": {"ok": False, "detail": "no jump: the process was killed by signal 11"},
+            "CPU": {
+                "ok": False,
+                "detail": "the process ended with exit code 127: library missing",
+            },
+        },
+        "torchforce": {"Reference": fine, "CPU": {"ok": False, "detail": "astray"}},
+        "pythonforce": {"Reference": fine, "CPU": fine},
+    }
+    # The evaluations decide about that, not the jumps.
+    assert findings["auto"] == {"Reference": "native", "CPU": "pythonforce"}
+    assert {hint.split(":")[0].split()[0] for hint in findings["hints"]} >= {"native", "torchforce"}
 
 
 def test_doctor_of_an_unknown_platform(capsys):
@@ -216,14 +258,14 @@ def test_doctor_of_an_unknown_platform(capsys):
     assert captured.out == ""
 
 
-def test_doctor_where_nothing_works(monkeypatch, capsys):
-    from openmm_sd import bridges, doctor
-    from openmm_sd.bridges import Probe
+def test_doctor_where_nothing_works(tmp_path, monkeypatch, capsys):
+    from openmm_sd import bridges
 
-    def broken(names, platforms, fresh):
-        return {(b, p): Probe(b, p, False, "killed by signal 11") for b in names for p in platforms}
-
-    monkeypatch.setattr(doctor, "probe_all", broken)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
     assert main(["doctor", "--platform", "CPU", "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)
     assert findings["auto"] == {"CPU": None}
@@ -330,22 +372,18 @@ def test_demo_refuses_a_file_as_directory(bundle, tmp_path, capsys):
 
 
 def test_demo_stopped_by_the_user(bundle, tmp_path):
-    process = subprocess.Popen(
-        [*PROGRAM, "demo", "--output", tmp_path / "out", "--model", bundle, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = launch(
+        *("demo", "--output", tmp_path / "out", "--model", bundle, "--waters", 240, "--json"),
+        *("--platform", "CPU", "--bridge", "pythonforce"),
+        folder=tmp_path,
     )
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("equilibrating"):
-            break
+    while "equilibrating" not in process.stderr:
+        assert process.running, process.stderr
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 130, "".join(said) + err
-    assert out == ""
-    assert "stopped" in err
+    assert process.wait() == 130, process.stderr
+    assert process.stdout == ""
+    assert "stopped" in process.stderr
 
 
 def test_notes_stay(capsys):

@@ -10,8 +10,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ..files.atomic import first_line
-from .probe import Probe, evaluate
+from .probe import attempt
 
 
 def main() -> None:
@@ -19,11 +18,7 @@ def main() -> None:
     parser.add_argument("bridge")
     parser.add_argument("platform")
     arguments = parser.parse_args()
-    try:
-        result = evaluate(arguments.bridge, arguments.platform)
-    except Exception as error:  # whatever went wrong is the finding
-        result = Probe(arguments.bridge, arguments.platform, False, first_line(error))
-    print(json.dumps(asdict(result)), flush=True)
+    print(json.dumps(asdict(attempt(arguments.bridge, arguments.platform))), flush=True)
 
 
 main()

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 import openmm
 
-from ..files.atomic import write_atomically
+from ..files.atomic import first_line, write_atomically
 from ..version import versions
 from .base import CANDIDATES, NUMBER, platform_names
 from .registry import BRIDGES
@@ -121,47 +121,67 @@ def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
 
     Never raises for a bridge that does not work: that is its answer.
     """
+    if (absent := not_installed(bridge, platform)) is not None:
+        return absent
+    answers, failure = answers_of("openmm_sd.bridges", bridge, platform, timeout)
+    return Probe(**answers[-1]) if answers else unanswered(bridge, platform, failure)
+
+
+def not_installed(bridge: str, platform: str) -> Probe | None:
+    """Return the answer of a bridge whose package is not there."""
     package = BRIDGES[bridge].package if bridge in BRIDGES else None
     if package is not None and importlib.util.find_spec(package) is None:
         return Probe(bridge, platform, False, f"{package} is not installed")
+    return None
+
+
+def unanswered(bridge: str, platform: str, failure: Exception) -> Probe:
+    """Return the answer of a process that ended without one."""
+    late = isinstance(failure, TimeoutError)
+    return Probe(bridge, platform, False, str(failure), timed_out=late)
+
+
+def attempt(bridge: str, platform: str) -> Probe:
+    """Evaluate a bridge in this process; whatever goes wrong is the finding."""
     try:
-        return Probe(**answer_of("openmm_sd.bridges", bridge, platform, timeout))
-    except (TimeoutError, RuntimeError) as error:
-        late = isinstance(error, TimeoutError)
-        return Probe(bridge, platform, False, str(error), timed_out=late)
+        return evaluate(bridge, platform)
+    except Exception as error:
+        return Probe(bridge, platform, False, first_line(error))
 
 
-def answer_of(module: str, bridge: str, platform: str, timeout: float = TIMEOUT) -> dict[str, Any]:
+def answers_of(
+    module: str, bridge: str, platform: str, timeout: float
+) -> tuple[list[dict[str, Any]], Exception]:
     """Run a module for a bridge and a platform in a process of its own, which may crash.
 
-    Returns what its line of JSON holds. Raises TimeoutError or RuntimeError if there is none, in
-    time (s) or at all.
+    Returns what its lines of JSON hold, and why there are no more of them. The timeout is in s.
     """
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(
         [root, *filter(None, [environment.get("PYTHONPATH")])]
     )
+    failure: Exception
     try:
         done = subprocess.run(
             [sys.executable, "-m", module, bridge, platform],
             capture_output=True,
-            text=True,
             timeout=timeout,
             env=environment,
             stdin=subprocess.DEVNULL,
         )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"no answer within {timeout:.0f} s") from None
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("{"):
-            return json.loads(line)
-    if done.returncode < 0:
-        reason = f"the process was killed by signal {-done.returncode}"
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+        failure = TimeoutError(f"no answer within {timeout:.0f} s")
     else:
-        reason = f"the process ended with exit code {done.returncode}"
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    raise RuntimeError(reason + (f": {lines[-1]}" if lines else ""))
+        said = done.stdout
+        if done.returncode < 0:
+            reason = f"the process was killed by signal {-done.returncode}"
+        else:
+            reason = f"the process ended with exit code {done.returncode}"
+        lines = [line.strip() for line in done.stderr.decode().splitlines() if line.strip()]
+        failure = RuntimeError(reason + (f": {lines[-1]}" if lines else ""))
+    return [json.loads(line) for line in said.splitlines() if line.startswith(b"{")], failure
 
 
 def _cache_file() -> Path:
@@ -210,10 +230,15 @@ def probe_all(
         pair: found[pair] if pair in found else Probe(**cache["/".join(pair)]) for pair in pairs
     }
     if found:
-        # A time-out may be a busy machine, so only real answers are remembered.
-        kept = {"/".join(k): asdict(v) for k, v in found.items() if not v.timed_out}
-        _write_cache({**_read_cache(), **kept})
+        remember(found)
     return results
+
+
+def remember(found: Mapping[tuple[str, str], Probe]) -> None:
+    """Keep answers for later runs of the same versions."""
+    # A time-out may be a busy machine, so only real answers are remembered.
+    kept = {"/".join(k): asdict(v) for k, v in found.items() if not v.timed_out}
+    _write_cache({**_read_cache(), **kept})
 
 
 def choose_bridge(platform: str | None = None, without: Collection[str] = ()) -> str:
