@@ -7,7 +7,19 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from conftest import LANDING, Box, Engine, answer, model_of, positions_of, turned, velocities_of
+from conftest import (
+    CROSSED,
+    LANDING,
+    PLATFORMS,
+    Box,
+    Engine,
+    answer,
+    crossed,
+    model_of,
+    positions_of,
+    turned,
+    velocities_of,
+)
 from openmm import app, unit
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
@@ -146,6 +158,7 @@ def test_shift_lands_where_the_kernel_says(engine, water_box, ala2):
     assert worst_constraint(context) < LANDING
 
 
+@crossed
 def test_rotation_lands_and_keeps_constraints(engine, water_box, ala2):
     kernel = Rotation(ala2.n_atoms, 95.0, (1.0, 2.0, -1.0))
     moved, before, context = jump_against_identity(engine, kernel, water_box, ala2)
@@ -157,6 +170,7 @@ def test_rotation_lands_and_keeps_constraints(engine, water_box, ala2):
     assert worst_constraint(context) < LANDING
 
 
+@crossed
 @pytest.mark.parametrize("shape", ["cube", "octahedron"])
 def test_solute_across_the_boundary(engine, peptide, ala2, shape):
     """A solute in pieces, every atom in an image of its own, jumps as if it were whole."""
@@ -179,6 +193,7 @@ def test_solute_across_the_boundary(engine, peptide, ala2, shape):
     assert np.ptp(whole + images, axis=0).min() > 1.0
 
 
+@crossed
 def test_solute_not_first_and_two_copies(engine, water_box, ala2, peptide):
     modeller = app.Modeller(peptide.topology, (peptide.positions + 1.0) * unit.nanometer)
     waters = app.Modeller(water_box.topology, water_box.positions * unit.nanometer)
@@ -248,9 +263,10 @@ def blocks(values, count=20):
     return means.mean(axis=0), means.std(axis=0, ddof=1) / np.sqrt(count)
 
 
+@crossed
 def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
     """Temperature, energy and constraints against OpenMM's own integrator, 4 sigma."""
-    rounds = 1200 if engine.name != "OpenCL" else 300
+    rounds = 1200 if engine == Engine("pythonforce", "Reference") else 300
 
     def sample(context, integrator):
         context.setVelocitiesToTemperature(300, 7)
@@ -290,6 +306,7 @@ def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
     assert my_error[1] * 2 / degrees / 0.0083145 < 12.0
 
 
+@crossed
 def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
     """Mean, variance and autocorrelation of a long run, 3 sigma, with the same noise everywhere."""
     tau, sigma, jumps = 30.0, 0.05, 1500
@@ -335,8 +352,15 @@ def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
 
 
 @pytest.mark.parametrize(
-    ("lag", "gate"),
-    [(1.0, "nonfinite"), (2.0, "nonfinite"), (3.0, "displacement"), (8.0, "contacts")],
+    ("engine", "lag", "gate"),
+    [
+        *((pair, 1.0, "nonfinite") for pair in CROSSED),
+        (("pythonforce", "Reference"), 2.0, "nonfinite"),
+        (("pythonforce", "Reference"), 3.0, "displacement"),
+        (("pythonforce", "Reference"), 8.0, "contacts"),
+    ],
+    indirect=["engine"],
+    ids=str,
 )
 def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate):
     far = np.linalg.norm(peptide.positions[0] - peptide.positions[ala2.n_atoms - 1])
@@ -369,6 +393,7 @@ def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate
     assert integrator.getNumJumps() == 1
 
 
+@crossed
 def test_jump_onto_the_solvent_is_taken_back(engine, water_box, ala2):
     """Positions as they were to the last bit, velocities too, the count in its own column."""
     kernel = Shift(ala2.n_atoms, (0.25, 0.0, 0.0))
@@ -395,9 +420,20 @@ def test_jump_onto_the_solvent_is_taken_back(engine, water_box, ala2):
     np.testing.assert_allclose(ends[0][1], ends[2][1], atol=0 if engine.exact else 2e-2)
 
 
-@pytest.mark.parametrize("which", ["tip3p", "tip4pew with ions"])
+@pytest.mark.parametrize(
+    ("engine", "which"),
+    [
+        *((("pythonforce", platform), "tip4pew with ions") for platform in PLATFORMS),
+        *(((bridge, "Reference"), "tip3p") for bridge in BRIDGES),
+    ],
+    indirect=["engine"],
+    ids=str,
+)
 def test_surroundings_give_way(engine, water_box, tip4p_box, ala2, which):
-    """The solute stays where the kernel put it, the water moves aside, no time passes."""
+    """The solute stays where the kernel put it, the water moves aside, no time passes.
+
+    What moves aside depends on the platform, not on the bridge, which is not called meanwhile.
+    """
     box = water_box if which == "tip3p" else tip4p_box
     n = ala2.n_atoms
 
@@ -435,6 +471,7 @@ def test_surroundings_give_way(engine, water_box, tip4p_box, ala2, which):
     assert 0.001 < moved.max() < 0.3
     context.computeVirtualSites()
     np.testing.assert_allclose(positions_of(context), end_x, atol=1e-5)
+    integrator.setJumping(False)  # twenty more of such jumps take twenty times as long
     integrator.step(20)
     assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
 
@@ -445,6 +482,7 @@ def others(context):
     return used
 
 
+@crossed
 def test_nothing_settles_after_a_jump_that_raises_nothing(engine, water_box, ala2):
     ends = []
     for settings in ({}, {"settleSteps": 40, "maxEnergyRise": 200.0}):
@@ -483,6 +521,7 @@ def test_energy_limit_setting(ala2):
         integrator.setMaxEnergyRise(-1)
 
 
+@crossed
 def test_redraws_use_new_noise(engine, peptide, ala2):
     context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, maxTries=3)
     integrator.setLag(7.0)
@@ -497,7 +536,14 @@ def test_redraws_use_new_noise(engine, peptide, ala2):
 
 
 @pytest.mark.parametrize(
-    ("lag", "words"), [(4.0, "wrong shape"), (5.0, "wrong dtype"), (6.0, "size of tensor")]
+    ("engine", "lag", "words"),
+    [
+        *(((bridge, name), 6.0, "size of tensor") for bridge in BRIDGES for name in PLATFORMS),
+        *(((bridge, "Reference"), 4.0, "wrong shape") for bridge in BRIDGES),
+        *((("pythonforce", name), 5.0, "wrong dtype") for name in PLATFORMS),
+    ],
+    indirect=["engine"],
+    ids=str,
 )
 def test_broken_kernels_raise_and_leave_no_trace(engine, peptide, ala2, lag, words):
     context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, frictionCoeff=0.0)
@@ -535,6 +581,7 @@ def test_kernels_that_cannot_work_are_refused_at_once(reference, peptide, ala2, 
         start(reference, Sometimes(ala2.n_atoms), peptide, ala2, lag=lag)
 
 
+@crossed
 def test_mirror_image_is_refused(engine, peptide, ala2):
     context, integrator = start(
         engine,
@@ -552,6 +599,7 @@ def test_mirror_image_is_refused(engine, peptide, ala2):
 SETTLE_STEPS = 40
 
 
+@crossed
 def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
     """MD of everything but the solute, which counts neither as steps nor as time."""
     n, ends, speeds = ala2.n_atoms, [], []
@@ -600,6 +648,7 @@ def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
     assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
 
 
+@crossed
 def test_settling_is_at_the_bath_s_temperature(engine, peptide, ala2):
     """Oscillators around a solute, which start at rest and at the bottom of their wells."""
     n, others = ala2.n_atoms, 2000
@@ -843,6 +892,7 @@ class Fickle(Propagator):
         return frame
 
 
+@crossed
 def test_energy_is_judged_by_what_md_reaches(engine, peptide, ala2):
     system = peptide.forcefield.createSystem(peptide.topology)  # bonds that swell cost energy
     ends = []
@@ -904,6 +954,7 @@ def test_running_energies_forget_a_start_far_from_equilibrium(ala2):
     assert integrator._get("energy_count") == 0
 
 
+@crossed
 def test_what_the_water_refuses_is_drawn_again(engine, water_box, ala2):
     context, integrator = start(
         engine, Fickle(ala2.n_atoms), water_box, ala2, lag=3.0, maxEnergyRise=300.0, settleSteps=2
@@ -953,6 +1004,7 @@ class Size(torch.nn.Module):
         return torch.linalg.vector_norm(frames, dim=2).amax(1)
 
 
+@crossed
 def test_md_covers_the_lag_from_a_novel_frame(engine, peptide, ala2):
     model = model_of(Identity(ala2.n_atoms), ala2)
     model.novelty = Size(0.1)
@@ -1259,6 +1311,7 @@ def test_bridges_agree(peptide, ala2):
         np.testing.assert_array_equal(ends[0], end)
 
 
+@crossed
 def test_jumps_agree_on_every_engine(engine, peptide, ala2):
     kernel = noisy(ala2)
     moved, _, _ = jump_against_identity(engine, kernel, peptide, ala2, seed=77)
@@ -1269,12 +1322,14 @@ def test_jumps_agree_on_every_engine(engine, peptide, ala2):
     assert np.abs(there).max() > 1e-3
 
 
+@crossed
 def test_no_engine_asks_for_gradients(engine, peptide, ala2):
     _, integrator = start(engine, NoGradients(ala2.n_atoms), peptide, ala2)
     integrator.step(3)
     assert integrator.getStatistics()["jumps_accepted"] >= 2
 
 
+@crossed
 def test_checkpoint_in_the_middle_of_a_burst(engine, peptide, ala2):
     context, integrator = start(engine, noisy(ala2), peptide, ala2, burst=8 * STEP)
     context.setVelocitiesToTemperature(300, 1)
@@ -1328,6 +1383,7 @@ def test_settings_come_back_with_a_checkpoint(reference, peptide, ala2):
     assert other.getBurst() == integrator.getBurst()
 
 
+@crossed
 def test_state_round_trip_keeps_clocks_and_jump_noise(engine, peptide, ala2):
     context, integrator = start(engine, noisy(ala2), peptide, ala2, burst=8 * STEP)
     context.setVelocitiesToTemperature(300, 1)
@@ -1448,6 +1504,7 @@ def test_attaching_again_replaces_the_force(peptide, ala2):
 # -- ordinary simulations --------------------------------------------------------------------------
 
 
+@crossed
 def test_simulation_reporters_and_clocks(engine, water_box, ala2, tmp_path):
     integrator = ScoreDynamicsIntegrator(
         model_of(noisy(ala2), ala2), 300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtoseconds,
@@ -1477,6 +1534,7 @@ def test_simulation_reporters_and_clocks(engine, water_box, ala2, tmp_path):
     assert simulation.currentStep == 65
 
 
+@crossed
 def test_pressure_coupling(engine, water_box, ala2):
     """Box vectors that change under a barostat reach the model, and the solute stays whole."""
     system = water_box.system()
@@ -1495,6 +1553,7 @@ def test_pressure_coupling(engine, water_box, ala2):
     assert worst_constraint(context) < 5e-6
 
 
+@crossed
 @pytest.mark.parametrize("precision", ["single", "mixed"])
 def test_the_shipped_model_with_default_settings(engine, water_box, precision):
     """Learned jumps in water with settling and gates as users get them."""
@@ -1528,6 +1587,7 @@ def test_the_shipped_model_with_default_settings(engine, water_box, precision):
     assert worst_constraint(context) < 5e-6
 
 
+@pytest.mark.parametrize("engine", [(b, "Reference") for b in BRIDGES], indirect=True, ids=str)
 def test_a_cis_peptide_is_left_to_md(engine, peptide):
     """The shipped model has never seen one, and must not be asked what comes next."""
     model = ScoreModel.load("ala2-water")
@@ -1551,6 +1611,7 @@ def test_a_cis_peptide_is_left_to_md(engine, peptide):
         assert numbers["jumps_accepted"] == (0 if turn else 1)
 
 
+@crossed
 def test_virtual_sites_ions_and_heavy_hydrogens(engine, tip4p_box, ala2):
     system = tip4p_box.system(hydrogenMass=3 * unit.dalton)
     names = {atom.residue.name for atom in tip4p_box.topology.atoms()}
