@@ -1,14 +1,13 @@
 """Runs to a directory: exact going on, kills, full disks, signals, formats, and what is refused."""
 
 import csv
+import functools
 import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
-import sys
 import time
 
 import mdtraj
@@ -17,6 +16,7 @@ import openmm
 import pytest
 from conftest import PDB, Jitter, model_of
 from openmm import app, unit
+from programs import launch
 from small_molecules import ethane
 
 from openmm_sd import Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
@@ -688,35 +688,52 @@ def test_ions_are_placed_by_the_seed(ala2):
 # -- full disks ------------------------------------------------------------------------------------
 
 
-def limited(size):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+GROWING = [
+    *("--jumps", 150, "--lag", 10, "--burst", 0.02, "--every", 0.004, "--platform", "Reference"),
+    *("--bridge", "pythonforce", "--seed", 7, "--json", "--no-report"),
+]
+DRIVER = "openmm_sd.run.driver"
 
-    return limit
+
+def grown(on_disk, out, format, seconds):
+    """Words of a command whose files grow to a few hundred kB."""
+    words = ["run", on_disk / "prepared", "-o", out, "--model", on_disk / "model.safetensors"]
+    words += [*GROWING, "--format", format, "--checkpoint-seconds", seconds]
+    return list(map(str, words))
+
+
+@pytest.fixture(scope="module")
+def never_stopped(on_disk, tmp_path_factory):
+    """Runs that nothing has stopped, one a format."""
+
+    @functools.cache
+    def made(format):
+        out = tmp_path_factory.mktemp("whole") / format
+        assert main(grown(on_disk, out, format, 1.0)) == 0
+        return out
+
+    return made
 
 
 @pytest.mark.parametrize(
     ("format", "seconds", "size", "named"),
     [
-        ("xtc", 0.05, 70_000, r"out/(trajectory|\.chunk)\.xtc"),
-        ("dcd", 0.05, 70_000, r"out/trajectory\.dcd"),
-        ("h5", 0.05, 70_000, r"out/trajectory\.part"),
-        ("dcd", 1000.0, 70_000, r"out/checkpoint\.npz"),
-        ("xtc", 0.05, 10_000, r"out/start"),
+        ("xtc", 0.01, 70_000, r"out/(trajectory|\.chunk)\.xtc"),
+        ("dcd", 0.01, 70_000, r"out/trajectory\.dcd"),
+        ("h5", 0.01, 70_000, r"out/trajectory\.part"),
+        ("dcd", 1e6, 70_000, r"out/checkpoint\.npz"),
+        ("xtc", 0.01, 10_000, r"out/start"),
     ],
 )
-def test_a_file_that_cannot_grow(on_disk, tmp_path, format, seconds, size, named):
+def test_a_file_that_cannot_grow(
+    on_disk, never_stopped, tmp_path, capfd, format, seconds, size, named
+):
     out = tmp_path / "out"
-    command = [
-        *(sys.executable, "-m", "openmm_sd", "run", on_disk / "prepared", "-o", out),
-        *("--model", on_disk / "model.safetensors", "--jumps", 600, "--lag", 10),
-        *("--burst", 0.02, "--every", 0.014, "--platform", "Reference"),
-        *("--bridge", "pythonforce", "--seed", 7, "--format", format, "--json"),
-        *("--checkpoint-seconds", seconds, "--no-report"),
-    ]
-    command = list(map(str, command))
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited(size))
-    assert done.returncode == 1, done.stderr
+    words = grown(on_disk, out, format, seconds)
+    # Nothing depends on the clock: plain MD is not timed, and no first checkpoint comes early.
+    changes = {f"{DRIVER}._PLAIN_SHARE": 0.0, f"{DRIVER}._FIRST_SECONDS": 1e6}
+    done = launch(*words, folder=tmp_path, largest=size, changes=changes)
+    assert done.wait() == 1, done.stderr
     assert done.stdout == ""
     (line,) = [text for text in done.stderr.splitlines() if "RunError" in text]
     assert line == done.stderr.splitlines()[-1]
@@ -729,11 +746,8 @@ def test_a_file_that_cannot_grow(on_disk, tmp_path, format, seconds, size, named
         state = files.read_checkpoint(out).state
         assert held == pytest.approx(state["numbers"]["effective_time_ps"], rel=1e-4)
     before = visible(out, format)
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    whole = tmp_path / "whole"
-    subprocess.run([str(whole) if c == str(out) else c for c in command], check=True)
-    same(out, whole)
+    assert main(grown(on_disk, out, format, 1.0)) == 0, capfd.readouterr().err
+    same(out, never_stopped(format))
     if format != "h5":
         final = visible(out, format)
         assert all(final[name].startswith(data) for name, data in before.items())
@@ -774,25 +788,26 @@ def test_a_full_disk(vacuum, jitter, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_command(on_disk, tmp_path, number):
+    """What it has in memory is written."""
     out = tmp_path / "out"
-    command = [
-        *(sys.executable, "-m", "openmm_sd", "run", on_disk / "prepared", "-o", out),
-        *("--model", on_disk / "model.safetensors", "--effective-ns", 1e6, "--lag", 10),
-        *("--burst", 0.02, "--platform", "Reference", "--bridge", "pythonforce", "--json"),
-    ]
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    process = launch(
+        *("run", on_disk / "prepared", "-o", out, "--model", on_disk / "model.safetensors"),
+        *("--effective-ns", 1e6, "--lag", 10, "--burst", 0.02, "--platform", "Reference"),
+        *("--bridge", "pythonforce", "--json"),
+        folder=tmp_path,
+        changes={
+            **{f"{DRIVER}._REPORT_SECONDS": 0.0, "openmm_sd.cli.progress._INTERVAL": 0.0},
+            f"{DRIVER}._FIRST_SECONDS": 1e6,
+        },
     )
-    until = time.monotonic() + 120
-    while not (out / "log.csv").exists() and time.monotonic() < until:
-        assert process.poll() is None
+    while process.stderr.count("running: ") < 9:
+        assert process.running, process.stderr
         time.sleep(0.01)
-    time.sleep(0.5)
+    assert len((out / "log.csv").read_text().splitlines()) <= 1
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert stdout == ""
-    assert "stopped" in stderr.splitlines()[-1]
+    assert process.wait(60) == 130, process.stderr
+    assert process.stdout == ""
+    assert "stopped" in process.stderr.splitlines()[-1]
     summary = json.loads((out / "summary.json").read_text())
     assert not summary["complete"]
     assert summary["frames"] > 0
@@ -821,6 +836,7 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
     assert prepared.system.getNumParticles() == 22 + 3 * 240
     assert prepared.step_ps == 0.004
     # Water does not relax to the same place twice: going on takes what is there.
+    command += ["--no-report"]
     assert main([*command, "--jumps", "3"]) == 0
     captured = capfd.readouterr()
     assert "of 3 jumps accepted" in captured.out
@@ -831,7 +847,7 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
 
     # What it made is a prepared directory, and its structure a solvated file.
     other = ["--lag", "20", "--burst", "0.08", "--platform", "CPU", "--bridge", "pythonforce"]
-    other += ["--jumps", "1", "--json"]
+    other += ["--jumps", "1", "--json", "--no-report"]
     assert main(["run", str(out / "start"), "-o", str(tmp_path / "two"), *other]) == 0
     assert json.loads(capfd.readouterr().out)["step_ps"] == 0.004
     solvated = tmp_path / "solvated.pdb"
