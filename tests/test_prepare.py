@@ -1,13 +1,14 @@
 """Preparing: what is repaired, what is refused and how, and that a directory is whole or absent."""
 
+import contextlib
 import errno
 import gzip
+import io
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import mdtraj
@@ -16,6 +17,7 @@ import openmm
 import pytest
 from conftest import PDB, turned
 from openmm import app, unit
+from programs import launch
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
@@ -133,19 +135,18 @@ def made(tmp_path_factory):
     """ACE-ALA-NME without hydrogens, prepared by the command."""
     folder = tmp_path_factory.mktemp("made") / "new" / "out"
     arguments = "--waters 240 --equilibration 0.1 --platform CPU --json"
-    done = subprocess.run(
-        [sys.executable, "-m", "openmm_sd", "prepare", PDB, "-o", folder, *arguments.split()],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return folder, done
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
+        code = main(["prepare", str(PDB), "-o", str(folder), *arguments.split()])
+    assert code == 0, said.getvalue()
+    return folder, printed.getvalue(), said.getvalue()
 
 
 def test_a_directory_with_its_record(made):
-    folder, done = made
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    folder, printed, said = made
+    record = json.loads(printed)
     names = {"topology.cif", "system.xml", "state.xml", "prepared.json", "solute.pdb"}
     assert {file.name for file in folder.iterdir()} == names
     assert [file.name for file in folder.parent.iterdir()] == ["out"]
@@ -160,7 +161,7 @@ def test_a_directory_with_its_record(made):
     assert prepared.temperature_K == 300.0
     assert prepared.step_ps == 0.004
     assert prepared.velocities is not None
-    assert "12 hydrogens were added" in done.stderr
+    assert "12 hydrogens were added" in said
     solute = find_solute(ScoreModel.load("ala2-water").molecules, prepared.topology)
     context = openmm.Context(
         *(prepared.system, openmm.VerletIntegrator(0.001)), openmm.Platform.getPlatform("CPU")
@@ -175,7 +176,7 @@ def test_a_directory_with_its_record(made):
 
 
 def test_it_is_not_overwritten(made, capfd):
-    folder, _ = made
+    folder, *_ = made
     before = (folder / "prepared.json").read_bytes()
     assert main(["prepare", str(PDB), "-o", str(folder)]) == 2
     assert "--force replaces it" in capfd.readouterr().err
@@ -189,7 +190,7 @@ def test_it_is_not_overwritten(made, capfd):
 
 
 def test_a_failure_leaves_the_old_one(made, monkeypatch):
-    folder, _ = made
+    folder, *_ = made
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
     def full(prepared, directory):
@@ -204,7 +205,7 @@ def test_a_failure_leaves_the_old_one(made, monkeypatch):
 
 
 def test_with_force_a_new_one_takes_its_place(made):
-    folder, _ = made
+    folder, *_ = made
     before = read_prepared(folder)
     settings = PrepareSettings(**SMALL | {"waters": 250, "equilibration_ps": 0.0})
     record = prepare(PDB, folder, settings, force=True)
@@ -214,22 +215,20 @@ def test_with_force_a_new_one_takes_its_place(made):
     assert [file.name for file in folder.parent.iterdir()] == ["out"]
 
 
-def test_stopped_by_the_user(tmp_path):
-    command = [sys.executable, "-m", "openmm_sd", "prepare", PDB, "-o", tmp_path / "a" / "out"]
-    process = subprocess.Popen(
-        [*command, "--equilibration", "1000", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_stopped_by_the_user(tmp_path, tmp_path_factory):
+    said = tmp_path_factory.mktemp("said")
+    process = launch(
+        *("prepare", PDB, "-o", tmp_path / "a" / "out", "--waters", 240),
+        *("--equilibration", 1000, "--json"),
+        folder=said,
     )
-    for line in process.stderr:
-        if line.startswith("equilibrating"):
-            break
+    while "equilibrating" not in process.stderr:
+        assert process.running, process.stderr
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert out == ""
-    assert "stopped" in err
+    assert process.wait(120) == 130, process.stderr
+    assert process.stdout == ""
+    assert "stopped" in process.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -540,7 +539,8 @@ def test_a_force_field_that_cannot_choose(ala2):
 
 def test_a_force_field_object(butane, tmp_path):
     topology, x, _ = butane
-    field = app.ForceField(*CHARMM)
+    field = load_force_field(CHARMM)
+    assert isinstance(field, app.ForceField)
     found = prepare_system(
         topology,
         PrepareSettings(force_field=field, waters=300, equilibration_ps=0.0, platform="CPU"),
