@@ -358,8 +358,8 @@ def test_demo_does_not_overwrite(tiny_demo, bundle, capsys):
 )
 def test_demo_refuses_wrong_input(arguments, said, bundle, tmp_path, capfd):
     command = ["demo", "--output", str(tmp_path / "out"), "--platform", "CPU"]
-    command += ["--model", str(bundle), *arguments, "--json"]
-    assert main(command) == 2
+    model = [] if "--model" in arguments else ["--model", str(bundle)]
+    assert main([*command, *model, *arguments, "--json"]) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
     assert said in captured.err.splitlines()[-1]
