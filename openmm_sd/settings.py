@@ -4,11 +4,11 @@ A class of settings is a frozen dataclass on `Settings` whose fields are made by
 
     @dataclass(frozen=True)
     class RunSettings(Settings):
-        lag_ps: float | None = setting(None, "time that a jump covers", above=0, unit="ps")
+        lag_ps: float | None = setting(None, "time that a jump covers")
 
-`Settings` refuses values outside of the bounds and adds every field to the class's docstring;
-``openmm_sd.cli.options`` makes the options. What several fields decide together is checked by the
-class itself, after ``super().__post_init__()``.
+A name's end is its unit. `Settings` refuses values outside of the bounds and adds every field to
+the class's docstring; ``openmm_sd.cli.options`` makes the options. What several fields decide
+together is checked by the class itself, after ``super().__post_init__()``.
 """
 
 from __future__ import annotations

@@ -220,3 +220,12 @@ def test_merge(path, ala2, runs):
         merge([data, Dataset(mirror, {}, data.runs)])
     with pytest.raises(ValueError, match="no data sets"):
         merge([])
+
+
+def test_runs_are_trajectories_of_mdtraj(path):
+    data = read_dataset(path)
+    found = data.to_mdtraj()
+    assert list(found) == ["plain-0", "seeded-0"]
+    np.testing.assert_array_equal(found["seeded-0"].xyz, data.runs[1].positions)
+    np.testing.assert_allclose(found["seeded-0"].time, 0.5 * np.arange(7))
+    assert found["plain-0"].topology.n_bonds == len(data.molecule.bonds)

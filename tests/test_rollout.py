@@ -19,7 +19,7 @@ from openmm_sd.files.folder import locked
 from openmm_sd.jump.jump import Jump, build_gates, read_status
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
 from openmm_sd.propagator.noise import standard_normal, standard_normal_rows
-from openmm_sd.rollout.driver import read_rollout, run_rollout
+from openmm_sd.rollout.driver import read_rollout, rollout_chains, run_rollout
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.rollout.start import read_start_frames
@@ -387,6 +387,13 @@ def test_trajectory_holds_what_was_computed(jitter, tmp_path, format):
     recorded = frames[1::2]
     tolerance = 0.00051 if format == "xtc" else 0.0
     found = read_rollout(tmp_path)
+    chains = rollout_chains(tmp_path)
+    assert len(chains) == SETTINGS.chains
+    np.testing.assert_array_equal(np.stack([chain.xyz for chain in chains], axis=1), found)
+    lag, every = (
+        json.loads((tmp_path / "rollout.json").read_text())[k] for k in ("lag_ps", "every")
+    )
+    np.testing.assert_allclose(chains[3].time, lag * every * np.arange(1, len(found) + 1))
     assert found.shape == (4, 12, *recorded.shape[2:])
     np.testing.assert_allclose(found, recorded, rtol=0, atol=tolerance)
     topology = mdtraj.load_topology(str(tmp_path / "topology.pdb"))

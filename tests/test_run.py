@@ -20,6 +20,7 @@ from programs import launch
 from small_molecules import ethane
 
 from openmm_sd import Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
+from openmm_sd.analysis import basins
 from openmm_sd.cli import main
 from openmm_sd.files.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_frames
 from openmm_sd.integrator.notes import dropped_jumps, ensemble_notes
@@ -166,6 +167,27 @@ def test_a_folder_may_have_any_name(vacuum, jitter, ala2, tmp_path, format):
     expected, _ = read_run(plain).look(backbone_torsions(ala2)[0], np.empty(0, dtype=np.int64))
     assert len(angles) >= 5
     np.testing.assert_array_equal(angles, expected)
+
+
+def test_a_run_is_a_trajectory_and_a_row_of_basins(watery, jitter, tmp_path):
+    out = tmp_path / "out"
+    run_mixed(jitter, watery, out, settings(jumps=5))
+    record = read_run(out)
+    own, whole = record.to_mdtraj(), mdtraj.load(out / "trajectory.xtc", top=out / "topology.pdb")
+    np.testing.assert_allclose(own.time, record.times_ps, rtol=1e-6)
+    np.testing.assert_array_equal(own.xyz, whole.xyz[:, read_run(out).summary["solute_atoms"]])
+    (phi,), (psi,) = mdtraj.compute_phi(own)[1].T, mdtraj.compute_psi(own)[1].T
+    np.testing.assert_array_equal(record.basins(), basins(phi, psi))
+    # Every bond is in the file, not those of residues that are no standard ones only.
+    text = (out / "topology.pdb").read_text().splitlines()
+    pairs = {
+        frozenset((line[6:11], line[k : k + 5]))
+        for line in text
+        if line.startswith("CONECT")
+        for k in range(11, len(line), 5)
+    }
+    again = app.PDBFile(str(out / "topology.pdb")).topology
+    assert len(pairs) == watery.topology.getNumBonds() == again.getNumBonds()
 
 
 def test_frames_are_what_the_simulation_has(vacuum, ala2, tmp_path):

@@ -109,6 +109,18 @@ class Dataset:
         """Length of all runs together, ps."""
         return float(sum(run.length_ps for run in self.runs))
 
+    def to_mdtraj(self) -> dict[str, Any]:
+        """Return each run as an ``mdtraj.Trajectory`` with its times in ps, by name."""
+        import mdtraj
+
+        topology = mdtraj.Topology.from_openmm(self.molecule.to_topology())
+        return {
+            run.name: mdtraj.Trajectory(
+                run.positions, topology, time=run.spacing_ps * np.arange(run.n_frames)
+            )
+            for run in self.runs
+        }
+
 
 def quantise(positions: ArrayLike) -> NDArray[np.int16]:
     """Centre frames and round them to the integers that the file holds.

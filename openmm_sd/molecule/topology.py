@@ -13,6 +13,9 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+# Atoms of a PDB file that certainly have numbers of their own: TER lines take some of 99,999.
+_NUMBERED: Final = 90_000
+
 ELEMENT_SYMBOLS: Final[tuple[str, ...]] = tuple(
     """
     VS H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se
@@ -216,9 +219,26 @@ def subtopology(topology: Any, atoms: Sequence[int]) -> Any:
 
 
 def pdb_text(topology: Any, positions: NDArray[np.float64]) -> str:
-    """Return a PDB file of an OpenMM Topology at positions (nm), with its own residue ids."""
+    """Return a PDB file of an OpenMM Topology at positions (nm), with its own residue ids.
+
+    OpenMM writes the bonds of residues that are no standard ones only; here all are written, as
+    far as numbers of five digits go, because readers like MDAnalysis know no others.
+    """
     from openmm import app, unit
 
-    text = io.StringIO()
-    app.PDBFile.writeFile(topology, positions * unit.nanometer, text, keepIds=True)
-    return text.getvalue()
+    file = io.StringIO()
+    app.PDBFile.writeFile(topology, positions * unit.nanometer, file, keepIds=True)
+    lines = [t for t in file.getvalue().splitlines() if not t.startswith(("CONECT", "END"))]
+    # TER has a number of its own.
+    serials = [t[6:11] for t in lines if t.startswith(("ATOM  ", "HETATM"))][:_NUMBERED]
+    partners: dict[int, list[int]] = {}
+    for bond in topology.bonds():
+        one, two = sorted(atom.index for atom in bond)
+        if two < len(serials):
+            partners.setdefault(one, []).append(two)
+            partners.setdefault(two, []).append(one)
+    for atom, bonded in sorted(partners.items()):
+        for begin in range(0, len(bonded), 4):
+            four = sorted(bonded)[begin : begin + 4]
+            lines.append("CONECT" + "".join(serials[k] for k in (atom, *four)))
+    return "\n".join([*lines, "END", ""])

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy
 
 if TYPE_CHECKING:
-    from .driver import read_rollout as read_rollout, run_rollout as run_rollout
+    from .driver import (
+        read_rollout as read_rollout,
+        rollout_chains as rollout_chains,
+        run_rollout as run_rollout,
+    )
     from .rollout import Rollout as Rollout
     from .settings import RolloutSettings as RolloutSettings
     from .shared import SharedRollout as SharedRollout
@@ -18,7 +22,7 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            ".driver": "read_rollout run_rollout",
+            ".driver": "read_rollout rollout_chains run_rollout",
             ".rollout": "Rollout",
             ".settings": "RolloutSettings",
             ".shared": "SharedRollout",

@@ -218,6 +218,21 @@ def read_rollout(output: str | os.PathLike[str]) -> NDArray[np.float32]:
     return frames.reshape(shape)
 
 
+def rollout_chains(output: str | os.PathLike[str]) -> list[Any]:
+    """Return each chain of a rollout as an ``mdtraj.Trajectory`` with its times in ps.
+
+    ValueError if there is no rollout.
+    """
+    import mdtraj
+
+    frames = read_rollout(output)
+    summary = json.loads((Path(output) / _SUMMARY).read_text(encoding="utf-8"))
+    topology = mdtraj.load_topology(os.fspath(Path(output) / _TOPOLOGY))
+    spacing = float(summary["lag_ps"]) * int(summary["every"])
+    times = spacing * np.arange(1, len(frames) + 1)
+    return [mdtraj.Trajectory(frames[:, k], topology, time=times) for k in range(frames.shape[1])]
+
+
 class _Run:
     """A rollout and the directory it is written to."""
 

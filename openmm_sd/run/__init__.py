@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .driver import run_mixed as run_mixed
     from .ensemble import merge_runs as merge_runs, run_ensemble as run_ensemble
     from .files import RunError as RunError
+    from .record import RunRecord as RunRecord, read_run as read_run
     from .report.page import write_report as write_report
     from .settings import RunSettings as RunSettings
 else:
@@ -41,6 +42,7 @@ else:
             ".driver": "run_mixed",
             ".ensemble": "merge_runs run_ensemble",
             ".files": "RunError",
+            ".record": "RunRecord read_run",
             ".report.page": "write_report",
             ".settings": "RunSettings",
         },

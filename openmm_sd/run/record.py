@@ -20,13 +20,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..analysis.equilibrium import peptide_partition
 from ..data.reference import angles_of
 from ..files.atomic import one_line
 from ..files.trajectories import FORMATS, RAW_FILE, RawFrames, ascii_path
 from ..integrator.notes import Note
 from ..molecule.molecule import Molecule
 from ..molecule.topology import read_topology
-from ..molecule.torsions import Torsion
+from ..molecule.torsions import Torsion, backbone_torsions
 from ..prepare import read_prepared
 from .files import LOG, START, SUMMARY, read_checkpoint
 
@@ -96,6 +97,26 @@ class RunRecord:
                 f"{self.folder / summary['trajectory']} holds {self.n_frames - left} frames, "
                 f"{SUMMARY} says {self.n_frames}: it was changed after the run"
             )
+
+    def to_mdtraj(self) -> Any:
+        """Return the solute's frames as an ``mdtraj.Trajectory``; times are effective times, ps."""
+        import mdtraj
+
+        topology = mdtraj.Topology.from_openmm(self.molecule.to_topology())
+        frames = [*self.frames(), np.empty((0, self.molecule.n_atoms, 3), dtype=np.float32)]
+        return mdtraj.Trajectory(np.concatenate(frames), topology, time=self.times_ps)
+
+    def basins(self) -> NDArray[np.int64]:
+        """Return the basin of the first (phi, psi) in each frame, as numbers of `analysis.BASINS`.
+
+        Times between frames differ where jumps were dropped: see `times_ps` before counting
+        transitions.
+        """
+        torsions = next(iter(backbone_torsions(self.molecule)), None)
+        if torsions is None:
+            raise ValueError(f"{self.molecule.name} has no phi and psi")
+        angles, _ = self.look(torsions, np.empty(0, dtype=np.int64))
+        return peptide_partition().label(angles)
 
     def look(
         self, torsions: Sequence[Torsion], kept: NDArray[np.int64]
