@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openmm_sd.model import bundle
-from openmm_sd.model.bundle import BundleError, inspect_bundle, load_bundle, save_bundle
+from openmm_sd.model.bundle import BundleError, load_bundle, save_bundle
 from openmm_sd.model.card import Card, Entry
 from openmm_sd.model.model import ScoreModel
 from openmm_sd.molecule.molecule import Molecule
@@ -127,8 +127,6 @@ def refused(path):
     text = str(caught.value)
     assert "\n" not in text
     assert str(path) in text
-    with pytest.raises(BundleError):
-        inspect_bundle(path)
     return text
 
 
@@ -147,7 +145,7 @@ def test_round_trip_is_exact(path):
     tensors["tied"] = tensors["w"]
     save_bundle(path, tensors, content())
     again, found = load_bundle(path)
-    assert found == content() == inspect_bundle(path)
+    assert found == content()
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype

@@ -2,12 +2,12 @@
 
 from ..molecule.handedness import signed_volume
 from ..molecule.torsions import dihedral
+from .equilibrium import jsd_phi_psi
 from .kinetics import hop_probabilities, implied_timescales, transition_matrix
 from .torsions import (
     BASINS,
     basin_populations,
     basins,
-    jsd_phi_psi,
     mean_cos_change,
 )
 

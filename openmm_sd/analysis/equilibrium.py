@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .sample import Sample, weighted
 from .torsions import BASINS, basins
@@ -27,8 +27,7 @@ _SMALLEST_BASIN = 0.003
 def bin_numbers(angles: NDArray[Any], bins: int) -> NDArray[np.int64]:
     """Return the bins, (T,), in which frames with angles (T, K), radians, lie.
 
-    Bins are equal, from -180 degrees on, so many along each angle; those of the last one follow
-    each other.
+    Each angle has `bins` equal bins from -180 degrees on; those of the last angle are adjacent.
     """
     scaled = (np.asarray(angles, dtype=np.float64) + np.pi) / (2 * np.pi) * bins
     cell = np.floor(scaled).astype(np.int64) % bins
@@ -65,6 +64,27 @@ def jensen_shannon(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floa
     return 0.5 * (_relative_entropy(p, middle) + _relative_entropy(q, middle))
 
 
+def jsd_phi_psi(first: ArrayLike, second: ArrayLike, bins: int = JSD_BINS) -> float:
+    """Return the Jensen-Shannon divergence of two samples of (phi, psi).
+
+    Parameters
+    ----------
+    first, second : array_like
+        (T, 2) radians; the samples need not be equally long.
+    bins : int
+        Bins along each angle, over [-180, 180) degrees.
+
+    Returns
+    -------
+    float
+        Bits: 0 for equal histograms, 1 for disjoint ones.
+    """
+    p, q = (histogram_2d(np.reshape(sample, (-1, 2)), bins) for sample in (first, second))
+    if not p.any() or not q.any():
+        raise ValueError("no frames to make a histogram of")
+    return float(jensen_shannon(p, q))
+
+
 def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(p > 0, p * np.log2(p / q), 0.0)
@@ -99,8 +119,8 @@ def divergence(
 ) -> Divergence:
     """Compare two samples by their grouped histograms.
 
-    Each holds histograms of the same angles, (groups, bins) counts; divergences are averaged over
-    the angles. Weights are (resamplings, groups), as many resamplings of each.
+    Each is a sequence of histograms, (groups, bins) counts, of the same angles; divergences are
+    averaged over the sequence. Weights are (resamplings, groups), as many resamplings of each.
     """
     value, own = 0.0, 0.0
     many = np.zeros(len(model_weights))
@@ -249,8 +269,8 @@ class _CoreLabel:
 def wells(angles: NDArray[Any]) -> list[float]:
     """Return the angles (radians, rising) at which the wells of a histogram are divided.
 
-    Wells that a barrier of less than half a kT divides are one, and so are those that hold less
-    than 0.3 per cent of the frames and their neighbour. Empty if one well is left.
+    Wells with a barrier of less than half a kT between them count as one, and one with less than
+    0.3 per cent of the frames joins its neighbour. Empty if one well is left.
     """
     bins = 5 * MARGINAL_BINS
     counts = histogram_1d(angles, bins).astype(np.float64)

@@ -484,7 +484,7 @@ def crossing_times(baseline: Baseline, sample: Sample) -> dict[str, Crossings]:
 
 
 def thinned(sample: Sample, spacing_ps: float) -> Sample | None:
-    """Return every so many frames of a sample; None if the spacings do not fit."""
+    """Return a sample's frames at a wider spacing, ps; None if the spacings do not fit."""
     stride = sample.stride(spacing_ps)
     if stride is None or stride >= max(map(len, sample.runs)):
         return None

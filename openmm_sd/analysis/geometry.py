@@ -29,13 +29,12 @@ def angles(frames: ArrayLike, triples: NDArray[np.int64]) -> NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Means and widths of several lengths or angles in two sets of frames, (M,) each.
+    """How means and widths of M lengths or angles differ in two sets of frames, (M,) each.
 
     `shift` is the mean minus the reference's; `width_ratio` the standard deviation over the
     reference's.
     """
 
-    mean: NDArray[np.float64]
     reference_mean: NDArray[np.float64]
     shift: NDArray[np.float64]
     shift_error: NDArray[np.float64]
@@ -55,7 +54,7 @@ def compare(values: NDArray[Any], reference: NDArray[Any], blocks: int = 20) -> 
         ratio = width / other_width
         relative = np.hypot(error[1] / width, other[1] / other_width)
     return Comparison(
-        mean, other_mean, mean - other_mean, np.hypot(error[0], other[0]), ratio, ratio * relative
+        other_mean, mean - other_mean, np.hypot(error[0], other[0]), ratio, ratio * relative
     )
 
 

@@ -302,16 +302,14 @@ def _timescales(eigenvalues: NDArray[np.float64], lag_ps: float) -> NDArray[np.f
         return np.where(good, -lag_ps / np.log(np.where(good, eigenvalues, 0.5)), np.nan)
 
 
-def estimate_with_error(
-    grouped: NDArray[np.float64], lag_ps: float, copies: int = COPIES, seed: int = 1
-) -> Estimate:
+def estimate_with_error(grouped: NDArray[np.float64], lag_ps: float, seed: int = 1) -> Estimate:
     """Estimate a Markov state model, and resampled copies of it, from :func:`grouped_counts`.
 
     ValueError if no two states are connected.
     """
     counts = grouped.sum(0)
     model = estimate(counts, lag_ps)
-    drawn = resamplings(len(grouped), copies, seed) if len(grouped) > 1 else ()
+    drawn = resamplings(len(grouped), COPIES, seed) if len(grouped) > 1 else ()
     return Estimate(
         model,
         symmetrised(counts, lag_ps),

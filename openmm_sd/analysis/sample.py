@@ -53,7 +53,7 @@ class Sample:
     def from_runs(
         cls, runs: Sequence[ArrayLike], spacing_ps: float, groups: int = GROUPS
     ) -> Sample:
-        """Cut runs, each (T, K) with the same K, or (T,), into about so many groups.
+        """Cut runs, each (T, K) with the same K, or (T,), into about `groups` groups.
 
         Runs stay whole if there are at least so many; otherwise they are cut into blocks of about
         the same length. ValueError if there are no frames, or the runs do not belong together.
@@ -98,13 +98,10 @@ class Sample:
         """Longest stretch of time in one segment, ps."""
         return max(s.stop - s.start for s in self.segments) * self.spacing_ps
 
-    def like(self, values: Sequence[NDArray[Any]]) -> Sample:
-        """Return a sample of other values, one array a run, with the same segments."""
-        return Sample(tuple(values), self.spacing_ps, self.segments, self.n_groups)
-
     def map(self, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Sample:
         """Apply a function that keeps the first axis to every run."""
-        return self.like([function(run) for run in self.runs])
+        runs = tuple(function(run) for run in self.runs)
+        return Sample(runs, self.spacing_ps, self.segments, self.n_groups)
 
     def select(self, columns: Sequence[int]) -> Sample:
         """Return the sample of some of the angles."""
@@ -161,7 +158,10 @@ def _two_dimensional(run: ArrayLike) -> NDArray[Any]:
 
 
 def resamplings(n_groups: int, number: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each group is drawn in each bootstrap resampling, (number, n_groups)."""
+    """Return how often each group is drawn in each bootstrap resampling, (number, n_groups).
+
+    Each row sums to `n_groups`.
+    """
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=number)
     return draws.astype(np.float64)

@@ -47,7 +47,7 @@ class Timeline:
         return weights * (self.n_frames / total) if total > 0 else np.ones(self.n_frames)
 
     def blocks(self, count: int) -> NDArray[np.int64]:
-        """Return in which of so many blocks of equal time every frame lies."""
+        """Return in which of `count` blocks of equal time every frame lies."""
         middle = np.cumsum(self.weights) - 0.5 * self.weights
         return np.minimum((middle / self.weights.sum() * count).astype(np.int64), count - 1)
 

@@ -12,40 +12,6 @@ BASINS = ("beta_C5", "PII", "alphaR", "alphaL", "C7ax_other")
 """Names of the basins of alanine dipeptide, in the order of the numbers `basins` returns."""
 
 
-def jsd_phi_psi(first: ArrayLike, second: ArrayLike, bins: int = 50) -> float:
-    """Return the Jensen-Shannon divergence of two samples of (phi, psi).
-
-    Parameters
-    ----------
-    first, second : array_like
-        (T, 2) radians; the samples need not be equally long.
-    bins : int
-        Bins along each angle, over [-180, 180) degrees.
-
-    Returns
-    -------
-    float
-        Bits: 0 for equal histograms, 1 for disjoint ones.
-    """
-    p, q = (_histogram(sample, bins) for sample in (first, second))
-    middle = 0.5 * (p + q)
-    return 0.5 * (_relative_entropy(p, middle) + _relative_entropy(q, middle))
-
-
-def _histogram(angles: ArrayLike, bins: int) -> NDArray[np.float64]:
-    angles = np.asarray(angles, dtype=np.float64).reshape(-1, 2)
-    if len(angles) == 0:
-        raise ValueError("no frames to make a histogram of")
-    cell = np.floor((angles + np.pi) / (2.0 * np.pi) * bins).astype(np.int64) % bins
-    counts = np.bincount(cell[:, 0] * bins + cell[:, 1], minlength=bins * bins)
-    return counts / len(angles)
-
-
-def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-    seen = p > 0
-    return float((p[seen] * np.log2(p[seen] / q[seen])).sum())
-
-
 def mean_cos_change(before: ArrayLike, after: ArrayLike) -> NDArray[np.float64]:
     """Return the mean cosine of the change of angles: 1 where nothing moves.
 

@@ -56,7 +56,7 @@ class Verdict(TypedDict):
 
 
 def figure(value: float, error: float, reference: tuple[float, float] | None = None) -> Figure:
-    """Return a figure, with value and error of the reference's."""
+    """Return a figure, beside which `reference` puts the reference's value and error."""
     if reference is None:
         return Figure(value=value, error=error)
     return Figure(value=value, error=error, reference=figure(*reference))

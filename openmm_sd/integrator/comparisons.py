@@ -58,7 +58,7 @@ def dry_run(model: ScoreModel, solute: Solute, lag_ps: float) -> None:
 
 
 def other_temperature(model: ScoreModel, temperature_K: float) -> Iterator[Note]:
-    """Say it where the model was trained at another temperature."""
+    """Yield a note if the model was trained at another temperature."""
     card = model.temperature
     if card is not None and abs(card - temperature_K) > _SAME_TEMPERATURE:
         yield Note(
@@ -69,7 +69,7 @@ def other_temperature(model: ScoreModel, temperature_K: float) -> Iterator[Note]
 
 
 def other_system(model: ScoreModel, solute: Solute, system: openmm.System) -> Iterator[Note]:
-    """Say where a System is not what the model was trained with, or not in the topology's order."""
+    """Note where a System differs from the training MD, or in order from the topology."""
     if model.card.constraints == "HBonds" and not solute.constraints:
         yield Note(
             OTHER,
@@ -94,7 +94,7 @@ def _other_masses(solute: Solute, system: openmm.System) -> Iterator[Note]:
 
 
 def _other_torsions(model: ScoreModel, solute: Solute, system: openmm.System) -> Iterator[Note]:
-    """Notice a force field that hinders turns in another way than the model was told."""
+    """Yield a note if the force field hinders turns in another way than the model was told."""
     known = getattr(model.propagator, "hyperparameters", {})
     if not known.get("potentials"):
         return

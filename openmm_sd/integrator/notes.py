@@ -86,7 +86,7 @@ def ensemble_notes(
 
 
 def dropped_jumps(numbers: dict[str, Any]) -> Note | None:
-    """Say it where so many jumps are dropped that the run is not what it was meant to be.
+    """Return a note if so many jumps are dropped that the run is not what it was meant to be.
 
     `numbers` are those of ``ScoreDynamicsIntegrator.getStatistics``.
     """

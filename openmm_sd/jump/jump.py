@@ -96,12 +96,7 @@ def build_gates(
     hand = molecule.handedness
     stereo = np.flatnonzero(hand.stereo)
     if len(stereo):
-        gates.append(
-            ChiralityGate(
-                hand.centres[stereo].tolist(),
-                hand.signs[stereo].tolist(),
-            )
-        )
+        gates.append(ChiralityGate(hand.centres[stereo].tolist(), hand.signs[stereo].tolist()))
     if len(contact_distances):
         gates.append(ContactGate([tuple(c) for c in contact_distances]))
     if len(angle_windows):

@@ -108,11 +108,6 @@ def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     return _verified(file, data)
 
 
-def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a bundle says about itself, after verifying all of it."""
-    return load_bundle(path)[1]
-
-
 def canonical_json(content: Any, what: str) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, ASCII, finite numbers only.
 

@@ -158,7 +158,7 @@ class ScoreModel:
         return family
 
     def _one(self, what: str) -> Member:
-        """Return what knows something about the molecule; of several molecules none is meant."""
+        """Return the member of a model of one molecule; a family, which has several, is refused."""
         if self._own is None:
             raise ValueError(
                 f"{what} depends on the molecule: ask a member, such as "

@@ -75,7 +75,6 @@ class EnvironmentVectors(torch.nn.Module):
         self.n_atoms = len(atomic_numbers)
         elements = sorted(set(atomic_numbers))
         n = len(elements)
-        self.n_elements = n
         self.n_pairs = n * (n + 1) // 2
         self.length = n * _RADIAL_SHIFTS + self.n_pairs * _ANGULAR_SHIFTS * _ANGULAR_SECTIONS
         self.radial_cutoff = _RADIAL_CUTOFF

@@ -66,7 +66,8 @@ class FrameCheck:
 
     def bonds(self, frames: NDArray[np.float64], first: int) -> None:
         """Refuse frames with an impossible bond; arguments and errors as of a call."""
-        lengths = self.lengths(frames)
+        vectors = frames[:, self._bonds[:, 1]] - frames[:, self._bonds[:, 0]]
+        lengths = np.linalg.norm(vectors, axis=-1)
         if not lengths.size:
             return
         usual = np.median(lengths, axis=0)
@@ -108,11 +109,6 @@ class FrameCheck:
                     "atoms are in another order"
                 )
         return frames, int(changed.sum())
-
-    def lengths(self, frames: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the length of every bond of the molecule, shape (T, bonds), nm."""
-        bonds = frames[:, self._bonds[:, 1]] - frames[:, self._bonds[:, 0]]
-        return np.asarray(np.linalg.norm(bonds, axis=-1))
 
 
 def constraint_lengths(molecule: Molecule, frames: NDArray[np.float64]) -> list[list[float]]:

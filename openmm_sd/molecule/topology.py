@@ -13,6 +13,8 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from .graph import neighbours_of
+
 # Atoms of a PDB file that certainly have numbers of their own: TER lines take some of 99,999.
 _NUMBERED: Final = 90_000
 
@@ -90,16 +92,12 @@ class TopologyTable:
         for i in atoms:
             graph.add_node(i, z=self.atomic_numbers[i], name=self.names[i], residue=self.residue(i))
         for i in atoms:
-            graph.add_edges_from((i, j) for j in self._neighbours.get(i, ()) if j in graph)
+            graph.add_edges_from((i, j) for j in self._neighbours[i] if j in graph)
         return graph
 
     @cached_property
-    def _neighbours(self) -> dict[int, list[int]]:
-        neighbours: dict[int, list[int]] = {}
-        for i, j in self.bonds:
-            neighbours.setdefault(i, []).append(j)
-            neighbours.setdefault(j, []).append(i)
-        return neighbours
+    def _neighbours(self) -> list[list[int]]:
+        return neighbours_of(self.n_atoms, self.bonds)
 
 
 def read_topology(topology: Any) -> TopologyTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import networkx as nx
 import numpy as np
@@ -109,12 +110,8 @@ def _turnable(molecule: Bonded, graph: nx.Graph) -> list[tuple[int, int]]:
 
 def neighbouring_pairs(chosen: Sequence[Torsion]) -> list[tuple[int, int]]:
     """Return the pairs of torsions whose middle bonds share an atom."""
-    return [
-        (i, j)
-        for i in range(len(chosen))
-        for j in range(i + 1, len(chosen))
-        if set(chosen[i].atoms[1:3]) & set(chosen[j].atoms[1:3])
-    ]
+    middle = [set(torsion.atoms[1:3]) for torsion in chosen]
+    return [(i, j) for i, j in combinations(range(len(chosen)), 2) if middle[i] & middle[j]]
 
 
 def dihedral(positions: ArrayLike, indices: Sequence[int]) -> NDArray[np.float64]:

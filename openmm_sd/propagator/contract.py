@@ -62,7 +62,7 @@ class Propagator(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a conformance report: a measured figure or a reason is its `detail`.
+    """One line of a conformance report; its `detail` is the measured figure or the reason.
 
     A line that is not `required` informs and does not decide.
     """
@@ -361,12 +361,7 @@ def _check_scripting(propagator: torch.nn.Module, given: _Inputs, expected: Tens
             again = torch.jit.load(buffer)
         deviation = float((_call(again, given) - expected).abs().max())
     except Exception as error:
-        return Check(
-            "scriptable",
-            False,
-            first_line(error),
-            required=False,
-        )
+        return Check("scriptable", False, first_line(error), required=False)
     return Check(
         "scriptable",
         deviation < _TOLERANCE_NM,

@@ -445,8 +445,7 @@ class FamilyDiffusion(InternalPropagator):
 
     @torch.jit.ignore
     def measure_scale(self, frame: Tensor, later: Tensor) -> Tensor:
-        turn = self.measure(self._spread(later))[1] - self.measure(self._spread(frame))[1]
-        return torch.sqrt((1.0 - torch.cos(turn)).mean(0))
+        return super().measure_scale(self._spread(frame), self._spread(later))
 
     @torch.jit.ignore
     def _spread(self, frames: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def symmetry_generators(
     reference = torsions(positions)
 
     def repaired(order: np.ndarray, sign: int) -> Symmetry | None:
-        """The relabelling with its hydrogens put back to their hands, if there is such a one."""
+        """Return the relabelling with its hydrogens put back to their hands; None if that fails."""
         order = order[hand.relabelling(sign * positions[order])]
         x = sign * positions[order]
         if (hand.measure(x) != hand.signs).any():
