@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import launch
 
 from openmm_sd import Molecule
 from openmm_sd.analysis import dihedral
@@ -30,8 +29,6 @@ from openmm_sd.generate.start import read_solute
 
 import openmm  # isort: skip
 from openmm import app  # isort: skip
-
-PROGRAM = [sys.executable, "-m", "openmm_sd", "generate"]
 
 needs_gmx = pytest.mark.skipif(shutil.which("gmx") is None, reason="there is no gmx here")
 
@@ -209,19 +206,19 @@ def test_plain_and_seeded_runs_make_a_data_set(pdb, tmp_path):
         generate(pdb, tmp_path / "a.h5", GenerateSettings(waters=150, cutoff_nm=0.5))
 
 
-def command(pdb, output, *more):
-    amounts = ["--plain", "1", "--plain-ps", "30", "--spacing", "0.2", "--warm-up", "0.2"]
+def command(pdb, output, *more, ps=3000):
+    amounts = ["--plain", "1", "--plain-ps", f"{ps:g}", "--spacing", "0.2", "--warm-up", "0.2"]
     box = ["--waters", "150", "--cutoff", "0.5", "--equilibration", "2", "--engine", "gromacs"]
-    return [*PROGRAM, str(pdb), "-o", str(output), *amounts, *box, "--save-seconds", "1", *more]
+    return ["generate", str(pdb), "-o", str(output), *amounts, *box, "--save-seconds", "1", *more]
 
 
 def started(arguments, output, least=20):
     """Begin, and wait until there are frames."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = launch(*arguments, folder=output.parent)
     trajectory = Path(f"{output}.parts") / "gromacs" / "plain-00000.0.xtc"
     until = time.monotonic() + 300.0
     while not trajectory.exists() or count_frames(trajectory)[1] < least:
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.running, process.stderr
         assert time.monotonic() < until
         time.sleep(0.05)
     return process, trajectory
@@ -234,32 +231,32 @@ def test_killed_and_stopped_runs_go_on(pdb, tmp_path):
     # What is there at a checkpoint is safe.
     checkpoint, safe = trajectory.with_suffix(".cpt"), 1
     while not checkpoint.exists():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.running, process.stderr
         safe = count_frames(trajectory)[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stderr.close()
     # GROMACS, left alone, ends.
     log, until = trajectory.with_suffix(".log"), time.monotonic() + 200.0
     while "Finished mdrun" not in log.read_text():
         assert time.monotonic() < until
         time.sleep(0.1)
     before = read_frames(trajectory)[0][:safe]
-    assert 1 <= len(before) < 151
+    assert len(before) >= 1
 
     process, _ = started(command(pdb, output, "--processes", "1"), output, len(before) + 5)
     process.send_signal(signal.SIGINT)
     assert process.wait(200) == 130
-    process.stderr.close()
     part = read_dataset(output)
     assert part.provenance["complete"] is False
-    assert len(before) - 1 <= part.n_frames < 151
+    assert len(before) - 1 <= part.n_frames
 
-    assert main([*command(pdb, output)[3:], "--json"]) == 0
+    # A little more than there is, however fast the machine was.
+    ps = 0.2 * (part.n_frames + 9)
+    assert main([*command(pdb, output, ps=ps), "--json"]) == 0
     data = read_dataset(output)
     assert data.provenance["complete"] is True
-    assert data.n_frames == 151
+    assert data.n_frames == part.n_frames + 10
     assert not list(tmp_path.glob("*.parts"))
     # What was there before the kill is the beginning of what there is now.
     (run,) = data.runs

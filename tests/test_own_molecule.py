@@ -4,9 +4,8 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import mdtraj
@@ -28,16 +27,26 @@ FORCE_FIELD = ["amber99sbildn.xml", "amber99_obc.xml"]
 # The least of everything; a later option replaces an earlier one.
 SMALL = {
     "prepare": "--equilibration 0.2",
-    "generate": "--plain 2 --plain-ps 60 --seeded 2 --seeded-ps 20 --processes 1",
+    "generate": "--plain 2 --plain-ps 60 --seeded 2 --seeded-ps 20 --processes 1 --warm-up 1 "
+    "--pull 6",
     "train": "--max-steps 20 --width 32 --depth 1 --lag-max 20 --held-out 0.4",
     "validate": "--lags 10 --chains 8 --steps 10",
     "run": "--effective-ns 0.03 --lag 10 --bridge pythonforce",
 }
 
 
+LITTLE = {
+    '"seeded_ps": 100}': '"seeded_ps": 5, "warm_up_ps": 1, "pull_ps": 6}',
+    "**amount))": "**amount), processes=1)",
+    "StageSettings(": "StageSettings(held_out=0.3, ",
+    "PrepareSettings(": "PrepareSettings(equilibration_ps=0.2, ",
+    "ValidateSettings(": "ValidateSettings(chains=8, ",
+}
+
+
 @pytest.fixture(scope="module")
 def no_pictures():
-    """The validation's pictures take longer than all else; the example draws them."""
+    """The validation's pictures take longer than all else; test_validate draws them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "draw_all", lambda *arguments: [])
         yield
@@ -122,16 +131,21 @@ def test_the_validation_without_a_reference_takes_what_was_held_out(walked, caps
         Path("elsewhere.h5").rename("gly.h5")
 
 
-def test_the_example_runs(tmp_path):
-    small = "--plain-ps 210 --seeded 1 --train-steps 5 --width 32 --chain-steps 5 --jumps 1"
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, PDB, "--solvent", "implicit", *small.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    """As it is, but for the numbers that have no option."""
+    text = EXAMPLE.read_text()
+    for much, little in LITTLE.items():
+        assert much in text, much
+        text = text.replace(much, little)
+    script = tmp_path / "example.py"
+    script.write_text(text)
+    small = "--plain-ps 60 --lag 5 --seeded 1 --train-steps 5 --width 32 --chain-steps 5 --jumps 1"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", [str(script), str(PDB), "--solvent", "implicit", *small.split()]
     )
-    assert done.returncode == 0, done.stderr
-    assert re.search("^[01] of 1 jumps accepted$", done.stdout, re.MULTILINE)
+    runpy.run_path(str(script), run_name="__main__")
+    assert re.search("^[01] of 1 jumps accepted$", capsys.readouterr().out, re.MULTILINE)
     for made in ("system/solute.pdb", "data.h5", "model.safetensors", "report/validation.html"):
         assert (tmp_path / made).stat().st_size > 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

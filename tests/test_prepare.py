@@ -841,10 +841,10 @@ def test_a_file_in_the_way(tmp_path, capfd):
 # -- objects ---------------------------------------------------------------------------------------
 
 
-def test_from_objects(peptide, tmp_path):
-    """A Topology, a Modeller, a PDBFile and a trajectory say the same."""
+def test_from_objects(peptide, implicit_installed, tmp_path):
+    """A Topology, a Modeller, a PDBFile and a trajectory say the same; without water, for speed."""
     path = pdb_of(peptide.topology, peptide.positions, tmp_path / "ala2.pdb")
-    settings = PrepareSettings(**SMALL | {"equilibration_ps": 0.0})
+    settings = PrepareSettings(solvent="implicit", equilibration_ps=0.0, platform="Reference")
     pdb = app.PDBFile(str(path))
     trajectory = mdtraj.load(str(path))
     sources = [
@@ -856,8 +856,8 @@ def test_from_objects(peptide, tmp_path):
     ]
     for one, more in sources:
         found = prepare_system(*one, settings, **more)
-        assert found.system.getNumParticles() == 22 + 3 * 240
-        assert found.provenance["models"]["fitting"] == ["ala2-water"]
+        assert found.system.getNumParticles() == 22
+        assert found.provenance["models"]["fitting"] == ["ala2-implicit"]
         assert found.provenance["repair"]["hydrogens_added"] == 0
 
 
