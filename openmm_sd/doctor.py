@@ -31,6 +31,7 @@ from .bridges.probe import (
     remember,
     unanswered,
 )
+from .files.atomic import one_line
 from .integrator.integrator import ScoreDynamicsIntegrator
 from .model.model import ScoreModel
 from .molecule.molecule import Molecule
@@ -61,22 +62,8 @@ _PACKAGES = (
 def try_jumps(bridge: str, platform: str) -> str:
     """Jump through the integrator, with a known answer and with each shipped model.
 
-    A crash in here is a crash of the caller; use `examine`.
-
-    Parameters
-    ----------
-    bridge, platform : str
-        What to try.
-
-    Returns
-    -------
-    str
-        What was found, where all is well.
-
-    Raises
-    ------
-    RuntimeError
-        If the solute did not land where it should or the state after it is broken.
+    Returns what was found, where all is well. RuntimeError if the solute did not land where it
+    should or the state after it is broken. A crash in here is a crash of the caller; use `examine`.
     """
     details = [_known_answer(bridge, platform)]
     for name in ScoreModel.shipped():
@@ -132,7 +119,7 @@ def _learned_jump(model: ScoreModel, bridge: str, platform: str) -> str:
 def _simulation(
     model: ScoreModel, bridge: str, platform: str
 ) -> tuple[openmm.Context, ScoreDynamicsIntegrator]:
-    """The model's molecule on springs, in its reference geometry, with one loose atom beside it."""
+    """Put the model's molecule on springs, in its reference geometry, a loose atom beside it."""
     molecule = model.molecules[0]
     topology = molecule.to_topology()
     loose = topology.addResidue("AR", topology.addChain())
@@ -199,20 +186,10 @@ def examine(
     platforms: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Try every bridge on every platform.
+    """Try every bridge on every platform, or on some.
 
-    Parameters
-    ----------
-    platforms : sequence of str, optional
-        Only these; all of this machine by default.
-    progress : callable, optional
-        Called with what is being done and how far it is.
-
-    Returns
-    -------
-    dict
-        ``versions``; ``bridges``: bridge -> platform -> ``ok``, ``detail``; ``auto``: platform ->
-        the bridge that ``bridge="auto"`` takes there, or None; ``hints``: list of str.
+    Returns ``versions``; ``bridges``: bridge -> platform -> ``ok``, ``detail``; ``auto``: platform
+    -> the bridge that ``bridge="auto"`` takes there, or None; ``hints``: list of str.
     """
     here = platform_names()
     unknown = [name for name in platforms or [] if name not in here]
@@ -259,7 +236,7 @@ def _hints(
     versions: dict[str, str | None],
     platforms: Sequence[str],
 ) -> list[str]:
-    """What to install or to know where something fails."""
+    """Say what to install or to know where something fails."""
     hints = []
     for name, bridge in BRIDGES.items():
         broken = [platform for platform, cell in bridges[name].items() if not cell["ok"]]
@@ -294,13 +271,7 @@ def _torchforce_hint(broken: list[str], versions: dict[str, str | None]) -> str:
 
 
 def as_text(findings: dict[str, Any]) -> str:
-    """Return what `examine` found as text for people.
-
-    Parameters
-    ----------
-    findings : dict
-        From `examine`.
-    """
+    """Return what `examine` found as text for people."""
     lines = ["  ".join(f"{k} {v or 'none'}" for k, v in findings["versions"].items()), ""]
     for bridge, row in findings["bridges"].items():
         for platform, cell in row.items():
@@ -327,7 +298,7 @@ def _main() -> None:
         try:
             ok, detail = True, try_jumps(arguments.bridge, arguments.platform)
         except Exception as error:  # whatever went wrong is the finding
-            ok, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ok, detail = False, f"{type(error).__name__}: {one_line(error)}"
         print(json.dumps({"ok": ok, "detail": detail}), flush=True)
 
 

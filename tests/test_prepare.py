@@ -34,7 +34,7 @@ from openmm_sd.prepare import (
     repair,
     solvate,
 )
-from openmm_sd.prepare.repairs import _placed
+from openmm_sd.prepare.sequence import placed
 from openmm_sd.system import box as box_module
 from openmm_sd.system.fitting import fitting_models
 from openmm_sd.system.force_field import DEFAULT_FORCE_FIELD, load_force_field, water_box
@@ -87,9 +87,9 @@ def peptide_pdb(tmp_path_factory):
     text, x = [], [np.array(p) for p in ((0.0, 0.1, 0.0), (0.0, 0.0, 0.0), (0.12, 0.0, 0.0))]
     for k, name in enumerate(("GLY", "SER", "HIS", "ALA")):
         for length, angle, torsion in ((0.133, 117, 140), (0.146, 122, 180), (0.153, 111, -110)):
-            x.append(_placed(*x[-3:], length, angle, torsion))
+            x.append(placed(*x[-3:], length, angle, torsion))
         n, alpha, c = x[-3:]
-        places = {"N": n, "CA": alpha, "C": c, "O": _placed(n, alpha, c, 0.123, 120, -40)}
+        places = {"N": n, "CA": alpha, "C": c, "O": placed(n, alpha, c, 0.123, 120, -40)}
         if name != "GLY":
             # Where it is in an L amino acid: coefficients of ideal geometry, angstrom.
             one, two = 10 * (alpha - n), 10 * (c - alpha)

@@ -112,13 +112,7 @@ def run_benchmark(
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Return the table and the ratios for people to read.
-
-    Parameters
-    ----------
-    result : dict
-        From `run_benchmark`.
-    """
+    """Return the table and the ratios of `run_benchmark` for people to read."""
     lines = [
         f"{result['machine']}; {result['threads']} torch threads; platform {result['platform']}",
         f"{'':<46}{'ns/day':>12}{'us a jump':>14}{'to plain MD':>13}",
@@ -231,7 +225,10 @@ def _ratios(
         batched = [f"{alone}, batch {size}" for size in scene.batches]
         batched = [name for name in batched if name in here]
         if batched:
-            best = max(batched, key=lambda name: _speed(here[name], turns[name]))
+            best = max(
+                batched,
+                key=lambda name: statistics.median(_pace(here[name], t) for t in turns[name]),
+            )
             compare(f"{best}, the best batch / plain MD", best, PLAIN, 50_000.0)
     for size in (1, *scene.batches):
         ours, theirs = f"propagator, batch {size}", f"published network, batch {size}"
@@ -245,14 +242,10 @@ def _ratios(
 
 
 def _pace(contestant: Contestant, turn: Turn) -> float:
-    """How fast a turn was: ps or, where no time passes, jumps a second."""
+    """Return how fast a turn was: ps or, where no time passes, jumps a second."""
     if turn.ps:
         return turn.ps / turn.seconds
     return contestant.jumps * turn.count / turn.seconds
-
-
-def _speed(contestant: Contestant, turns: Sequence[Turn]) -> float:
-    return statistics.median(_pace(contestant, turn) for turn in turns)
 
 
 def _entry(what: str, values: Sequence[float], target: float | None, text: str) -> dict[str, Any]:

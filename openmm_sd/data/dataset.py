@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..files.atomic import one_line, replacing
+from ..files.atomic import file_sha256, one_line, replacing
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 
@@ -123,22 +123,10 @@ class Dataset:
 
 
 def quantise(positions: ArrayLike) -> NDArray[np.int16]:
-    """Centre frames and round them to the integers that the file holds.
+    """Centre whole molecules (..., N, 3), nm, and round them to the int16 that the file holds.
 
-    Parameters
-    ----------
-    positions : array_like
-        (..., N, 3), nm, whole molecule.
-
-    Returns
-    -------
-    ndarray
-        (..., N, 3) int16 in units of `UNIT_NM`.
-
-    Raises
-    ------
-    ValueError
-        If a coordinate is not finite or farther than `REACH_NM` from the centroid.
+    These count in `UNIT_NM`. ValueError if a coordinate is not finite or farther than `REACH_NM`
+    from the centroid.
     """
     x = np.asarray(positions, dtype=np.float64)
     if x.ndim < 2 or x.shape[-1] != 3:
@@ -156,18 +144,7 @@ def quantise(positions: ArrayLike) -> NDArray[np.int16]:
 
 
 def restore(stored: ArrayLike) -> NDArray[np.float32]:
-    """Turn the integers of the file into positions in nm.
-
-    Parameters
-    ----------
-    stored : array_like
-        (..., N, 3) int16 in units of `UNIT_NM`.
-
-    Returns
-    -------
-    ndarray
-        (..., N, 3) float32, nm.
-    """
+    """Turn the integers of the file, (..., N, 3), into positions in nm."""
     return np.asarray(stored).astype(np.float32) * np.float32(UNIT_NM)
 
 
@@ -182,7 +159,7 @@ def write_dataset(
     Parameters
     ----------
     path : str or PathLike
-        File to write; an existing one is replaced.
+        An existing file is replaced.
     molecule : Molecule
         Whose frames they are.
     runs : iterable of Run
@@ -273,17 +250,7 @@ def _write_run(group: h5py.Group, run: Run, molecule: Molecule) -> None:
 
 
 def read_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Read a data set.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        What `write_dataset` wrote.
-
-    Returns
-    -------
-    Dataset
-        With all frames in memory.
+    """Read what `write_dataset` wrote, with all frames in memory.
 
     Raises
     ------
@@ -295,10 +262,26 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     source = Path(path)
     with _opened(source) as file:
         molecule, provenance = _read_head(file, source)
-        runs = tuple(_read_run(file["runs"], name, molecule, source) for name in _run_names(file))
+        names = sorted(file["runs"])
+        runs = tuple(_read_run(file["runs"], name, molecule, source) for name in names)
     if not runs:
         raise ValueError(f"{source} holds no runs")
     return Dataset(molecule, provenance, runs)
+
+
+def described(dataset: Dataset, path: Path) -> dict[str, Any]:
+    """Return what the commands that write a data set tell of it."""
+    return {
+        "path": str(path),
+        "molecule": dataset.molecule.name,
+        "formula": dataset.molecule.formula,
+        "runs": len(dataset.runs),
+        "frames": dataset.n_frames,
+        "ns": dataset.total_ps / 1000.0,
+        "atoms": dataset.molecule.n_atoms,
+        "provenance": dataset.provenance,
+        "sha256": file_sha256(path),
+    }
 
 
 def merge(datasets: Sequence[Dataset]) -> Dataset:
@@ -394,10 +377,6 @@ def _read_head(file: h5py.File, source: Path) -> tuple[Molecule, dict[str, Any]]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source} is damaged: {error}") from error
     return molecule, provenance
-
-
-def _run_names(file: h5py.File) -> list[str]:
-    return sorted(file["runs"])
 
 
 def _read_run(group: h5py.Group, name: str, molecule: Molecule, source: Path) -> Run:

@@ -15,14 +15,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.atomic import file_sha256, one_line
+from ..files.atomic import one_line
 from ..files.trajectories import ascii_path
 from ..molecule.frames import FrameCheck, constraint_lengths, missing_hydrogens
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
 from ..molecule.topology import TopologyTable, formula, read_topology
 from ..progress import Progress, silence
-from .dataset import BIASED, Dataset, Run, merge, quantise, read_dataset, restore, write_dataset
+from ..version import __version__
+from .dataset import (
+    BIASED,
+    Dataset,
+    Run,
+    described,
+    merge,
+    quantise,
+    read_dataset,
+    restore,
+    write_dataset,
+)
 from .settings import ImportSettings
 
 # mdtraj numbers the frames of all other formats and calls that time.
@@ -39,33 +50,7 @@ _UNEVEN: Final = 0.01
 _SAME_BOX: Final = 0.02
 # What is found as a molecule of one atom. Anything else alone has lost its bonds.
 _SINGLE: Final = frozenset(
-    (
-        2,
-        3,
-        9,
-        10,
-        11,
-        12,
-        17,
-        18,
-        19,
-        20,
-        25,
-        26,
-        27,
-        28,
-        29,
-        30,
-        35,
-        36,
-        37,
-        38,
-        48,
-        53,
-        54,
-        55,
-        56,
-    )
+    (2, 3, *range(9, 13), *range(17, 21), *range(25, 31), *range(35, 39), 48, *range(53, 57))
 )
 _LISTED: Final = 6
 
@@ -144,18 +129,7 @@ def import_trajectories(
     whole = new if old is None else merge([old, new])
     say("writing", str(target))
     write_dataset(target, whole.molecule, whole.runs, whole.provenance)
-    return {
-        "path": str(target),
-        "runs": len(whole.runs),
-        "frames": whole.n_frames,
-        "ns": whole.total_ps / 1000.0,
-        "atoms": whole.molecule.n_atoms,
-        "molecule": whole.molecule.name,
-        "formula": whole.molecule.formula,
-        "provenance": whole.provenance,
-        "seconds": time.monotonic() - began,
-        "sha256": file_sha256(target),
-    }
+    return {**described(whole, target), "seconds": time.monotonic() - began}
 
 
 # -- the solute ----------------------------------------------------------------------------------
@@ -308,7 +282,7 @@ class _Reader:
 
     @property
     def molecule(self) -> Molecule:
-        """The molecule whose frames were read."""
+        """The one whose frames were read."""
         assert self._check is not None
         return self._check.molecule
 
@@ -320,8 +294,6 @@ class _Reader:
 
     def provenance(self) -> dict[str, Any]:
         """Return what the user knows and what the files tell."""
-        from .. import __version__
-
         result = dict(self._settings.provenance)
         if self._boxes and "box_nm" not in result:
             boxes = np.array(self._boxes)
@@ -348,7 +320,7 @@ class _Reader:
             if box is not None and not (np.isfinite(box).all() and (_edges(box) > 0).all()):
                 box = None
             first = frames
-            # Every so-manieth frame of the file, whatever the size of the pieces.
+            # The stride is counted through the file, whatever the size of the pieces.
             keep = np.flatnonzero((first + np.arange(len(positions))) % self._settings.stride == 0)
             frames += len(positions)
             if len(keep):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..analysis import dihedral
 from ..analysis.sample import Sample
-from ..files.atomic import file_sha256
+from ..files.atomic import file_sha256, one_line
 from ..files.trajectories import ascii_path
 from ..model.card import Card, DataSet
 from ..molecule.matching import match_atoms
@@ -29,20 +29,10 @@ _CHUNK = 2_000
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRun:
-    """One stretch of MD.
+    """One stretch of MD: angles (T, K), rad, or positions (T, N, 3), nm.
 
-    Attributes
-    ----------
-    name : str
-        Where it comes from.
-    spacing_ps : float
-        Time between frames.
-    equilibrium : bool
-        Whether it samples the equilibrium; seeded runs do not, but say what follows upon what.
-    angles : ndarray, optional
-        (T, K) radians, if nothing else is known.
-    positions : ndarray, optional
-        (T, N, 3) nm, in the order of the model's molecule, whole.
+    Positions are whole molecules in the atom order of the model. `equilibrium` says whether the run
+    samples that; seeded runs do not, but tell what follows upon what.
     """
 
     name: str
@@ -65,10 +55,6 @@ class Reference:
     If some runs are arrays of angles, these alone give equilibrium and kinetics, and the runs with
     positions give geometry, energies and one-step tests. Otherwise the runs with positions give
     everything, the ones out of equilibrium only the one-step tests.
-
-    Attributes
-    ----------
-    runs : tuple of ReferenceRun
     """
 
     runs: tuple[ReferenceRun, ...]
@@ -92,17 +78,9 @@ class Reference:
         return Reference(self.runs + other.runs)
 
     def sample(self, torsions: Sequence[Torsion]) -> Sample:
-        """Return the angles along the runs at equilibrium.
+        """Return the angles along the runs at equilibrium; arrays must have a column a torsion.
 
-        Parameters
-        ----------
-        torsions : sequence of Torsion
-            Computed from positions; arrays of angles must have as many columns.
-
-        Raises
-        ------
-        ValueError
-            If there is nothing at equilibrium, or the spacings do not fit each other.
+        ValueError if there is nothing at equilibrium, or the spacings do not fit each other.
         """
         if self.from_arrays:
             chosen = [run for run in self.runs if run.angles is not None]
@@ -137,7 +115,7 @@ class Reference:
         return Sample.from_runs(thinned, coarsest)
 
     def frames(self, limit: int) -> NDArray[np.float32] | None:
-        """Return frames at equilibrium, evenly spread, at most about `limit`; None if none."""
+        """Return frames at equilibrium, evenly spread, at most about `limit`; None without any."""
         chosen = [run.positions for run in self.with_positions if run.equilibrium]
         arrays = [positions for positions in chosen if positions is not None]
         if not arrays:
@@ -146,7 +124,7 @@ class Reference:
         return np.concatenate([positions[::every] for positions in arrays])
 
     def description(self) -> list[dict[str, Any]]:
-        """Return what there is, run by run, in JSON types; many runs are summed up by kind."""
+        """Return what there is, run by run, in JSON types."""
         return [
             {
                 "name": run.name,
@@ -188,10 +166,6 @@ def reference_from_arrays(
         Time between frames, ps.
     name : str
         Where they come from.
-
-    Returns
-    -------
-    Reference
 
     Raises
     ------
@@ -236,6 +210,8 @@ def reference_from_dataset(
 ) -> Reference:
     """Make a reference of a data set.
 
+    Runs of the kinds ``plain`` and ``imported`` count as equilibrium; biased ones are left out.
+
     Parameters
     ----------
     dataset : Dataset, str or PathLike
@@ -244,11 +220,6 @@ def reference_from_dataset(
         The model's; the data set's atoms are put into its order.
     name : str, optional
         Where it comes from; the file's name by default.
-
-    Returns
-    -------
-    Reference
-        Runs of the kinds ``plain`` and ``imported`` count as equilibrium; biased ones are left out.
 
     Raises
     ------
@@ -282,7 +253,7 @@ def reference_from_dataset(
 def held_out_reference(
     card: Mapping[str, Any], molecule: Molecule, folders: Sequence[str | os.PathLike[str]]
 ) -> Reference:
-    """Make a reference of what a model's training held out.
+    """Make a reference of what a model's training held out, and of that alone.
 
     Parameters
     ----------
@@ -293,11 +264,6 @@ def held_out_reference(
         The model's.
     folders : sequence of str or PathLike
         Where the data sets may be.
-
-    Returns
-    -------
-    Reference
-        The held-out parts alone.
 
     Raises
     ------
@@ -364,10 +330,6 @@ def reference_from_trajectory(
     spacing_ps : float, optional
         Time between frames; by default what the trajectory says.
 
-    Returns
-    -------
-    Reference
-
     Raises
     ------
     ValueError
@@ -376,86 +338,69 @@ def reference_from_trajectory(
     import mdtraj
 
     if isinstance(path, mdtraj.Trajectory):
-        return _from_loaded(path, molecule, spacing_ps)
+        loaded = path
+        return _from_pieces(
+            None, path.topology, lambda atoms: [loaded.atom_slice(atoms)], molecule, spacing_ps
+        )
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"reference: there is no file {path}")
     with ascii_path(path) as name, ascii_path(topology or "") as beside:
         keywords = {} if topology is None else {"top": beside}
-        return _from_file(path, name, keywords, molecule, spacing_ps)
+        try:
+            first = mdtraj.load_frame(name, 0, **keywords)
+        except Exception as error:  # mdtraj raises whatever its readers stumble over
+            hint = "" if keywords else "; formats without a topology need --topology"
+            raise ValueError(
+                f"reference {path.name}: mdtraj cannot read it ({one_line(error)}){hint}"
+            ) from error
+        return _from_pieces(
+            path,
+            first.topology,
+            lambda atoms: mdtraj.iterload(name, chunk=_CHUNK, atom_indices=atoms, **keywords),
+            molecule,
+            spacing_ps,
+        )
 
 
-def _from_file(
-    path: Path, name: str, keywords: dict[str, str], molecule: Molecule, spacing_ps: float | None
+def _from_pieces(
+    file: Path | None,
+    topology: Any,
+    read: Callable[[NDArray[np.int64]], Iterable[Any]],
+    molecule: Molecule,
+    spacing_ps: float | None,
 ) -> Reference:
-    import mdtraj
-
+    """Make a reference of pieces of a file, or of what mdtraj has loaded, read atom by atom."""
     from ..system.solute import find_solute
 
-    try:
-        first = mdtraj.load_frame(name, 0, **keywords)
-    except Exception as error:  # mdtraj raises whatever its readers stumble over
-        hint = "" if keywords else "; formats without a topology need --topology"
-        raise ValueError(
-            f"reference {path.name}: mdtraj cannot read it ({' '.join(str(error).split())}){hint}"
-        ) from error
-    atoms = list(find_solute(molecule, first.topology).particles)
+    atoms = np.array(find_solute(molecule, topology).particles)
+    # Readers want rising numbers.
+    back = np.argsort(np.argsort(atoms))
     positions: list[NDArray[np.float32]] = []
     times: list[NDArray[np.float64]] = []
-    ordered = np.argsort(atoms)
-    back = np.argsort(ordered)
-    for piece in mdtraj.iterload(
-        name, chunk=_CHUNK, atom_indices=np.array(atoms)[ordered], **keywords
-    ):
+    for piece in read(np.sort(atoms)):
         if piece.unitcell_lengths is not None:
             piece.make_molecules_whole()
         positions.append(piece.xyz[:, back].astype(np.float32))
         times.append(np.asarray(piece.time, dtype=np.float64))
     if spacing_ps is None:
-        spacing_ps = _spacing(path, np.concatenate(times))
-    run = ReferenceRun(
-        path.name,
-        float(spacing_ps),
-        True,
-        positions=_relabelled(np.concatenate(positions), molecule, path.name),
-    )
-    return Reference((run,))
+        spacing_ps = _spacing(file, np.concatenate(times))
+    name = "trajectory" if file is None else file.name
+    frames = _relabelled(np.concatenate(positions), molecule, name)
+    return Reference((ReferenceRun(name, float(spacing_ps), True, positions=frames),))
 
 
-def _from_loaded(trajectory: Any, molecule: Molecule, spacing_ps: float | None) -> Reference:
-    from ..system.solute import find_solute
-
-    atoms = list(find_solute(molecule, trajectory.topology).particles)
-    ordered = np.argsort(atoms)
-    piece = trajectory.atom_slice(np.array(atoms)[ordered])
-    if piece.unitcell_lengths is not None:
-        piece.make_molecules_whole()
-    steps = np.diff(trajectory.time)
-    if spacing_ps is None:
-        if not len(steps) or steps[0] <= 0 or np.abs(steps - steps[0]).max() > 1e-3 * steps[0]:
-            raise ValueError(
-                "reference: the time between the trajectory's frames is not known or changes; give "
-                "spacing_ps"
-            )
-        spacing_ps = float(np.round(np.median(steps), 6))
-    positions = piece.xyz[:, np.argsort(ordered)].astype(np.float32)
-    name = "trajectory"
-    return Reference(
-        (
-            ReferenceRun(
-                name, float(spacing_ps), True, positions=_relabelled(positions, molecule, name)
-            ),
-        )
-    )
-
-
-def _spacing(path: Path, times: NDArray[np.float64]) -> float:
+def _spacing(file: Path | None, times: NDArray[np.float64]) -> float:
+    """Return the time between frames, ps, of a file or of what mdtraj has loaded."""
     steps = np.diff(times)
-    known = path.suffix.lower() in _TIMED and len(steps) and steps[0] > 0
+    known = file is None or file.suffix.lower() in _TIMED
+    known = known and len(steps) > 0 and steps[0] > 0
     if not known or np.abs(steps - steps[0]).max() > 1e-3 * steps[0]:
+        name, how = "", "give spacing_ps"
+        if file is not None:
+            name, how = f" {file.name}", "say it with --reference-spacing"
         raise ValueError(
-            f"reference {path.name}: the time between its frames is not known or changes; say it "
-            "with --reference-spacing"
+            f"reference{name}: the time between its frames is not known or changes; {how}"
         )
     return float(np.round(np.median(steps), 6))
 
@@ -479,16 +424,9 @@ def read_reference(
 ) -> Reference:
     """Read references of any kind and put them together.
 
-    Parameters
-    ----------
-    paths : sequence of str or PathLike
-        ``.npy`` or ``.npz`` (angles in radians), data sets, or trajectories.
-    molecule : Molecule
-        The model's.
-    topology : str or PathLike, optional
-        For trajectories.
-    spacing_ps : float, optional
-        Time between frames: of arrays (1 by default), and of trajectories that do not know theirs.
+    Files are ``.npy`` or ``.npz`` (angles in radians), data sets, or trajectories, which may need a
+    topology. `spacing_ps` is that of arrays, 1 ps by default, and of trajectories that do not know
+    theirs.
     """
     if not paths:
         raise ValueError("reference: name at least one file")
@@ -540,19 +478,8 @@ def chosen_torsions(
 ) -> list[Torsion]:
     """Return what is looked at: what the user names, what the arrays hold, or all that can turn.
 
-    Parameters
-    ----------
-    molecule : Molecule
-        The model's.
-    reference : Reference
-        Its arrays decide what their columns can be.
-    named : sequence of tuple of int, optional
-        Four atoms a torsion.
-
-    Raises
-    ------
-    ValueError
-        If they are no torsions of the molecule, or do not fit the arrays.
+    Torsions are named by four atoms. ValueError if they are none of the molecule, or do not fit the
+    arrays.
     """
     if named is not None:
         chosen = []

@@ -7,7 +7,6 @@ its end.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -24,7 +23,7 @@ from ..molecule.torsions import Torsion, backbone_torsions
 from ..progress import Progress, silence
 from ..run.driver import run_mixed
 from ..run.files import CHECKPOINT, LOG, SUMMARY, TOPOLOGY
-from ..run.record import read_run
+from ..run.record import RunRecord, read_run
 from .settings import DemoSettings
 
 #: What the demonstration shows.
@@ -40,23 +39,9 @@ def run_demo(
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run the demonstration.
+    """Run the demonstration in a directory; return what ``summary.json`` holds, see `run_mixed`.
 
-    Parameters
-    ----------
-    output : str or PathLike
-        Directory to write to; it is made where it does not exist.
-    settings : DemoSettings, optional
-        What to do.
-    force : bool
-        Whether to replace the files of an earlier run.
-    progress : callable, optional
-        Called with what is being done and how far it is.
-
-    Returns
-    -------
-    dict
-        What ``summary.json`` holds, see `openmm_sd.run.run_mixed`.
+    With `force` the files of an earlier run are replaced.
     """
     settings = settings or DemoSettings()
     say = progress or silence
@@ -93,10 +78,10 @@ def run_demo(
             if asked():
                 raise
     say("drawing", "ramachandran.png")
-    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    _draw(folder, torsions, summary)
+    record = read_run(folder)
+    _draw(record, torsions)
     say("done", f"files are in {folder}")
-    return summary
+    return record.summary
 
 
 def _output_folder(folder: Path, force: bool) -> Path:
@@ -116,11 +101,11 @@ def _output_folder(folder: Path, force: bool) -> Path:
     return folder
 
 
-def _draw(folder: Path, torsions: tuple[Torsion, Torsion], summary: dict[str, Any]) -> None:
+def _draw(record: RunRecord, torsions: tuple[Torsion, Torsion]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    record = read_run(folder)
+    summary = record.summary
     angles, _ = record.look(torsions, np.empty(0, dtype=np.int64))
     figure = Figure(figsize=(6.4, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -141,4 +126,4 @@ def _draw(folder: Path, torsions: tuple[Torsion, Torsion], summary: dict[str, An
         title=f"{summary['molecule']} in water: {len(angles)} frames, "
         f"{summary['jumps_accepted']} of {summary['jumps_tried']} jumps accepted",
     )
-    figure.savefig(folder / "ramachandran.png")
+    figure.savefig(record.folder / "ramachandran.png")

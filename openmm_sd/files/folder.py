@@ -21,19 +21,10 @@ _SHOWN: Final = 120
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Make an output directory and keep other processes out of it.
+    """Make an output directory and keep other processes out of it; `what` names who writes to it.
 
-    Parameters
-    ----------
-    folder : Path
-        The directory; it is removed again where it was made here and nothing has been written.
-    what : str
-        What writes to it, for the message.
-
-    Raises
-    ------
-    ValueError
-        If it is a file, cannot be written, or another process holds it.
+    ValueError if it is a file, cannot be written, or another process holds it. After an exception a
+    directory that was made here is removed, if it is still empty.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file, wanted is a directory")
@@ -62,8 +53,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 def held(handle: int, seconds: float = 0.0) -> bool:
     """Lock an open file or directory against other processes; False if another one keeps it.
 
-    It is waited for so many seconds. The lock lasts until the last copy of the descriptor is
-    closed, those that other processes have inherited included.
+    It waits so many seconds for the lock, which lasts until the last copy of the descriptor is
+    closed, including those that other processes have inherited.
     """
     until = time.monotonic() + seconds
     while True:
@@ -79,7 +70,7 @@ def held(handle: int, seconds: float = 0.0) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of writing has left in a folder that nobody else writes."""
+    """Remove what a kill in the middle of writing left in a folder that nobody else writes to."""
     for pattern in (".*.tmp", ".chunk.xtc"):
         for file in folder.glob(pattern):
             file.unlink()
@@ -88,9 +79,9 @@ def sweep(folder: Path) -> None:
 def refuse_others(
     folder: Path, what: str, known: Callable[[str], object] = lambda name: False
 ) -> None:
-    """Refuse a directory without a run, say, that holds files of others.
+    """Refuse a directory that holds files but no `what`, a run for instance.
 
-    Hidden ones do not count, nor do names that are `known`.
+    Hidden files do not count, nor do names that are `known`.
     """
     others = sorted(
         file.name
@@ -110,9 +101,9 @@ def require_same(
     here: Mapping[str, Any],
     advice: str = "give a new directory",
 ) -> None:
-    """Refuse to go on with other settings than those that something was made with.
+    """Refuse to go on with settings other than those that `what` was made with.
 
-    The message names what was made (`what`), the settings that differ, and what to do (`advice`).
+    The message names the settings that differ and ends with `advice`.
     """
     if different := _differences(there, here):
         raise ValueError(f"{what} made with other settings ({'; '.join(different)}); {advice}")
@@ -131,20 +122,10 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
 
 
 @contextlib.contextmanager
-def interrupts(
-    numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
-) -> Iterator[Callable[[], bool]]:
-    """Turn the first request to stop into an answer, so that it cannot fall between two writes.
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into an answer, so that it cannot fall between two writes.
 
-    Parameters
-    ----------
-    numbers : tuple of signal.Signals
-        The signals; a second one does what it did before.
-
-    Yields
-    ------
-    callable
-        Whether a signal has come.
+    Yields a function that says whether one has come. A second signal does what it did before.
     """
     seen = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -159,8 +140,8 @@ def interrupts(
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         signal.signal(number, note)
     try:
         yield seen.is_set

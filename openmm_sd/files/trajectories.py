@@ -39,6 +39,8 @@ _XTC_PACKED: Final = 92
 _XTC_SMALL: Final = 9
 # Compressed frames beyond 2 GB have a magic number of their own and a longer count.
 _XTC_MAGIC, _XTC_LARGE_MAGIC = 1995, 2023
+#: So much of an XTC frame says how long it is, bytes.
+XTC_HEAD: Final = _XTC_PACKED + 4
 
 # DCD keeps the time between two frames in AKMA units of this many ps.
 _AKMA_PS: Final = 0.04888821
@@ -78,25 +80,10 @@ def xtc_bytes(
     boxes: NDArray[np.float32] | None,
     folder: Path,
 ) -> bytes:
-    """Encode frames; an XTC file is its frames one after the other.
+    """Encode frames (T, N, 3) and boxes (T, 3, 3) in nm, times (T,) in ps, and step numbers.
 
-    Parameters
-    ----------
-    frames : ndarray, shape (T, N, 3)
-        nm.
-    times : ndarray, shape (T,)
-        ps.
-    steps : ndarray of int, shape (T,)
-        Step numbers.
-    boxes : ndarray, shape (T, 3, 3), optional
-        Box vectors, nm.
-    folder : Path
-        Where a short-lived file may stand: mdtraj writes to files only.
-
-    Raises
-    ------
-    OSError
-        If that file cannot be written, because the disk is full for instance.
+    An XTC file is its frames one after the other. mdtraj writes to files only: a short-lived one
+    stands in `folder`, and OSError says that it could not be written, on a full disk for instance.
     """
     if not len(frames):
         return b""
@@ -132,48 +119,38 @@ def xtc_bytes(
 
 
 def xtc_frames(data: bytes) -> list[bytes]:
-    """Take an XTC file apart into its frames.
-
-    Raises
-    ------
-    ValueError
-        If the last frame is cut off, or this is no XTC file.
-    """
+    """Take an XTC file apart into its frames; ValueError if one is cut off or it is no XTC file."""
     frames = []
     place = 0
     while place < len(data):
-        begin = place
-        try:
-            magic, atoms = struct.unpack_from(">2i", data, begin)
-            if atoms <= _XTC_SMALL:
-                place += _XTC_PLAIN + 12 * atoms
-            else:
-                large = magic == _XTC_LARGE_MAGIC
-                (size,) = struct.unpack_from(">q" if large else ">i", data, begin + _XTC_PACKED - 4)
-                place += _XTC_PACKED + (4 if large else 0) + -(-size // 4) * 4
-        except struct.error:
-            raise ValueError("the last frame is cut off") from None
-        if magic not in (_XTC_MAGIC, _XTC_LARGE_MAGIC):
-            raise ValueError("this is no XTC file")
-        if place > len(data):
+        length = xtc_length(data[place : place + XTC_HEAD])
+        if length is None or place + length > len(data):
             raise ValueError("the last frame is cut off")
-        frames.append(data[begin:place])
+        frames.append(data[place : place + length])
+        place += length
     return frames
 
 
-def dcd_header(n_atoms: int, n_frames: int, periodic: bool, spacing_ps: float) -> bytes:
-    """Begin a DCD file.
+def xtc_length(head: bytes) -> int | None:
+    """Return the length in bytes of the XTC frame that begins so; None if its header is cut off."""
+    if len(head) < 8:
+        return None
+    magic, atoms = struct.unpack_from(">2i", head)
+    if magic not in (_XTC_MAGIC, _XTC_LARGE_MAGIC):
+        raise ValueError("this is no XTC file")
+    if atoms <= _XTC_SMALL:
+        return _XTC_PLAIN + 12 * int(atoms)
+    count, kind = (8, ">q") if magic == _XTC_LARGE_MAGIC else (4, ">i")
+    if len(head) < _XTC_PACKED - 4 + count:
+        return None
+    (size,) = struct.unpack_from(kind, head, _XTC_PACKED - 4)
+    return _XTC_PACKED - 4 + count + -(-int(size) // 4) * 4
 
-    Parameters
-    ----------
-    n_atoms : int
-        Atoms of a frame.
-    n_frames : int
-        Frames that follow; see `dcd_counts`.
-    periodic : bool
-        Whether frames have a box.
-    spacing_ps : float
-        Time between two frames. A DCD file has one number for all of them.
+
+def dcd_header(n_atoms: int, n_frames: int, periodic: bool, spacing_ps: float) -> bytes:
+    """Return the header of a DCD file; `dcd_counts` changes the number of frames in it later.
+
+    `spacing_ps` is the time between two frames: a DCD file has one number for all of them.
     """
     return b"".join(
         (
@@ -188,20 +165,12 @@ def dcd_header(n_atoms: int, n_frames: int, periodic: bool, spacing_ps: float) -
 
 
 def dcd_counts(n_frames: int) -> list[tuple[int, bytes]]:
-    """Return what changes in a DCD header when frames are added: (place, bytes)."""
+    """Return what changes in a DCD header when frames are added, as (place, bytes)."""
     return [(place, struct.pack("<i", n_frames)) for place in (_DCD_FRAMES, _DCD_LAST)]
 
 
 def dcd_bytes(frames: NDArray[np.float32], boxes: NDArray[np.float32] | None) -> bytes:
-    """Encode frames as they follow a DCD header.
-
-    Parameters
-    ----------
-    frames : ndarray, shape (T, N, 3)
-        nm; DCD files hold angstroms.
-    boxes : ndarray, shape (T, 3, 3), optional
-        Box vectors, nm.
-    """
+    """Encode frames (T, N, 3) and boxes (T, 3, 3), nm, as a DCD file has them, in angstroms."""
     pieces = []
     size = struct.pack("<i", 4 * frames.shape[1])
     for k, frame in enumerate(frames):
@@ -234,15 +203,7 @@ def cell(boxes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray
 
 
 class RawFrames:
-    """Layout of the plain numbers that an HDF5 file is made of.
-
-    Parameters
-    ----------
-    n_atoms : int
-        Atoms of a frame.
-    periodic : bool
-        Whether frames have a box.
-    """
+    """Layout of the plain numbers that an HDF5 file is made of."""
 
     def __init__(self, n_atoms: int, periodic: bool) -> None:
         self.n_atoms = n_atoms
@@ -276,7 +237,7 @@ class RawFrames:
                 yield {name: records[name] for name in self.dtype.names}
 
     def from_hdf5(self, file: Path, target: Path) -> None:
-        """Write the frames of an HDF5 file as they were before it was made."""
+        """Write the frames of an HDF5 file back as they were before it was made."""
         import h5py
 
         assert self.dtype.names is not None
@@ -314,26 +275,12 @@ def write_hdf5(
     application: str,
     title: str,
 ) -> None:
-    """Write an HDF5 trajectory in mdtraj's layout; it is there whole or not at all.
+    """Write an HDF5 trajectory in mdtraj's layout, whole or not at all, also over an existing file.
 
-    Parameters
-    ----------
-    target : Path
-        An existing file is replaced.
-    topology : dict
-        Of the atoms in the frames, see `openmm_sd.molecule.topology.mdtraj_topology`.
-    count : int
-        Number of frames.
-    blocks : iterable of dict
-        Frames one after the other: ``coordinates`` (T, N, 3) in nm, ``time`` (T,) in ps, and for
-        periodic systems ``cell_lengths`` in nm and ``cell_angles`` in degrees, (T, 3) each.
-    application, title : str
-        Who has made it, and what it is.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; what stood there before is untouched.
+    `topology` is that of `openmm_sd.molecule.topology.mdtraj_topology`. The `blocks` follow each
+    other: ``coordinates`` (T, N, 3) in nm, ``time`` (T,) in ps, and for periodic systems
+    ``cell_lengths`` in nm and ``cell_angles`` in degrees, (T, 3) each; `count` is the number of
+    frames in all of them.
     """
     import h5py
 

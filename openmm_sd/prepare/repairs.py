@@ -21,6 +21,7 @@ import pdbfixer
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from ..files.atomic import one_line
 from ..molecule.whole import make_whole
 from ..system.box import seeded
 from ..system.force_field import (
@@ -31,7 +32,15 @@ from ..system.force_field import (
     make_system,
     refusal,
 )
-from ..system.structure import Structure, is_water, residue_label
+from ..system.structure import (
+    Structure,
+    is_d,
+    is_trans,
+    is_water,
+    nanometers,
+    residue_label,
+)
+from .sequence import placed
 from .settings import PrepareSettings
 
 _PROTEIN: Final = frozenset(pdbfixer.pdbfixer.proteinResidues)
@@ -54,18 +63,10 @@ _FORMS: Final = {
 
 @dataclass
 class Repaired:
-    """A structure that is complete.
+    """A structure that is complete, without a box; positions (N, 3) are in nm.
 
-    Attributes
-    ----------
-    topology : openmm.app.Topology
-        Without a box.
-    positions : ndarray, shape (N, 3)
-        nm.
-    record : dict
-        What was done and decided, as JSON can hold it.
-    notes : list of str
-        What the user should know of it.
+    `record` has what was done and decided, as JSON can hold it; `notes` say what the user should
+    know.
     """
 
     topology: app.Topology
@@ -75,19 +76,9 @@ class Repaired:
 
 
 def repair(structure: Structure, settings: PrepareSettings) -> Repaired:
-    """Complete a structure.
+    """Complete a structure, which is not changed.
 
-    Parameters
-    ----------
-    structure : Structure
-        As it comes; not changed.
-    settings : PrepareSettings
-        What may be done.
-
-    Raises
-    ------
-    ValueError
-        One line: what cannot be repaired without a decision, or at all.
+    ValueError in one line: what cannot be repaired without a decision, or at all.
     """
     files: ForceFieldLike = settings.force_field or DEFAULT_FORCE_FIELD
     work = _Work(structure, settings)
@@ -126,7 +117,7 @@ class _Work:
         topology, x = modeller.topology, structure.positions
         vectors = topology.getPeriodicBoxVectors()
         if vectors is not None:
-            box = np.array(vectors.value_in_unit(unit.nanometer), dtype=np.float64)
+            box = nanometers(vectors)
             # Files that no crystal is behind have a box of one angstrom.
             if np.diag(box).min() > 0.5:
                 x = make_whole(topology, x, box)
@@ -376,8 +367,7 @@ class _Work:
                 fixer.addMissingAtoms(seed=self.settings.seed)
             except Exception as error:  # it fails in many ways
                 raise ValueError(
-                    f"{self.name}: PDBFixer cannot build what is missing "
-                    f"({' '.join(str(error).split()) or type(error).__name__})"
+                    f"{self.name}: PDBFixer cannot build what is missing ({one_line(error)})"
                 ) from None
             self._set(fixer.topology, fixer.positions)
         self.record["caps_added"] = []
@@ -517,17 +507,15 @@ class _Work:
         x = self.positions
         for residue in self.topology.residues():
             atoms = {atom.name: x[atom.index] for atom in residue.atoms()}
-            if residue.name in _PROTEIN and {"N", "CA", "C", "CB"} <= atoms.keys():
-                n, c, side = (atoms[name] - atoms["CA"] for name in ("N", "C", "CB"))
-                if np.dot(np.cross(n, c), side) <= 0.0:
-                    what = (
-                        "no residue of that name is, and the models know L amino acids"
-                        if (*_key(residue)[:2], "CB") in self._given
-                        else "PDBFixer built it so: complete it with a modelling program"
-                    )
-                    raise ValueError(
-                        f"{self.name}: {residue_label(residue)} is a D amino acid, or flat; {what}"
-                    )
+            if residue.name in _PROTEIN and is_d(atoms):
+                what = (
+                    "no residue of that name is, and the models know L amino acids"
+                    if (*_key(residue)[:2], "CB") in self._given
+                    else "PDBFixer built it so: complete it with a modelling program"
+                )
+                raise ValueError(
+                    f"{self.name}: {residue_label(residue)} is a D amino acid, or flat; {what}"
+                )
         cis = _cis_peptides(self.topology, x)
         self.record["cis_peptide_bonds"] = [residue_label(residue) for residue in cis]
         if cis:
@@ -546,27 +534,6 @@ def _shifted(number: str, by: int) -> str:
     return str(int(number) + by) if number.lstrip("-").isdigit() else number
 
 
-def _placed(
-    one: NDArray[np.float64],
-    two: NDArray[np.float64],
-    three: NDArray[np.float64],
-    length: float,
-    angle: float,
-    torsion: float,
-) -> NDArray[np.float64]:
-    """Return the place bonded to `three`, by length (nm), angle and torsion (degrees)."""
-    along = (three - two) / np.linalg.norm(three - two)
-    normal = np.cross(two - one, along)
-    normal /= np.linalg.norm(normal)
-    angle, torsion = np.deg2rad(angle), np.deg2rad(torsion)
-    direction = (
-        -np.cos(angle) * along
-        + np.sin(angle) * np.cos(torsion) * np.cross(normal, along)
-        + np.sin(angle) * np.sin(torsion) * normal
-    )
-    return np.asarray(three + length * direction)
-
-
 # Lengths and angles of peptides: Engh and Huber, Acta Cryst. A47 (1991) 392.
 def _acetyl(
     atoms: dict[str, NDArray[np.float64]], heavy: NDArray[np.float64]
@@ -575,9 +542,9 @@ def _acetyl(
     n, alpha, c = atoms["N"], atoms["CA"], atoms["C"]
     best: tuple[float, tuple[NDArray[np.float64], ...]] | None = None
     for phi in range(-160, 0, 10):
-        carbon = _placed(c, alpha, n, 0.1329, 121.7, phi)
-        oxygen = _placed(alpha, n, carbon, 0.1231, 123.0, 0.0)
-        methyl = _placed(alpha, n, carbon, 0.1507, 116.2, 180.0)
+        carbon = placed(c, alpha, n, 0.1329, 121.7, phi)
+        oxygen = placed(alpha, n, carbon, 0.1231, 123.0, 0.0)
+        methyl = placed(alpha, n, carbon, 0.1507, 116.2, 180.0)
         others = heavy[np.linalg.norm(heavy - n, axis=1) > 0.01]
         room = min(
             float(np.linalg.norm(others - place, axis=1).min()) for place in (oxygen, methyl)
@@ -594,7 +561,7 @@ def _methylamide(atoms: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.floa
     arms = [(place - c) / np.linalg.norm(place - c) for place in (alpha, o)]
     away = -(arms[0] + arms[1])
     nitrogen = c + 0.1329 * away / np.linalg.norm(away)
-    return nitrogen, _placed(alpha, c, nitrogen, 0.1458, 121.7, 180.0)
+    return nitrogen, placed(alpha, c, nitrogen, 0.1458, 121.7, 180.0)
 
 
 def _cis_peptides(topology: app.Topology, x: NDArray[np.float64]) -> list[Any]:
@@ -611,10 +578,7 @@ def _cis_peptides(topology: app.Topology, x: NDArray[np.float64]) -> list[Any]:
         two = after.get("CA", after.get("C", after.get("CH3")))
         if one is None or two is None:
             continue
-        axis = after["N"] - before["C"]
-        axis = axis / np.linalg.norm(axis)
-        first, second = one - before["C"], two - after["N"]
-        if (first - axis * (first @ axis)) @ (second - axis * (second @ axis)) > 0.0:
+        if not is_trans(np.array([one, before["C"], after["N"], two])):
             found.append(n.residue)
     return found
 

@@ -95,14 +95,10 @@ def grid(count: int, size: tuple[float, float], columns: int = 3) -> tuple[Figur
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return a figure as SVG that can stand in a page.
+    """Return a figure, drawn in `style`, as SVG that can stand in a page.
 
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        Drawn in :func:`style`.
-    name : str
-        Letters; keeps what is referred to by name in one drawing apart from that in others.
+    The name, of letters, keeps what is referred to by name in one drawing apart from that in
+    others.
     """
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -156,23 +152,14 @@ def logarithmic(axis: Axes, both: bool = False) -> None:
         own.set_minor_locator(NullLocator())
 
 
-def free_energy_maps(
-    maps: Mapping[str, NDArray[np.float64]], names: Sequence[str], columns: int | None = None
-) -> Figure:
+def free_energy_maps(maps: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> Figure:
     """Draw free energies of two torsions side by side.
 
-    Parameters
-    ----------
-    maps : mapping
-        Histograms (counts or weights of square bins, flat), by the title of their panel.
-    names : sequence of str
-        Of the two torsions.
-    columns : int, optional
-        Panels in a row.
+    `maps` has histograms (counts or weights of square bins, flat) by the title of their panel,
+    `names` those of the torsions.
     """
     count = len(maps)
-    columns = columns or (count if count <= 3 else -(-count // 2))
-    figure, axes = grid(count, (3.1, 3.0), columns)
+    figure, axes = grid(count, (3.1, 3.0), count if count <= 3 else -(-count // 2))
     for axis, (title, counts) in zip(axes, maps.items(), strict=True):
         bins = round(len(counts) ** 0.5)
         with np.errstate(divide="ignore", invalid="ignore"):

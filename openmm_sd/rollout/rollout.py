@@ -22,23 +22,7 @@ from .settings import RolloutSettings, checked_lag
 
 
 class Mover:
-    """Moves chains by one lag: any chains, at any step.
-
-    Parameters
-    ----------
-    model : ScoreModel
-        Its first molecule is what the chains hold.
-    settings : RolloutSettings
-        `chains` and `steps` are not used here.
-
-    Attributes
-    ----------
-    model : ScoreModel
-    settings : RolloutSettings
-    molecule : Molecule
-    lag_ps : float
-    device : torch.device
-    """
+    """Moves chains of a model's first molecule by one lag: any chains, at any step."""
 
     def __init__(self, model: ScoreModel, settings: RolloutSettings) -> None:
         self.model, self.settings = model, settings
@@ -63,12 +47,9 @@ class Mover:
 
     @torch.no_grad()
     def place(self, frames: NDArray[np.float64], numbers: NDArray[np.int64]) -> Tensor:
-        """Return where chains start that begin with some of the frames.
+        """Return where chains start that begin with the frames of these numbers.
 
-        Raises
-        ------
-        ValueError
-            If such a frame is a mirror image of the model's molecule.
+        ValueError if such a frame is a mirror image of the model's molecule.
         """
         start = torch.from_numpy(frames[numbers]).to(self.device)
         order, mirrored = self._jump.relabel(start)
@@ -83,28 +64,11 @@ class Mover:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, step: int, first: int = 0) -> tuple[Tensor, Counter[str]]:
-        """Move chains by one lag.
+        """Move chains by one lag; return where they are then, and what happened on the way.
 
-        Parameters
-        ----------
-        frames : Tensor
-            (chains, N, 3) float32, where they are.
-        step : int
-            Number of the step, from 0.
-        first : int
-            Number of the first of these chains, from 0; the others follow it.
-
-        Returns
-        -------
-        frames : Tensor
-            Where they are then.
-        counts : Counter
-            What happened on the way.
-
-        Raises
-        ------
-        JumpError
-            If the propagator returns something that is no frame.
+        `frames` are (chains, N, 3), float32. Steps and chains are counted from 0: `first` is the
+        number of the first of these chains, the others follow it. JumpError if what the propagator
+        returns is no frame.
         """
         start = _centred(frames.to(torch.float64))
         new = frames.clone()
@@ -158,7 +122,7 @@ class Rollout:
     Parameters
     ----------
     model : ScoreModel
-        Its first molecule is what the chains hold. Of a family give a member.
+        Of one molecule: of a family give a member.
     settings : RolloutSettings, optional
         `steps` is not used here: call `advance` as often as you like.
     frames : array, shape (M, N, 3), optional
@@ -168,11 +132,12 @@ class Rollout:
 
     Attributes
     ----------
-    model : ScoreModel
-    settings : RolloutSettings
     molecule : Molecule
+        What the chains hold.
     lag_ps : float
+        Of one step.
     device : torch.device
+        Where the chains are.
 
     Raises
     ------
@@ -243,17 +208,12 @@ class Rollout:
         return self._frames.cpu().numpy().copy()
 
     def advance(self) -> NDArray[np.float32]:
-        """Move every chain by one lag.
-
-        Returns
-        -------
-        ndarray, shape (chains, N, 3)
-            The new frames, nm.
+        """Move every chain by one lag and return the new frames, (chains, N, 3), nm.
 
         Raises
         ------
         JumpError
-            If the propagator returns something that is no frame.
+            If what the propagator returns is no frame.
         """
         self.step()
         return self.frames
@@ -286,7 +246,7 @@ class Rollout:
         dict
             ``jumps``: proposals that were accepted; ``draws``: all proposals;
             ``first_draw_failures``: steps of a chain whose first proposal failed; ``rejections``:
-            by gate, the proposals it turned down, the first gate that said no counting;
+            proposals turned down, each by the first gate that said no;
             ``chirality_flips``: proposals with a stereocentre turned over, whatever gate turned
             them down; ``equivalent_swaps``: accepted proposals in which equivalent atoms came back
             in another order; ``redraws``; ``fallbacks``: steps at which a chain stayed where it
@@ -318,12 +278,7 @@ class Rollout:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of a rollout with the same model and settings.
-
-        Parameters
-        ----------
-        state : mapping
-            From `state_dict`.
+        """Go on from the `state_dict` of a rollout with the same model and settings.
 
         Raises
         ------

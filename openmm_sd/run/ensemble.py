@@ -7,7 +7,6 @@ ordinary run's directory: ``DIR/run-000``, ``DIR/run-001``, ... . ``DIR/ensemble
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,8 +22,8 @@ from numpy.typing import NDArray
 from ..analysis.figures import Baseline, durations
 from ..analysis.sample import Sample
 from ..analysis.timeline import Timeline, mean_error, visits
-from ..files.atomic import write_atomically
-from ..files.folder import interrupts, locked
+from ..files.atomic import write_json
+from ..files.folder import interrupts, locked, refuse_others
 from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..progress import Progress, silence
@@ -33,8 +32,8 @@ from ..system.prepared import prepared_sha256
 from ..workers.processes import ProcessPool
 from ..workers.schedule import share_out
 from ..workers.shares import shares
-from .driver import Start, plan_run
 from .files import START, SUMMARY, RunError
+from .plan import Start, plan_run
 from .record import RunRecord, read_run
 from .report.page import compared_with
 from .settings import RunSettings
@@ -123,7 +122,8 @@ def run_ensemble(
     plan = plan_run(model, start, settings, say)
     folder = Path(output)
     with interrupts() as stopped, locked(folder, "ensemble"):
-        _refuse_others(folder)
+        known = {ENSEMBLE, START, _MODEL}
+        refuse_others(folder, "ensemble", lambda name: name in known or _NAME.fullmatch(name))
         named = _model_path(model, folder)
         job = {
             "model": named,
@@ -151,8 +151,7 @@ def run_ensemble(
         merged["copies"] = copies
         merged["complete"] = merged["complete"] and len(names) == copies
         merged["failed"] = crew.failed
-        text = json.dumps(merged, indent=2, allow_nan=False) + "\n"
-        write_atomically(folder / ENSEMBLE, text.encode())
+        write_json(folder / ENSEMBLE, merged)
         if stopped():
             raise KeyboardInterrupt
         return merged
@@ -168,22 +167,6 @@ def _environments(
         devices = []
     found = shares(processes, devices)
     return found if len(found) <= copies else shares(copies, devices)
-
-
-def _refuse_others(folder: Path) -> None:
-    known = {ENSEMBLE, START, _MODEL}
-    others = sorted(
-        file.name
-        for file in folder.iterdir()
-        if not file.name.startswith(".")
-        and file.name not in known
-        and not _NAME.fullmatch(file.name)
-    )
-    if others:
-        raise ValueError(
-            f"output: {folder} holds files but no ensemble ({', '.join(others[:4])}); give a new "
-            "directory"
-        )
 
 
 def _model_path(model: ScoreModel | str | os.PathLike[str] | None, folder: Path) -> str | None:
@@ -225,13 +208,7 @@ def _start_path(start: Start, prepared: PreparedSystem | None, folder: Path) -> 
 
 @dataclass
 class _Crew:
-    """The processes that make the copies.
-
-    Attributes
-    ----------
-    failed : dict
-        Why copies could not go on.
-    """
+    """The processes that make the copies; `failed` says by name why some could not go on."""
 
     folder: Path
     job: dict[str, Any]
@@ -284,12 +261,8 @@ class _Crew:
             raise ValueError(wrong)
 
     def _order(self, k: int) -> dict[str, Any]:
-        settings = replace(self.settings, seed=self.settings.seed + k)
-        return {
-            **self.job,
-            "output": str(self.folder / self.names[k]),
-            "settings": asdict(settings),
-        }
+        settings = asdict(replace(self.settings, seed=self.settings.seed + k))
+        return {**self.job, "output": str(self.folder / self.names[k]), "settings": settings}
 
 
 # -- together --------------------------------------------------------------------------------------
@@ -391,7 +364,7 @@ def _together(
 ) -> dict[str, Any]:
     """Return populations and crossings."""
     seen = [record for record in records if record.n_frames]
-    chosen, comparison, _ = compared_with(records[0], model, reference, None, None)
+    chosen, comparison, _ = compared_with(records[0], model, reference)
     if not chosen or not seen:
         return {"populations": {}, "crossings": {}}
     nothing = np.zeros(0, dtype=np.int64)
@@ -418,21 +391,9 @@ def _together(
 def population(
     timelines: Sequence[Timeline], inside: Sequence[NDArray[np.int64]], times_ps: Sequence[float]
 ) -> dict[str, Any]:
-    """Return the share of the time in a state over several runs.
+    """Return ``value``, ``error``, ``runs`` and ``visits`` of a state, see `merge_runs`.
 
-    Parameters
-    ----------
-    timelines : sequence of Timeline
-        When the frames of each run are.
-    inside : sequence of ndarray of int
-        1 where a frame is in the state, else 0.
-    times_ps : sequence of float
-        Length of each run, ps.
-
-    Returns
-    -------
-    dict
-        ``value``, ``error``, ``runs`` and ``visits``, see `merge_runs`.
+    For each run: when its frames are, whether each is in the state (1 or 0), and its length, ps.
     """
     weights = np.array(times_ps, dtype=np.float64)
     own = np.array(

@@ -24,6 +24,7 @@ from ..progress import Progress
 from ..system.fitting import fitting_model
 from ..system.force_field import water_box
 from ..system.solute import find_solute
+from ..system.structure import nanometers
 from .settings import RunSettings
 from .start import Source, force_field, model_mismatch, open_start, other_force_field
 
@@ -75,10 +76,7 @@ def noting(notes: list[Note]) -> Iterator[None]:
 class Plan:
     """Settings with all that was left open decided, as far as that needs no machine.
 
-    Attributes
-    ----------
-    notes : list of Note
-        Where the simulation is not what the model was made for.
+    `notes` say where the simulation is not what the model was made for.
     """
 
     def __init__(self, model: ScoreModel, source: Source, settings: RunSettings) -> None:
@@ -166,7 +164,7 @@ class Plan:
             ):
                 box = prepared.box_vectors
         elif self.source.solvated:
-            box = np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+            box = nanometers(topology.getPeriodicBoxVectors())
         jump = Jump(self.model.propagator, self.solute.molecule, ())
         if not jump.n_centres:
             return

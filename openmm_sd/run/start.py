@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import app, unit
+from openmm import app
 
 from ..bridges.base import FORCE_NAME
 from ..integrator.notes import FORCE_FIELD, Note
@@ -29,9 +29,9 @@ from ..prepare import (
 )
 from ..prepare.driver import box_of, read_source
 from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU, LIGHT_STEP_PS
-from ..system.force_field import DEFAULT_FORCE_FIELD, has_implicit_solvent, make_system
+from ..system.force_field import DEFAULT_FORCE_FIELD, has_implicit_solvent, make_water_system
 from ..system.prepared import prepared_sha256
-from ..system.structure import Structure, count_waters
+from ..system.structure import Structure, count_waters, nanometers
 from .settings import RunSettings
 
 # Pressure at which a new box relaxes where the run has none of its own, bar.
@@ -44,11 +44,8 @@ class Source:
 
     Attributes
     ----------
-    name : str
-        What the user gave.
-    digest : str
-        SHA-256 of it.
-    topology : openmm.app.Topology
+    name, digest : str
+        What the user gave, and its SHA-256.
     positions : ndarray, shape (N, 3)
         nm.
     prepared : PreparedSystem or None
@@ -76,28 +73,16 @@ class Source:
         return self.prepared is not None and has_implicit_solvent(self.prepared.system)
 
     def step_ps(self) -> float:
-        """MD step that the System allows, as far as is known, ps."""
+        """Return the MD step that the System allows, as far as is known, ps."""
         if self.prepared is None:
             return HEAVY_STEP_PS
         return self.prepared.step_ps or LIGHT_STEP_PS
 
 
 def open_start(start: Any, files: tuple[str, ...] | None = None) -> Source:
-    """Read what a run is to start from.
+    """Read what a run is to start from, which is what `run_mixed` takes; ValueError if it is not.
 
-    Parameters
-    ----------
-    start : path or object
-        A prepared directory; a PDB or mmCIF file of a solvated system, or of the solute alone,
-        which is completed; a PreparedSystem, PreparedBox or ``openmm.app.Simulation``; or objects
-        that `prepare_system` takes.
-    files : tuple of str, optional
-        Force field, for what a file does not say.
-
-    Raises
-    ------
-    ValueError
-        If it is none of these.
+    `files` name the force field, for what a structure file does not say.
     """
     if isinstance(start, PreparedBox):
         start = PreparedSystem.from_box(start)
@@ -148,7 +133,7 @@ def _taken(name: str, digest: str, prepared: PreparedSystem) -> Source:
 
 
 def model_mismatch(source: Source, error: ValueError) -> ValueError:
-    """Say with a mismatch of model and structure which file it is about."""
+    """Name the file in what is said of a model that does not fit a structure."""
     if source.prepared is not None:
         return error
     return ValueError(f"{source.name}: {error}")
@@ -164,16 +149,9 @@ def force_field(settings: RunSettings, model: ScoreModel | None) -> tuple[str, .
 def other_force_field(
     files: tuple[str, ...], model: ScoreModel, implicit: bool = False
 ) -> Note | None:
-    """Say it where a System's force field is known and is not the one on the model's card.
+    """Return a note if a System's force field is known and is not the one on the model's card.
 
-    Parameters
-    ----------
-    files : tuple of str
-        What the System was made from; empty if that is not known.
-    model : ScoreModel
-        Whose card names its force field, or not.
-    implicit : bool
-        Whether the System is in implicit solvent.
+    `files` are what the System was made from, empty if that is not known.
     """
     card = model.card
     named = card.force_field
@@ -198,25 +176,13 @@ def build(
     platform: str,
     say: Callable[[str, str], None],
 ) -> PreparedSystem:
-    """Make the System, where it is not there yet, and relax it.
+    """Make the System from these force field files, where it is not there yet, and relax it.
 
-    Parameters
-    ----------
-    source : Source
-        Where the run starts.
-    settings : RunSettings
-        How.
-    files : tuple of str
-        The force field.
-    temperature : float
-        K.
-    platform : str
-        Of the equilibration.
-    say : callable
-        Is told what is being done.
+    The temperature is in K; the platform is that of the equilibration.
     """
     if source.prepared is not None:
         return source.prepared
+    made_by = "openmm-sd run"
     if source.repaired is not None:
         assert source.structure is not None
         chosen = PrepareSettings(
@@ -230,14 +196,8 @@ def build(
             equilibration_ps=settings.equilibration_ps,
             seed=settings.seed,
         )
-        return box_of(
-            source.repaired,
-            chosen,
-            platform,
-            say,
-            made_by="openmm-sd run",
-            source=source.structure,
-        )
+        structure = source.structure
+        return box_of(source.repaired, chosen, platform, say, made_by=made_by, source=structure)
     say("building the system", "")
     box = _solvated(source, settings, files)
     box = equilibrate(
@@ -249,29 +209,21 @@ def build(
         seed=settings.seed,
         progress=say,
     )
-    made: dict[str, Any] = {"made_by": "openmm-sd run", "from": source.name}
+    made = {"made_by": made_by, "from": source.name}
     return PreparedSystem.from_box(
         box, temperature_K=temperature, step_ps=HEAVY_STEP_PS, provenance=made
     )
 
 
 def _solvated(source: Source, settings: RunSettings, files: tuple[str, ...]) -> PreparedBox:
-    vectors = source.topology.getPeriodicBoxVectors()
-    edges = np.array(vectors.value_in_unit(unit.nanometer), dtype=np.float64)
+    edges = nanometers(source.topology.getPeriodicBoxVectors())
     if min(np.diag(edges)) <= 2.0 * settings.cutoff_nm:
         raise ValueError(
             f"{source.name}: the box is only {min(np.diag(edges)):.2f} nm wide and a cutoff of "
             f"{settings.cutoff_nm:g} nm needs more than {2.0 * settings.cutoff_nm:g} nm: take a "
             "shorter cutoff"
         )
-    system = make_system(
-        files,
-        source.topology,
-        nonbondedMethod=app.PME,
-        nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
-        constraints=app.HBonds,
-        hydrogenMass=HYDROGEN_MASS_AMU * unit.amu,
-    )
+    system = make_water_system(files, source.topology, settings.cutoff_nm, HYDROGEN_MASS_AMU)
     return PreparedBox(
         source.topology,
         system,
@@ -298,7 +250,7 @@ def _digest(prepared: PreparedSystem) -> str:
 
 
 def _digest_of(structure: Structure) -> str:
-    """Hash a structure that came as objects."""
+    """Hash a structure that was given as objects."""
     hasher = hashlib.sha256(np.ascontiguousarray(structure.positions).tobytes())
     for atom in structure.topology.atoms():
         hasher.update(f"{atom.name} {atom.element} {atom.residue.name} {atom.residue.id};".encode())

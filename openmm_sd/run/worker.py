@@ -14,11 +14,6 @@ from typing import Any, TextIO
 from ..workers.processes import serve
 
 
-def main() -> None:
-    """Make the run."""
-    serve(_work)
-
-
 def _work(
     orders: TextIO, say: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]
 ) -> None:
@@ -55,4 +50,4 @@ def _work(
 
 
 if __name__ == "__main__":
-    main()
+    serve(_work)

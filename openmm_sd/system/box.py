@@ -27,9 +27,10 @@ from .force_field import (
     file_names,
     load_force_field,
     make_implicit_system,
-    make_system,
+    make_water_system,
     water_box,
 )
+from .structure import nanometers
 
 # Distance between the solute's periodic copies where the caller names no padding and no waters.
 _PADDING_NM = 1.0
@@ -55,8 +56,6 @@ class PreparedBox:
         nm.
     box_vectors : ndarray, shape (3, 3), or None
         nm, one vector a row; None in implicit solvent.
-    n_waters : int
-        Number of water molecules.
     force_field : tuple of str
         Files the System was made from.
     velocities : ndarray, shape (N, 3), optional
@@ -91,6 +90,8 @@ def solvate(
 ) -> PreparedBox:
     """Put a solute into a box of water and make its System; nothing is relaxed yet.
 
+    The System has constrained bonds to hydrogen, rigid water and PME. `equilibrate` comes next.
+
     Parameters
     ----------
     topology : openmm.app.Topology
@@ -121,13 +122,7 @@ def solvate(
     hydrogen_mass : float, optional
         Mass of the solute's hydrogens, amu, taken from their heavy atoms; unchanged by default.
     seed : int, optional
-        Of the places of ions, which neutralise a charged solute; Python's own random numbers, and
-        their state, are used by default.
-
-    Returns
-    -------
-    PreparedBox
-        With constrained bonds to hydrogen, rigid water and PME. `equilibrate` comes next.
+        Of the places of ions; Python's own random numbers, and their state, are used by default.
     """
     if sum(size is not None for size in (waters, padding, width)) > 1:
         raise ValueError("give waters, padding or width, not both")
@@ -138,7 +133,7 @@ def solvate(
             raise ValueError(f"{name} must be a positive number of nm, got {value!r}")
     if not unit.is_quantity(positions):
         positions = np.asarray(positions, dtype=np.float64) * unit.nanometer
-    across = solute_width(_nanometers(positions))
+    across = solute_width(nanometers(positions))
     if width is not None:
         _check_width(width, across, shape, cutoff)
     size: dict[str, Any] = {"boxShape": shape}
@@ -160,20 +155,12 @@ def solvate(
             neutralize=neutralise,
             **size,
         )
-    box = _nanometers(modeller.topology.getPeriodicBoxVectors())
+    box = nanometers(modeller.topology.getPeriodicBoxVectors())
     _check_width(float(np.linalg.norm(box, axis=1).min()), across, shape, cutoff)
-    system = make_system(
-        force_field,
-        modeller.topology,
-        nonbondedMethod=app.PME,
-        nonbondedCutoff=cutoff * unit.nanometer,
-        constraints=app.HBonds,
-        hydrogenMass=None if hydrogen_mass is None else hydrogen_mass * unit.amu,
-    )
     return PreparedBox(
         modeller.topology,
-        system,
-        _nanometers(modeller.positions),
+        make_water_system(force_field, modeller.topology, cutoff, hydrogen_mass),
+        nanometers(modeller.positions),
         box,
         sum(residue.name == "HOH" for residue in modeller.topology.residues()),
         file_names(force_field),
@@ -189,16 +176,8 @@ def in_implicit_solvent(
 ) -> PreparedBox:
     """Make the System of a solute in implicit solvent; nothing is relaxed yet.
 
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        The solute, hydrogens and bonds included.
-    positions : ndarray, shape (N, 3)
-        nm.
-    force_field : sequence of str or openmm.app.ForceField
-        With its implicit solvent.
-    hydrogen_mass : float, optional
-        Mass of the hydrogens, amu, taken from their heavy atoms; unchanged by default.
+    Positions (N, 3) are in nm. The mass of hydrogens, amu, is taken from their heavy atoms;
+    unchanged by default.
     """
     topology.setPeriodicBoxVectors(None)
     system = make_implicit_system(force_field, topology, hydrogen_mass)
@@ -264,16 +243,15 @@ def equilibrate(
 ) -> PreparedBox:
     """Minimise a box and run a moment of MD: a fifth of it heats up, the rest finds the volume.
 
-    Without a box there is no volume to find.
+    Without a box there is no volume to find. The result has the same System, with the relaxed
+    positions, velocities and box; its Topology carries the new box. Minimising is always done on
+    the CPU platform: the minimiser's kernels of OpenMM 8.6.1 crash under pocl, the OpenCL of
+    machines without a GPU.
 
     Parameters
     ----------
-    box : PreparedBox
-        From `solvate` or `in_implicit_solvent`.
-    temperature : float
-        K.
-    pressure : float
-        bar.
+    temperature, pressure : float
+        K and bar.
     time : float
         Length of the MD, ps; 0 for the minimisation alone.
     step_size : float
@@ -284,19 +262,6 @@ def equilibrate(
         OpenMM platform of the MD.
     seed : int
         Of velocities, thermostat and barostat.
-    progress : callable, optional
-        Called with what is being done and how far it is.
-
-    Returns
-    -------
-    PreparedBox
-        The same System, with the relaxed positions, velocities and box; its Topology carries the
-        new box.
-
-    Notes
-    -----
-    Minimising is always done on the CPU platform: the minimiser's kernels of OpenMM 8.6.1 crash
-    under pocl, the OpenCL of machines without a GPU.
     """
     say = progress or silence
     say("minimising", "")
@@ -341,14 +306,14 @@ def equilibrate(
             raise RuntimeError(f"the box did not survive its equilibration: {error}") from error
         done += chunk
     state = context.getState(positions=True, velocities=True)
-    relaxed = _nanometers(state.getPositions(asNumpy=True))
+    relaxed = nanometers(state.getPositions(asNumpy=True))
     if not np.isfinite(relaxed).all():
         raise RuntimeError("the box did not survive its equilibration: positions are not finite")
     speed = unit.nanometer / unit.picosecond
     velocities = np.array(state.getVelocities(asNumpy=True).value_in_unit(speed))
     if box.box_vectors is None:
         return replace(box, positions=relaxed, velocities=velocities)
-    vectors = _nanometers(state.getPeriodicBoxVectors())
+    vectors = nanometers(state.getPeriodicBoxVectors())
     box.topology.setPeriodicBoxVectors(vectors * unit.nanometer)
     box.system.setDefaultPeriodicBoxVectors(*vectors)
     return replace(box, positions=relaxed, box_vectors=vectors, velocities=velocities)
@@ -379,8 +344,4 @@ def _minimise(box: PreparedBox) -> NDArray[np.float64]:
     context.setPositions(box.positions)
     # Enough to take the clashes away; the rest is the thermostat's.
     openmm.LocalEnergyMinimizer.minimize(context, 50.0, 100)
-    return _nanometers(context.getState(positions=True).getPositions(asNumpy=True))
-
-
-def _nanometers(values: Any) -> NDArray[np.float64]:
-    return np.array(values.value_in_unit(unit.nanometer), dtype=np.float64)
+    return nanometers(context.getState(positions=True).getPositions(asNumpy=True))

@@ -48,17 +48,9 @@ ForceFieldLike: TypeAlias = Sequence[str] | app.ForceField
 
 
 def load_force_field(files: ForceFieldLike) -> app.ForceField:
-    """Read force field files.
+    """Read force field files as ``openmm.app.ForceField`` takes them; an object is taken as it is.
 
-    Parameters
-    ----------
-    files : sequence of str or openmm.app.ForceField
-        As ``openmm.app.ForceField`` takes them; an object is taken as it is.
-
-    Raises
-    ------
-    ValueError
-        One line: a file that is missing or damaged, or files that do not go together.
+    ValueError in one line: a file is missing or damaged, or files do not go together.
     """
     if isinstance(files, app.ForceField):
         return files
@@ -92,15 +84,7 @@ def water_box(files: ForceFieldLike) -> str:
 
 @contextlib.contextmanager
 def explained(files: ForceFieldLike, topology: Callable[[], app.Topology]) -> Iterator[None]:
-    """Turn OpenMM's refusal of a residue into a line that says what to do.
-
-    Parameters
-    ----------
-    files : sequence of str or ForceField
-        The force field.
-    topology : callable
-        Returns the Topology that was refused.
-    """
+    """Turn OpenMM's refusal of a residue of this Topology into a line that says what to do."""
     try:
         yield
     except Exception as error:  # some of OpenMM's refusals are nothing more special
@@ -121,16 +105,9 @@ def explained(files: ForceFieldLike, topology: Callable[[], app.Topology]) -> It
 
 
 def refusal(residue: Any, field: app.ForceField, files: ForceFieldLike) -> str:
-    """Say why a force field has no parameters for a residue, and what to do.
+    """Say why a force field has no template for a residue, and what to do.
 
-    Parameters
-    ----------
-    residue : openmm.app.topology.Residue
-        That no template fits.
-    field : openmm.app.ForceField
-        The force field.
-    files : sequence of str or ForceField
-        What it was made from.
+    `files` are what the force field was made from.
     """
     name = f"the force field ({', '.join(file_names(files)) or 'an object'})"
     label = residue_label(residue)
@@ -172,20 +149,27 @@ def refusal(residue: Any, field: app.ForceField, files: ForceFieldLike) -> str:
 
 
 def make_system(files: ForceFieldLike, topology: app.Topology, **settings: Any) -> openmm.System:
-    """Call ``ForceField.createSystem``; errors say what to do.
-
-    Parameters
-    ----------
-    files : sequence of str or ForceField
-        The force field.
-    topology : openmm.app.Topology
-        Everything.
-    **settings
-        Of ``createSystem``.
-    """
+    """Call ``ForceField.createSystem``; errors say what to do."""
     field = load_force_field(files)
     with explained(files, lambda: topology):
         return field.createSystem(topology, **settings)
+
+
+def make_water_system(
+    files: ForceFieldLike, topology: app.Topology, cutoff_nm: float, hydrogen_mass: float | None
+) -> openmm.System:
+    """Make the System of a box of water: PME, rigid water, constrained bonds to hydrogen.
+
+    The mass of the solute's hydrogens, amu, is taken from their heavy atoms; None leaves it alone.
+    """
+    return make_system(
+        files,
+        topology,
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=cutoff_nm * unit.nanometer,
+        constraints=app.HBonds,
+        hydrogenMass=None if hydrogen_mass is None else hydrogen_mass * unit.amu,
+    )
 
 
 def has_implicit_solvent(system: openmm.System) -> bool:
@@ -198,19 +182,8 @@ def make_implicit_system(
 ) -> openmm.System:
     """Make the System of a solute in implicit solvent: no box, no cutoff.
 
-    Parameters
-    ----------
-    files : sequence of str or ForceField
-        The force field, with its implicit solvent.
-    topology : openmm.app.Topology
-        The solute.
-    hydrogen_mass : float or None
-        Mass of its hydrogens, amu, taken from their heavy atoms; None leaves it alone.
-
-    Raises
-    ------
-    ValueError
-        If the force field has no implicit solvent: the solute would be in vacuum.
+    The mass of its hydrogens, amu, is taken from their heavy atoms; None leaves it alone.
+    ValueError if the force field has no implicit solvent: the solute would be in vacuum.
     """
     system = make_system(
         files,
@@ -233,22 +206,11 @@ def make_implicit_system(
 def complete_bonds(topology: app.Topology, field: app.ForceField) -> dict[Any, list[Any]]:
     """Give residues without bonds those of the force field's residue with the same atoms.
 
-    PDB files often have no CONECT records, and hold no more than three letters of a residue's
-    name, so what counts is that the names of all heavy atoms are the same. Where several residues
-    of the force field fit, the one whose name begins like that of the file is taken.
-
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        Changed: bonds are added.
-    field : openmm.app.ForceField
-        Where the bonds are known from.
-
-    Returns
-    -------
-    dict
-        Residue to the (hydrogen, parent) names of all its hydrogens, of the residues that got
-        bonds; the hydrogens themselves may be missing.
+    PDB files often have no CONECT records, and hold no more than three letters of a residue's name,
+    so what counts is that the names of all heavy atoms are the same. Where several residues of the
+    force field fit, the one whose name begins like that of the file is taken. Returns, for each
+    residue that got bonds, the (hydrogen, parent) names of all its hydrogens; the hydrogens
+    themselves may be missing.
     """
     found: dict[Any, list[Any]] = {}
     for residue in topology.residues():

@@ -1,40 +1,23 @@
-"""What this machine offers: the platform and bridge to use, the speed of plain MD, versions."""
+"""Plain MD of a System: how fast it is, and whether it blows up."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
 
-from .platforms import _FAR
-
 if TYPE_CHECKING:
     import openmm
     from numpy.typing import NDArray
+
+# No atom of a simulation gets as far as this, nm.
+_FAR = 1e6
 
 
 class PlainMD:
     """Plain MD of a System in a Context of its own: the speed that jumps are compared with.
 
-    Parameters
-    ----------
-    system : openmm.System
-        Without the force of a jump.
-    positions : ndarray, shape (N, 3)
-        nm.
-    box_vectors : ndarray, shape (3, 3), optional
-        nm.
-    temperature : float
-        K.
-    friction : float
-        1/ps.
-    step_ps : float
-        MD step, ps.
-    seed : int
-        Of velocities and thermostat.
-    platform : str
-        OpenMM platform.
-    properties : dict, optional
-        Of the platform.
+    The System has no force of a jump. Positions (N, 3) and box vectors (3, 3) are in nm,
+    temperature in K, friction in 1/ps; the seed is that of velocities and thermostat.
     """
 
     def __init__(

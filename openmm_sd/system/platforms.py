@@ -5,8 +5,6 @@ from __future__ import annotations
 # OpenCL is left to those who ask for it: on a machine without a GPU it is an emulation that runs
 # slower than the CPU platform, yet OpenMM would choose it.
 _PLATFORMS = ("CUDA", "HIP", "CPU")
-# No atom of a simulation gets as far as this, nm.
-_FAR = 1e6
 
 
 def known_platform(name: str) -> str:
@@ -22,28 +20,14 @@ def known_platform(name: str) -> str:
 def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
     """Choose what was left open, by evaluating bridges for real.
 
-    Parameters
-    ----------
-    platform : str, optional
-        OpenMM platform; a GPU's if one works here, else CPU.
-    bridge : str
-        Name of a bridge, or ``auto``.
-
-    Returns
-    -------
-    platform, bridge : str
-
-    Raises
-    ------
-    RuntimeError
-        If nothing works, with the reason for each.
+    The platform is a GPU's if one works here, else CPU. RuntimeError if nothing works, with the
+    reason for each.
     """
     from ..bridges import BRIDGES, choose_bridge
     from ..bridges.probe import probe_all
 
-    candidates = [platform] if platform is not None else _usual_platforms()
     reasons = []
-    for name in candidates:
+    for name in _usual_platforms() if platform is None else [platform]:
         if bridge != "auto":
             answer = probe_all([bridge], [name])[bridge, name]
             if answer.ok:
@@ -61,17 +45,8 @@ def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
 def working_platform(wanted: str | None) -> str:
     """Choose a platform for MD alone: a GPU's if one works here, else CPU.
 
-    Parameters
-    ----------
-    wanted : str, optional
-        Name of an OpenMM platform, in upper or lower case.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
-    RuntimeError
-        If it does not work.
+    The one that is wanted may be in upper or lower case: ValueError if there is none of that name,
+    RuntimeError if it does not work.
     """
     import openmm
 
@@ -90,20 +65,10 @@ def working_platform(wanted: str | None) -> str:
 
 
 def md_platform(wanted: str | None, implicit: bool) -> str:
-    """Choose a platform for MD of many runs, without trying it.
+    """Choose a platform for MD of many runs, without trying it; ValueError for an unknown name.
 
-    Parameters
-    ----------
-    wanted : str, optional
-        Name of an OpenMM platform.
-    implicit : bool
-        Whether the solute is alone, in implicit solvent: then it is Reference. Of a few dozen
-        atoms, what the other platforms do beside the forces costs more than those.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
+    In implicit solvent it is Reference: of a few dozen atoms, what the other platforms do beside
+    the forces costs more than those.
     """
     if wanted is not None:
         return known_platform(wanted)

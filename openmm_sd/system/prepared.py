@@ -31,9 +31,9 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..files.atomic import write_atomically, write_json
+from ..files.atomic import one_line, write_atomically, write_json
 from .box import PreparedBox
-from .structure import count_waters
+from .structure import count_waters, nanometers
 
 #: The format that this package writes and reads.
 FORMAT_VERSION: Final = 1
@@ -91,10 +91,7 @@ class PreparedSystem:
     def place(self, simulation: app.Simulation | openmm.Context) -> None:
         """Put positions, box and velocities into a simulation of this System.
 
-        Parameters
-        ----------
-        simulation : openmm.app.Simulation or openmm.Context
-            Velocities are drawn at `temperature_K` (300 K by default) where there are none.
+        Velocities are drawn at `temperature_K` (300 K by default) where there are none.
         """
         context = getattr(simulation, "context", simulation)
         if self.box_vectors is not None:
@@ -116,23 +113,19 @@ class PreparedSystem:
 
     @classmethod
     def from_simulation(cls, simulation: app.Simulation) -> PreparedSystem:
-        """Take a System with the place where its simulation is.
+        """Take a System with the place where its simulation is; the simulation is not changed.
 
-        Parameters
-        ----------
-        simulation : openmm.app.Simulation
-            Without a jump; it is not changed, and must not have a thermostat in its System.
+        Its System must have neither a jump nor a thermostat.
         """
         state = simulation.context.getState(positions=True, velocities=True)
         periodic = simulation.system.usesPeriodicBoundaryConditions()
-        vectors = state.getPeriodicBoxVectors(asNumpy=True)
         speed = unit.nanometer / unit.picosecond
         step = simulation.integrator.getStepSize()
         return cls(
             simulation.topology,
             simulation.system,
-            np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
-            np.array(vectors.value_in_unit(unit.nanometer)) if periodic else None,
+            nanometers(state.getPositions(asNumpy=True)),
+            nanometers(state.getPeriodicBoxVectors(asNumpy=True)) if periodic else None,
             np.array(state.getVelocities(asNumpy=True).value_in_unit(speed)),
             step_ps=float(step.value_in_unit(unit.picosecond)),
         )
@@ -146,17 +139,7 @@ class PreparedSystem:
         step_ps: float | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> PreparedSystem:
-        """Take what `solvate` and `equilibrate` give.
-
-        Parameters
-        ----------
-        box : PreparedBox
-            The box.
-        temperature_K, step_ps : float, optional
-            K and ps, see the class.
-        provenance : mapping, optional
-            What else there is to know.
-        """
+        """Take what `solvate` and `equilibrate` give, with what the class has beside it (K, ps)."""
         return cls(
             box.topology,
             box.system,
@@ -183,14 +166,14 @@ def _check_array(name: str, values: Any, shape: tuple[int, ...]) -> None:
 def write_prepared(
     prepared: PreparedSystem | PreparedBox, directory: str | os.PathLike[str]
 ) -> None:
-    """Write a prepared directory.
+    """Write a prepared directory, which is made where it does not exist.
 
     Parameters
     ----------
     prepared : PreparedSystem or PreparedBox
         What to write.
     directory : str or PathLike
-        Made where it does not exist; files of these names are replaced.
+        Files of the same names are replaced.
 
     Raises
     ------
@@ -223,12 +206,7 @@ def write_prepared(
 
 
 def read_prepared(directory: str | os.PathLike[str]) -> PreparedSystem:
-    """Read a prepared directory.
-
-    Parameters
-    ----------
-    directory : str or PathLike
-        What `write_prepared` wrote.
+    """Read what `write_prepared` wrote.
 
     Raises
     ------
@@ -281,13 +259,7 @@ def read_prepared(directory: str | os.PathLike[str]) -> PreparedSystem:
 
 
 def prepared_sha256(directory: str | os.PathLike[str]) -> str:
-    """Return a hash of the files of a prepared directory.
-
-    Raises
-    ------
-    OSError
-        If one is missing or cannot be read.
-    """
+    """Return a hash of the files of a prepared directory; OSError if one cannot be read."""
     hasher = hashlib.sha256()
     for name in FILES:
         hasher.update((Path(directory) / name).read_bytes())
@@ -298,7 +270,7 @@ def _read(file: Path, parse: Any) -> Any:
     try:
         return parse(file.read_text(encoding="utf-8"))
     except Exception as error:  # damaged files fail in many ways
-        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{file} is damaged: {one_line(error)}") from None
 
 
 def _encoded_topology(
@@ -377,10 +349,9 @@ def _decoded_state(
     text: str,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64]]:
     state = openmm.XmlSerializer.deserialize(text)
-    positions = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
     velocities = None
     if "<Velocities>" in text:
         speed = unit.nanometer / unit.picosecond
         velocities = np.array(state.getVelocities(asNumpy=True).value_in_unit(speed))
-    box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
-    return positions, velocities, np.array(box)
+    positions, box = state.getPositions(asNumpy=True), state.getPeriodicBoxVectors(asNumpy=True)
+    return nanometers(positions), velocities, nanometers(box)

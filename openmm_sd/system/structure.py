@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -62,25 +63,7 @@ class Structure:
 
 
 def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
-    """Read a PDB or mmCIF file.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    topology : openmm.app.Topology
-        With the box, where the file has one.
-    positions : ndarray, shape (N, 3)
-        nm.
-
-    Raises
-    ------
-    ValueError
-        See `load_structure`.
-    """
+    """Read the topology and the positions (N, 3), nm, of a file, as `load_structure` does."""
     structure = load_structure(path)
     return structure.topology, structure.positions
 
@@ -88,18 +71,9 @@ def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
 def load_structure(path: str | os.PathLike[str], frame: int | None = None) -> Structure:
     """Read a PDB or mmCIF file; its content says which of the two it is.
 
-    Parameters
-    ----------
-    path : str or PathLike
-        The file.
-    frame : int, optional
-        Which of several models, from 1.
-
-    Raises
-    ------
-    ValueError
-        One line: there is no such file, it holds no atoms, or several models of which none was
-        chosen; or a reader or `check_positions` refuses it.
+    `frame` says which of several models, from 1. ValueError in one line if there is no such file,
+    it holds no atoms, or several models of which none was chosen; or a reader or `check_positions`
+    refuses it.
     """
     file = Path(path)
     if not file.is_file():
@@ -129,18 +103,9 @@ def load_structure(path: str | os.PathLike[str], frame: int | None = None) -> St
 def as_structure(source: Any, positions: Any = None) -> Structure:
     """Take atoms and places from objects of OpenMM or mdtraj.
 
-    Parameters
-    ----------
-    source : Topology, PDBFile, PDBxFile, Modeller or mdtraj.Trajectory
-        A Topology of OpenMM or mdtraj with `positions`; anything of OpenMM that has a ``topology``
-        and ``positions``; or a trajectory of one frame.
-    positions : Quantity or array, shape (N, 3), optional
-        Bare numbers are nm.
-
-    Raises
-    ------
-    ValueError
-        If it is none of these, or no structure.
+    These are a Topology of OpenMM or mdtraj with positions (N, 3), of which bare numbers are nm;
+    anything of OpenMM that has a ``topology`` and ``positions``; or a trajectory of one frame.
+    ValueError if it is none of these, or no structure.
     """
     if hasattr(source, "xyz") and hasattr(source, "topology"):
         if positions is not None:
@@ -177,13 +142,7 @@ def as_structure(source: Any, positions: Any = None) -> Structure:
 
 
 def check_positions(structure: Structure) -> None:
-    """Refuse positions that are no numbers, in other units, or on top of each other.
-
-    Raises
-    ------
-    ValueError
-        One line that names an atom.
-    """
+    """Refuse positions that are no numbers, in other units, or on top of each other."""
     x, topology = structure.positions, structure.topology
     atoms = list(topology.atoms())
     if not len(x):
@@ -229,6 +188,27 @@ def _check_residues(structure: Structure) -> None:
                     "lines out of order, or two residues numbered alike?"
                 )
             seen.add(number)
+
+
+def is_d(atoms: Mapping[str, NDArray[np.float64]]) -> bool:
+    """Whether an amino acid with its atoms at these places is D, or flat."""
+    if not {"N", "CA", "C", "CB"} <= atoms.keys():
+        return False
+    n, c, side = (atoms[name] - atoms["CA"] for name in ("N", "C", "CB"))
+    return bool(np.dot(np.cross(n, c), side) <= 0.0)
+
+
+def is_trans(x: NDArray[np.float64]) -> bool:
+    """Whether the ends of a torsion of four places (4, 3) are on opposite sides."""
+    axis = x[2] - x[1]
+    axis /= np.linalg.norm(axis)
+    first, second = x[0] - x[1], x[3] - x[2]
+    return bool((first - axis * (first @ axis)) @ (second - axis * (second @ axis)) < 0.0)
+
+
+def nanometers(lengths: unit.Quantity) -> NDArray[np.float64]:
+    """Return lengths in nm, without their unit."""
+    return np.array(lengths.value_in_unit(unit.nanometer), dtype=np.float64)
 
 
 def atom_label(atom: Any) -> str:
@@ -298,7 +278,7 @@ def _structure(
     return Structure(
         name,
         fixer.topology,
-        np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64),
+        nanometers(positions),
         None,
         tuple(fixer.sequences),
         tuple(fixer.modifiedResidues),

@@ -308,8 +308,7 @@ def check_names(without: Sequence[str], runs: Sequence[Run]) -> None:
 
 
 def prepared_runs(data: Dataset, settings: StageSettings) -> tuple[list[Run], list[Run], list[Run]]:
-    """Bring a data set's unbiased runs to one spacing: return all, those to train on, and the
-    others.
+    """Bring a data set's unbiased runs to one spacing: return all, those kept, those held out.
 
     What seeded runs owe to their start is dropped. Runs are left out after the split, so that
     nothing changes sides.

@@ -27,13 +27,7 @@ from ..propagator.device import chosen_device
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.sampler import interpolate_by_lag
-from .driver import (
-    check_bundle_path,
-    checkpoint_of,
-    finish,
-    history_entry,
-    progress_report,
-)
+from .driver import check_bundle_path, checkpoint_of, finish, history_entry, progress_report
 from .networks import Network
 from .settings import DistillSettings, TrainSettings
 from .team import join_team, leads
@@ -122,16 +116,9 @@ def distill_bundle(
 class Imitation:
     """What a student learns of its teacher, one molecule's part of a distillation.
 
-    Attributes
-    ----------
-    teacher, model : InternalPropagator
-        The latter is the student; on the same device.
-    start_frames : Tensor
-        (T, N, 3), nm: where chains of the teacher's jumps begin.
-    share : float
-        Of a step's pairs, relative to the other molecules' shares.
-    digest : str
-        Of the teacher's model.
+    `model` is the student, on the teacher's device. Chains of the teacher's jumps begin at
+    `start_frames`, (T, N, 3), nm. `share` is that of a step's pairs, relative to the other
+    molecules', and `digest` that of the teacher's model.
     """
 
     teacher: InternalPropagator
@@ -142,17 +129,7 @@ class Imitation:
 
     @classmethod
     def of(cls, member: ScoreModel, calls: int, device: torch.device) -> Imitation:
-        """Prepare the imitation of a model of one molecule.
-
-        Parameters
-        ----------
-        member : ScoreModel
-            The teacher.
-        calls : int
-            Of the student.
-        device : torch.device
-            Where it learns.
-        """
+        """Prepare the imitation of a model of one molecule by a student of so many calls."""
         name = member.molecules[0].name
         teacher = member.propagator
         if not isinstance(teacher, InternalPropagator):
@@ -178,12 +155,12 @@ class Imitation:
 
     @property
     def half_way(self) -> int:
-        """Which of the teacher's samples the student's first of two calls goes to."""
+        """The number of the teacher's sample that the student's first of two calls goes to."""
         levels = [float(level) for level in self.teacher.levels]
         return _half_way(levels)
 
     def describe(self) -> str:
-        """Return what says to what a checkpoint belongs; see `Task`."""
+        """Return what a checkpoint belongs to; see `Task`."""
         return (
             f"{self.model.hyperparameters} {self.share:g} of {self.teacher.n_calls} calls of "
             f"{self.digest}"
@@ -216,14 +193,8 @@ class Imitation:
     ) -> Tensor:
         """Return the mean square distance of the student's answers from the teacher's, (B,).
 
-        Parameters
-        ----------
-        frame, lag, noise
-            As a propagator takes them; noise (B, K) of the coordinates only.
-        middle, final : Tensor
-            (B, K): the teacher's sample half-way, and its result.
-        settings : TrainSettings
-            For the weight of turning torsions.
+        Frames and lags are as a propagator takes them; noise is (B, K), of the coordinates only, as
+        are the teacher's sample half-way (`middle`) and its result (`final`).
         """
         student = self.model
         stiff, turned, scale = known(student, frame, lag)
@@ -320,12 +291,7 @@ def known(model: InternalPropagator, frame: Tensor, lag: Tensor) -> tuple[Tensor
 def student_of(teacher: InternalPropagator, calls: int) -> InternalPropagator:
     """Return a network with a teacher's weights that makes one or two calls a jump.
 
-    Parameters
-    ----------
-    teacher : InternalPropagator
-        The teacher.
-    calls : int
-        1 or 2. The second is at one of the teacher's own noise levels.
+    A second call is at one of the teacher's own noise levels.
     """
     settings = dict(teacher.hyperparameters) | {"n_calls": calls}
     if calls == 2:

@@ -87,7 +87,9 @@ def train_bundle(
     check_output(output, datasets)
     several = read_by_molecule(datasets, say)
     check_names(settings.without, [run for data in several for run in data.runs])
-    family = len(several) > 1 or settings.network == FAMILY or _goes_on_with_a_family(settings)
+    family = len(several) > 1 or settings.network == FAMILY
+    if settings.network == AUTO and settings.init is not None:
+        family = family or is_of_a_family(settings.init)
     with join_team(chosen_device(settings.device)) as team:
         extra = _extra_data(several, settings, family)
         taught = [TrainingData.of(data, settings, team.device, say) for data in (*several, *extra)]
@@ -145,11 +147,6 @@ def train_bundle(
         models.append(ScoreModel(network, molecule, card, start_frames=start))
     model = ScoreModel.family(models) if family else models[0]
     return finish(model, output, training, began)
-
-
-def _goes_on_with_a_family(settings: StageSettings) -> bool:
-    """Whether the first weights decide for the network of a family."""
-    return settings.network == AUTO and settings.init is not None and is_of_a_family(settings.init)
 
 
 def _extra_data(several: Sequence[Dataset], settings: StageSettings, family: bool) -> list[Dataset]:
@@ -286,23 +283,10 @@ def checkpoint_of(output: Path) -> Path:
 
 
 def finish(model: ScoreModel, output: Path, training: Training, began: float) -> dict[str, Any]:
-    """Write the bundle of a training and do away with its checkpoint.
+    """Write the bundle of a training and remove its checkpoint.
 
-    Parameters
-    ----------
-    model : ScoreModel
-        What was trained.
-    output : Path
-        The bundle.
-    training : Training
-        The card's training part.
-    began : float
-        By the monotonic clock.
-
-    Returns
-    -------
-    dict
-        The training part without its history, where the bundle is, and how long it took.
+    Returns the training part without its history, where the bundle is, and how long it took;
+    `began` is by the monotonic clock.
     """
     model.save(output)
     checkpoint_of(output).unlink(missing_ok=True)

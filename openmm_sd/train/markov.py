@@ -385,7 +385,7 @@ def reversible_transitions(
 def _spread_cells(
     features: Sequence[NDArray[np.float64]], max_cells: int, seed: int
 ) -> tuple[ClusterModel, float]:
-    """Choose centres that keep a distance from each other, and say which."""
+    """Choose centres that keep a distance from each other, and return that, too."""
     everything = np.concatenate(features)
     order = np.random.default_rng(seed).permutation(len(everything))[:_FIT_FRAMES]
     distance = _CELL_SIZE

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
@@ -152,14 +153,21 @@ def _like_bundle(
 
 def fit_statistics(model: Network, pairs: TransitionPairs, seed: int = 0) -> None:
     """Set a model's normalisation and displacement scales from pairs drawn by a seed."""
+    frames, at_lags = _drawn(pairs, model.lag_nodes(), seed)
+    scales = [model.measure_scale(frame, later) for frame, later in at_lags]
+    model.fit_statistics(frames, torch.stack(scales))
+
+
+def _drawn(
+    pairs: TransitionPairs, lags_ps: Iterable[float], seed: int
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Draw frames for a normalisation, and pairs at each of the lags, ps."""
     device = pairs.frames.device
     generator = torch.Generator(device).manual_seed(seed)
-    scales = []
-    for lag in model.lag_nodes():
-        frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
-        scales.append(model.measure_scale(frame, later))
-    chosen = torch.randint(len(pairs), (4 * _STATISTICS_PAIRS,), generator=generator, device=device)
-    model.fit_statistics(pairs.frames[chosen], torch.stack(scales))
+    at_lags = [pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)[:2] for lag in lags_ps]
+    count = 4 * _STATISTICS_PAIRS
+    chosen = torch.randint(len(pairs), (count,), generator=generator, device=device)
+    return pairs.frames[chosen], at_lags
 
 
 def family_statistics(
@@ -183,13 +191,5 @@ def family_statistics(
         [lag_min_ps * math.exp(k * growth) for k in range(n_lag_nodes)]
     )
     for molecule, pairs in members:
-        device = pairs.frames.device
-        generator = torch.Generator(device).manual_seed(seed)
-        at_lags = []
-        for lag in statistics.lags_ps:
-            frame, later, _ = pairs.draw(_STATISTICS_PAIRS, lag, lag, generator)
-            at_lags.append((frame, later))
-        count = 4 * _STATISTICS_PAIRS
-        chosen = torch.randint(len(pairs), (count,), generator=generator, device=device)
-        statistics.add(molecule, pairs.frames[chosen], at_lags)
+        statistics.add(molecule, *_drawn(pairs, statistics.lags_ps, seed))
     return statistics

@@ -175,7 +175,7 @@ class TransitionPairs:
         return first, second, lag.to(torch.float32)
 
     def _forwards(self, first: Tensor, second: Tensor, stride: Tensor) -> Tensor:
-        """Probability with which each pair is read forwards."""
+        """Return the probability with which each pair is read forwards."""
         node = (torch.log(stride.double()).unsqueeze(1) - self.log_strides).abs().argmin(1)
         a, b = self.cells[first], self.cells[second]
         known = (a >= 0) & (b >= 0)

@@ -52,8 +52,7 @@ class RareFirst:
     def draw(
         self, count: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw the pairs of a step of training: frame, later frame (nm), lag (ps) and weight of
-        each.
+        """Draw the pairs of a step of training: frame, later frame (nm), lag (ps), weight.
 
         Frames are (count, N, 3), the rest (count,). The step's number says which pool it takes
         from. Weights are one in the mean over pairs as they come. The generator is on the frames'

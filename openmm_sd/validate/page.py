@@ -32,17 +32,7 @@ _MEANING = {
 
 
 def write_page(report: dict[str, Any], pictures: Sequence[Picture], path: Path) -> None:
-    """Write the page.
-
-    Parameters
-    ----------
-    report : dict
-        The report.
-    pictures : sequence of Picture
-        SVG, title and caption.
-    path : Path
-        Where to.
-    """
+    """Write the page of a report and its pictures."""
     page = Page(f"{report['molecule']}: {report['model']} against MD", report["description"])
     page.section("What agrees, what does not")
     page.add(*_verdicts(report))
@@ -51,12 +41,13 @@ def write_page(report: dict[str, Any], pictures: Sequence[Picture], path: Path) 
     page.section("Pictures")
     page.add(*(picture(*one) for one in pictures))
     page.section("How it was made")
-    page.add(settings_table(_settings(report)))
+    used = {"temperature_K": report["temperature_K"], **report["versions"]}
+    page.add(settings_table({**report["settings"], **used}))
     page.write(path)
 
 
 def _beside(one: Figure | None) -> str:
-    """A figure with MD's under it."""
+    """Return a figure with MD's under it."""
     reference = one and one.get("reference")
     return figure(one) + (_md(figure(reference)) if reference else "")
 
@@ -192,10 +183,8 @@ def _speed(statistics: dict[str, Any]) -> str:
 def _crossing(one: dict[str, Any] | None) -> str:
     if one is None:
         return DASH
-    ours, other = (
-        f"{number(one['value'], one['error'])} ({one['crossings']:,})",
-        one.get("reference"),
-    )
+    other = one.get("reference")
+    ours = f"{number(one['value'], one['error'])} ({one['crossings']:,})"
     return ours + (_md(_crossing(other)) if other else "")
 
 
@@ -229,11 +218,3 @@ def _reference(report: dict[str, Any]) -> list[str]:
         )
     )
     return body
-
-
-def _settings(report: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **report["settings"],
-        "temperature_K": report["temperature_K"],
-        **report["versions"],
-    }

@@ -27,23 +27,20 @@ from .settings import ValidateSettings
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """The chains of a rollout.
+    """The chains of a rollout, without their discarded beginning.
 
     Attributes
     ----------
-    lag_ps : float
     spacing_ps : float
         Time between the frames, a multiple of the lag.
     angles : ndarray
-        (chains, steps, torsions) float32 radians, the discarded beginning left out.
+        (chains, steps, torsions) float32, rad.
     frames : ndarray
         (M, N, 3) nm, some of the frames, evenly spread over chains and steps.
     statistics : dict
-        Of the rollout, the discarded beginning included.
+        Of the whole rollout, with its beginning.
     steps : int
-        Steps made, the discarded ones included.
-    discarded : int
-        Frames discarded of each chain, its start among them.
+        All that were made, the discarded ones among them.
     """
 
     lag_ps: float
@@ -52,7 +49,6 @@ class Chains:
     frames: NDArray[np.float32]
     statistics: dict[str, Any]
     steps: int
-    discarded: int
 
     def sample(self) -> Sample:
         """Return the angles as a sample of independent chains."""
@@ -67,20 +63,7 @@ def run_chains(
     torsions: Sequence[Torsion],
     progress: Progress,
 ) -> Chains:
-    """Run chains at one lag.
-
-    Parameters
-    ----------
-    model : ScoreModel
-    settings : ValidateSettings
-    lag_ps : float
-    starts : ndarray
-        (M, N, 3) nm: frames to start from.
-    torsions : sequence of Torsion
-        What to keep of every frame.
-    progress : callable
-        Called with what is being done and how far it is.
-    """
+    """Run chains at one lag from starts (M, N, 3), nm, and keep the torsions of every frame."""
     steps = settings.steps_at(lag_ps)
     discarded = max(1, round(settings.discard * steps))
     kept_steps = steps + 1 - discarded
@@ -97,7 +80,7 @@ def run_chains(
             keeper.offer(frames)
         speed = step * chains / max(time.monotonic() - began, 1e-6)
         progress(what, f"step {step} of {steps}, {chains} chains, {speed:.0f} jumps/s")
-    return Chains(lag_ps, lag_ps, angles, keeper.frames(), rollout.statistics(), steps, discarded)
+    return Chains(lag_ps, lag_ps, angles, keeper.frames(), rollout.statistics(), steps)
 
 
 def _rollout_settings(
@@ -143,23 +126,10 @@ def read_chains(
     settings: ValidateSettings,
     torsions: Sequence[Torsion],
 ) -> Chains:
-    """Read the chains of a rollout that was run before.
+    """Read the chains of a rollout that was run before, in the folder that it was written to.
 
-    Parameters
-    ----------
-    folder : str or PathLike
-        What ``openmm-sd rollout`` wrote.
-    molecule : Molecule
-        The model's.
-    settings : ValidateSettings
-        Of which `discard` and `kept_frames` are used.
-    torsions : sequence of Torsion
-        What to keep of every frame.
-
-    Raises
-    ------
-    ValueError
-        If there is no rollout, or one of another molecule, or it is too short.
+    `discard` and `kept_frames` of the settings are used. ValueError if there is no rollout, or one
+    of another molecule, or it is too short.
     """
     frames = read_rollout(folder)
     try:
@@ -186,23 +156,15 @@ def read_chains(
     for k, record in enumerate(kept):
         angles[:, k] = angles_of(record, torsions)
         keeper.offer(record)
-    return Chains(
-        lag, lag * every, angles, keeper.frames(), statistics, len(frames) * every, discarded
-    )
+    return Chains(lag, lag * every, angles, keeper.frames(), statistics, len(frames) * every)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of the model from each of many frames.
+    """One step of the model from each of many frames: torsions before and after, rad.
 
-    Attributes
-    ----------
-    before, after : ndarray
-        (M, torsions) radians.
-    start : ndarray of int
-        (M,) from which of the given frames each came.
-    statistics : dict
-        Of the rollout.
+    These are (M, torsions). `start`, (M,), says which of the given frames each came from; the
+    statistics are the rollout's.
     """
 
     before: NDArray[np.float32]

@@ -112,9 +112,7 @@ class Pool:
         return len(self._tags)
 
     def submit(self, order: Any, tag: Any, worker: str | None = None) -> None:
-        """Have a piece made, which is known by its tag; by the `worker` of that address if it is
-        free.
-        """
+        """Have a piece made and remember its tag; by the `worker` of that address if it is free."""
         # Dask likes to give a worker a second piece before the others have come up.
         aimed = Counter(self._aims.values())
         here = sorted(self._workers(), key=lambda one: (aimed[one], one != worker))

@@ -132,27 +132,21 @@ def compared_with(
     record: RunRecord,
     model: ScoreModel | str | os.PathLike[str] | None,
     reference: Paths,
-    topology: str | os.PathLike[str] | None,
-    spacing_ps: float | None,
+    topology: str | os.PathLike[str] | None = None,
+    spacing_ps: float | None = None,
 ) -> tuple[list[Torsion], Comparison | None, list[str]]:
-    """Return what is looked at, what it is compared with, and what could not be had."""
+    """Return the torsions to look at, what they are compared with, and what could not be had."""
     molecule = record.molecule
     if reference:
         read = read_reference(list(reference), molecule, topology, spacing_ps)
         chosen = chosen_torsions(molecule, read)
         sample = read.sample(chosen)
         names = ", ".join(dict.fromkeys(Path(path).name for path in reference))
-        return (
-            chosen,
-            Comparison(
-                "MD",
-                f"{names}: {sample.n_frames:,} frames, {sample.total_ps / 1000.0:,.4g} ns, in "
-                f"{sample.n_groups} blocks.",
-                sample,
-                True,
-            ),
-            [],
+        description = (
+            f"{names}: {sample.n_frames:,} frames, {sample.total_ps / 1000.0:,.4g} ns, in "
+            f"{sample.n_groups} blocks."
         )
+        return chosen, Comparison("MD", description, sample, True), []
     chosen = torsions(molecule)
     found, missing = _model(record, model)
     frames = None if found is None else found.start_frames
@@ -166,7 +160,7 @@ def compared_with(
 def _model(
     record: RunRecord, model: ScoreModel | str | os.PathLike[str] | None
 ) -> tuple[ScoreModel | None, list[str]]:
-    """Return the model of the run, where it is at hand, else why not."""
+    """Return the model of the run where it is at hand, else the reason why it is not."""
     name, digest = record.summary["model"]["name"], record.summary["model"]["sha256"]
     if model is None:
         # The name of a model that is not shipped is the path it was loaded from.

@@ -132,12 +132,8 @@ def _thinned(count: int) -> str:
     return f", {_DOTS:,} of {count:,}" if count > _DOTS else ""
 
 
-def _dots(count: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, min(count, _DOTS)).round().astype(np.int64))
-
-
 def _dotted(axis: Axes, x: NDArray[Any], y: NDArray[Any], colour: str) -> None:
-    shown = _dots(len(x))
+    shown = np.unique(np.linspace(0, len(x) - 1, min(len(x), _DOTS)).round().astype(np.int64))
     # As an image: thousands of shapes would make the page slow.
     axis.plot(x[shown], y[shown], ".", ms=2.2, color=colour, rasterized=True, alpha=0.8)
 
