@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.dataset import Dataset, Run, read_dataset, restore, write_dataset
-from ..files.atomic import file_sha256
-from ..files.folder import interrupts
+from ..data.dataset import Dataset, Run, described, read_dataset, restore, write_dataset
+from ..files.folder import interrupts, require_same
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
 from ..progress import Progress, silence
 from ..settings import check_number, check_whole
 from ..system.platforms import md_platform
 from ..system.solute import torsion_terms
+from ..version import __version__
 from ..workers.schedule import Pool, share_out
-from .dynamics import Machine, task_name
+from .dynamics import Machine, Task, task_name
 from .engines import run_maker, settled_engine
 from .parts import ATTEMPTS, Parts, describe
 from .peptides import REMARKS, unusual
-from .pool import DaskWorkers, Task, local_processes
-from .settings import GenerateSettings
-from .start import Start, make_start, read_solute
+from .pool import DaskWorkers, local_processes
+from .settings import AMOUNTS, GenerateSettings
+from .start import Plan, Start, make_start, read_solute
 
 if TYPE_CHECKING:
     from ..workers.cluster import Where
@@ -71,7 +71,7 @@ def generate(
     processes : int, optional
         How many runs are made at the same time: by default one on a GPU, else one a core.
     threads : int, optional
-        Of each run on CPUs: by default one with GROMACS, else what cores are left.
+        Of each run on CPUs: by default one with GROMACS, else as many as leave no core idle.
     gmx : str, optional
         The program of GROMACS, ``gmx`` by default.
     minutes : float, optional
@@ -148,19 +148,16 @@ def generate(
             start = _start(
                 parts, topology, positions, molecule, settings, chosen, machine, stop, say
             )
-            job = _Job(parts, start, settings, chosen, machine, processes, stop, say)
+            plan = Plan(start, settings, chosen)
+            job = _Job(parts, plan, machine, processes, stop, say)
 
             def makers() -> Pool[Task] | None:
-                made_of = (parts, start, settings, chosen)
                 if dask is not None:
                     where = on_workers if elsewhere else platform
-                    return DaskWorkers(
-                        dask, *made_of, where, save_seconds, None if elsewhere else processes
-                    )
+                    count = None if elsewhere else processes
+                    return DaskWorkers(dask, parts, plan, where, save_seconds, count)
                 count = min(processes, len(job.open))
-                if count < 2:
-                    return None
-                return local_processes(parts, settings, chosen, machine, count, lock)
+                return None if count < 2 else local_processes(parts, plan, machine, count, lock)
 
             if job.open and not stop():
                 job.work(makers())
@@ -241,18 +238,15 @@ class _Job:
     def __init__(
         self,
         parts: Parts,
-        start: Start,
-        settings: GenerateSettings,
-        torsions: list[TorsionAtoms],
+        plan: Plan,
         machine: Machine,
         processes: int,
         stop: _Stop,
         say: Progress,
     ) -> None:
-        self.parts, self.start, self.settings = parts, start, settings
-        self.torsions, self.machine, self.processes = torsions, machine, processes
-        self.stop, self.say = stop, say
-        copies = len(start.solutes)
+        self.parts, self.plan, self.machine = parts, plan, machine
+        self.processes, self.stop, self.say = processes, stop, say
+        settings, copies = plan.settings, len(plan.start.solutes)
         self.total_ps = 0.0
         self.made_ps = 0.0
         self.open: list[Task] = []
@@ -274,7 +268,7 @@ class _Job:
 
     @property
     def ns_per_day(self) -> float:
-        """What was made in that time."""
+        """How fast, of all runs together."""
         return (self.made_ps - self._before_ps) / 1000.0 / max(self.seconds, 1e-9) * 86400.0
 
     def work(self, pool: Pool[Task] | None) -> None:
@@ -282,14 +276,11 @@ class _Job:
         if pool is not None:
             self._share_out(pool)
             return
-        make_run = run_maker(self.settings.engine)
-        for kind, index in self.open:
+        make_run = run_maker(self.plan.settings.engine)
+        for task in self.open:
             if self.stop():
                 return
-            make_run(
-                *(self.parts, self.start, self.settings, self.torsions, kind, index),
-                *(self.machine, self.stop, self._tell, self._warn),
-            )
+            make_run(self.parts, self.plan, task, self.machine, self.stop, self._tell, self._warn)
 
     def _tell(self, ps: float) -> None:
         self.made_ps += ps
@@ -316,10 +307,9 @@ class _Job:
                 self._warn(event["warn"])
             if "lost" in event:
                 self._warn(f"{task_name(*task)}: its process ended; another goes on")
-            if "error" in event:
-                error = error or event
-                if "kind" not in event:
-                    error["error"] = f"{task_name(*task)}: {event['error']}"
+            if "error" in event and error is None:
+                named = {"error": f"{task_name(*task)}: {event['error']}"}
+                error = event if "kind" in event else named
 
         def look(waiting: int) -> None:
             self.processes = max(self.processes, pool.slots)
@@ -339,7 +329,7 @@ class _Job:
 
 def _collect(job: _Job, target: Path, identity: dict[str, Any], stop: _Stop) -> dict[str, Any]:
     """Write the data set from the parts, complete or not."""
-    parts, settings = job.parts, job.settings
+    parts, settings = job.parts, job.plan.settings
     seconds, speed = job.seconds, job.ns_per_day
     job.say("writing", str(target))
     steps = np.zeros(2)
@@ -364,7 +354,7 @@ def _collect(job: _Job, target: Path, identity: dict[str, Any], stop: _Stop) -> 
     left_out = sorted(task for task, reasons in failures.items() if len(reasons) >= ATTEMPTS)
     provenance = _provenance(job, platforms, steps, identity)
     provenance |= {"complete": complete, "left_out": left_out, "made_again": len(failures)}
-    write_dataset(target, job.start.molecule, _runs(parts, settings), provenance)
+    write_dataset(target, job.plan.start.molecule, _runs(parts, settings), provenance)
     if complete:
         parts.remove()
     return _result(read_dataset(target), target) | {
@@ -404,9 +394,7 @@ def _provenance(
 ) -> dict[str, Any]:
     import openmm
 
-    from .. import __version__
-
-    settings, start = job.settings, job.start
+    settings, start = job.plan.settings, job.plan.start
     explicit = settings.solvent == "explicit"
     engine = {
         "engine": f"OpenMM {openmm.Platform.getOpenMMVersion()}",
@@ -433,7 +421,7 @@ def _provenance(
         "constraint_lengths_nm": start.constraints(),
         "torsion_terms": torsion_terms(start.system, start.solutes[0]),
         "seed": settings.seed,
-        "torsions": [list(torsion) for torsion in job.torsions],
+        "torsions": identity["torsions"],
         "platform": sorted(platforms),
         "steps_per_s": round(float(steps[0] / max(steps[1], 1e-9)), 1),
         **unusual(start.molecule),
@@ -444,64 +432,50 @@ def _provenance(
             "python": ".".join(map(str, sys.version_info[:3])),
         },
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "",
-        "generate": {
-            **identity["settings"],
-            **{k: getattr(settings, k) for k in _amounts()},
-        },
+        "generate": _asked_for(identity, settings),
     }
 
 
-def _amounts() -> tuple[str, ...]:
-    from .settings import AMOUNTS
-
-    return AMOUNTS
+def _asked_for(identity: dict[str, Any], settings: GenerateSettings) -> dict[str, Any]:
+    return {**identity["settings"], **{name: getattr(settings, name) for name in AMOUNTS}}
 
 
 def _already(target: Path, identity: dict[str, Any], settings: GenerateSettings) -> dict[str, Any]:
     """Answer for a data set that is complete, if it is the one that was asked for."""
     dataset = read_dataset(target)
-    wanted = {
-        **identity["settings"],
-        **{k: getattr(settings, k) for k in _amounts()},
-    }
-    found = dataset.provenance.get("generate")
-    same = (
-        found == wanted
-        and dataset.molecule.to_dict() == identity["molecule"]
-        and dataset.provenance.get("torsions") == identity["torsions"]
+    require_same(
+        f"{target} exists and was",
+        {
+            **(dataset.provenance.get("generate") or {}),
+            "molecule": dataset.molecule.to_dict(),
+            "torsions": dataset.provenance.get("torsions"),
+        },
+        {
+            **_asked_for(identity, settings),
+            "molecule": identity["molecule"],
+            "torsions": identity["torsions"],
+        },
+        "choose another name, or replace it (--force)",
     )
-    if not same:
-        raise ValueError(
-            f"{target} exists and was made with other settings: choose another name, or replace "
-            "it (--force)"
-        )
     if not dataset.provenance.get("complete"):
         raise ValueError(
             f"{target} is not complete and the folder with its parts, {target.name}.parts, is "
             "gone: choose another name, or make it again (--force)"
         )
-    return _result(dataset, target) | {
+    return _result(dataset, target)
+
+
+def _result(dataset: Dataset, target: Path) -> dict[str, Any]:
+    return {
+        **described(dataset, target),
+        "left_out": dataset.provenance.get("left_out", []),
+        # Of a data set that was there already.
         "seconds": 0.0,
         "ns_per_day": None,
         "complete": True,
         "stopped": False,
         "platform": None,
         "processes": 0,
-    }
-
-
-def _result(dataset: Dataset, target: Path) -> dict[str, Any]:
-    return {
-        "path": str(target),
-        "molecule": dataset.molecule.name,
-        "formula": dataset.molecule.formula,
-        "runs": len(dataset.runs),
-        "frames": dataset.n_frames,
-        "ns": dataset.total_ps / 1000.0,
-        "atoms": dataset.molecule.n_atoms,
-        "left_out": dataset.provenance.get("left_out", []),
-        "provenance": dataset.provenance,
-        "sha256": file_sha256(target),
     }
 
 

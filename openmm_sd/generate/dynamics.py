@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from openmm import unit
 from ..data.dataset import quantise
 from ..files.atomic import one_line
 from ..molecule.frames import FrameCheck
-from ..molecule.torsions import TorsionAtoms
+from ..system.structure import nanometers
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .seeding import spread_points
-from .settings import GenerateSettings
-from .start import PULL, Start, make_context
+from .seeding import own_seed, spread_points
+from .start import PULL, Plan, make_context
 
 #: The pull grows in stages, so that it turns the torsions without tearing at the molecule; the last
 #: holds them within about 8 degrees at 300 K. kJ/mol.
 PULL_KJ: Final = (20.0, 60.0, 120.0)
 # A piece is written at the latest when it has so many frames, whatever the clock says.
 _CHUNK_FRAMES: Final = 5000
+
+#: A run: its kind and number.
+Task = tuple[str, int]
 
 
 class BlownUp(Exception):
@@ -36,18 +37,9 @@ class BlownUp(Exception):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs are made.
+    """Where runs are made: an OpenMM platform, and how many threads a run gets on CPUs.
 
-    Attributes
-    ----------
-    platform : str
-        Name of an OpenMM platform.
-    threads : int
-        For the CPU platform.
-    save_seconds : float
-        A piece of a run is written this often.
-    gmx : str, optional
-        Program of GROMACS, for runs that are made by it.
+    A piece of a run is written every `save_seconds`. `gmx` is the program of GROMACS.
     """
 
     platform: str
@@ -57,147 +49,92 @@ class Machine:
 
 
 def task_name(kind: str, index: int) -> str:
-    """Return how the files of a run (of all its copies) are named."""
+    """Return the name of a run's files, with all its copies."""
     return f"{kind}-{index:05d}"
 
 
 def make_run(
     parts: Parts,
-    start: Start,
-    settings: GenerateSettings,
-    torsions: list[TorsionAtoms],
-    kind: str,
-    index: int,
+    plan: Plan,
+    task: Task,
     machine: Machine,
     stopped: Callable[[], bool],
     tell: Callable[[float], None],
     warn: Callable[[str], None],
 ) -> bool:
-    """Make a run, or what is missing of it.
+    """Make a run, or what is missing of it; return whether nothing is left to do.
 
-    Parameters
-    ----------
-    parts : Parts
-        Where the pieces go.
-    start : Start
-        Where to start.
-    settings, torsions
-        What is made.
-    kind, index : str, int
-        Which run.
-    machine : Machine
-        Where it is made.
-    stopped : callable
-        Asked after every frame whether to stop; the piece so far is kept.
-    tell : callable
-        Called with the ps made since the last call, of all copies together.
-    warn : callable
-        Called with what went wrong.
-
-    Returns
-    -------
-    bool
-        Whether nothing is left to do.
+    `stopped` is asked after every frame; the piece so far is kept. `tell` gets the ps made since
+    the last call, of all copies together, and `warn` what went wrong.
     """
-    task = task_name(kind, index)
-    while parts.attempt(task) < ATTEMPTS:
+    name = task_name(*task)
+
+    def attempt() -> bool:
+        standing = parts.standing(name, plan.settings.frames(task[0]))
+        run = PieceByPiece(plan, task, machine, standing)
+        with closing(run.pieces(stopped, tell)) as pieces:
+            for chunk, snapshot in pieces:
+                parts.save_chunk(name, chunk, snapshot)
+        if run.complete:
+            parts.finish(name)
+        return run.complete
+
+    return repeated(attempt, parts, name, warn)
+
+
+def repeated(
+    attempt: Callable[[], bool], parts: Parts, name: str, warn: Callable[[str], None]
+) -> bool:
+    """Attempt a run, and again where it blows up; return whether nothing is left to do."""
+    while parts.attempt(name) < ATTEMPTS:
         try:
-            standing = parts.standing(task, settings.frames(kind))
-            run = PieceByPiece(start, settings, torsions, kind, index, machine, standing)
-            with closing(run.pieces(stopped, tell)) as pieces:
-                for chunk, snapshot in pieces:
-                    parts.save_chunk(task, chunk, snapshot)
-            if run.complete:
-                parts.finish(task)
-            return run.complete
+            return attempt()
         except BlownUp as error:
-            warn(give_up(parts, task, str(error)))
+            warn(give_up(parts, name, str(error)))
     return True
 
 
-def give_up(parts: Parts, task: str, reason: str) -> str:
+def give_up(parts: Parts, name: str, reason: str) -> str:
     """Note that a run has blown up, and return what to say of it."""
-    parts.fail(task, reason)
-    again = parts.attempt(task) < ATTEMPTS
-    return f"{task}: {reason}; {'it is made again with another seed' if again else 'left out'}"
+    parts.fail(name, reason)
+    again = parts.attempt(name) < ATTEMPTS
+    return f"{name}: {reason}; {'it is made again with another seed' if again else 'left out'}"
 
 
 class PieceByPiece:
-    """A run on its way.
+    """A run on its way, from where it stands to its end."""
 
-    Parameters
-    ----------
-    start : Start
-        Where every run starts.
-    settings, torsions
-        What is made.
-    kind, index : str, int
-        Which run.
-    machine : Machine
-        Where it is made.
-    standing : Standing
-        How far it is.
-
-    Attributes
-    ----------
-    complete : bool
-        Whether nothing is left to do.
-    """
-
-    def __init__(
-        self,
-        start: Start,
-        settings: GenerateSettings,
-        torsions: list[TorsionAtoms],
-        kind: str,
-        index: int,
-        machine: Machine,
-        standing: Standing,
-    ) -> None:
-        self.start, self.settings, self.machine = start, settings, machine
-        self.torsions, self.kind, self.index = torsions, kind, index
-        self.task = task_name(kind, index)
+    def __init__(self, plan: Plan, task: Task, machine: Machine, standing: Standing) -> None:
+        self.start, self.settings = plan.start, plan.settings
+        self.kind, self.index = task
+        self.task, self.machine = task_name(*task), machine
         self.attempt, self.chunks = standing.attempt, standing.chunks
         self._done, self._snapshot = standing.frames, standing.snapshot
-        self.check = FrameCheck(start.molecule)
+        self.check = FrameCheck(plan.start.molecule)
         self.thermostat_seed = 0
         self.goals: NDArray[np.float64] | None = None
-        if kind == "seeded":
-            copies = len(start.solutes)
-            self.goals = spread_points(index * copies, copies, len(torsions), settings.seed)
+        if self.kind == "seeded":
+            copies = len(plan.start.solutes)
+            first, dimensions = self.index * copies, len(plan.torsions)
+            self.goals = spread_points(first, copies, dimensions, plan.settings.seed)
 
     @property
     def complete(self) -> bool:
+        """Whether nothing is left to do."""
         return self._done >= self.settings.frames(self.kind)
 
-    def seed(self, purpose: str) -> int:
-        """Return a seed of this run's own, the same whenever and wherever it is made."""
+    def _seed(self, purpose: str) -> int:
         words = (self.kind, self.index, self.attempt, self.chunks, purpose)
-        key = zlib.crc32(repr(words).encode())
-        state = np.random.SeedSequence([self.settings.seed, key]).generate_state(1)
-        return int(state[0]) % (2**31 - 2) + 1  # zero means a random seed to OpenMM
+        return own_seed(self.settings.seed, *words)
 
     def pieces(
         self, stopped: Callable[[], bool], tell: Callable[[float], None]
     ) -> Generator[tuple[Chunk, Snapshot], None, None]:
-        """Make what is missing, piece by piece.
+        """Make what is missing: yield pieces, each with where the run goes on after it.
 
-        Parameters
-        ----------
-        stopped : callable
-            Asked after every frame whether to stop; the piece so far is the last one then.
-        tell : callable
-            Called with the ps made since the last call, of all copies together.
-
-        Yields
-        ------
-        Chunk, Snapshot
-            Frames, and where the run goes on after them.
-
-        Raises
-        ------
-        BlownUp
-            If the run leaves what is physically possible.
+        `stopped` is asked after every frame; the piece so far is the last one then. `tell` gets the
+        ps made since the last call, of all copies together. BlownUp if the run leaves what is
+        physically possible.
         """
         settings = self.settings
         total = settings.frames(self.kind)
@@ -206,7 +143,7 @@ class PieceByPiece:
         system = openmm.XmlSerializer.clone(self.start.system)
         if self.goals is None:
             _remove_pull(system)
-        self.thermostat_seed = self.seed("thermostat")
+        self.thermostat_seed = self._seed("thermostat")
         context = make_context(
             system, settings, self.machine.platform, self.machine.threads, self.thermostat_seed
         )
@@ -241,7 +178,7 @@ class PieceByPiece:
         if self.start.box is not None:
             context.setPeriodicBoxVectors(*self.start.box)
         context.setPositions(self.start.positions)
-        context.setVelocitiesToTemperature(settings.temperature_K, self.seed("first velocities"))
+        context.setVelocitiesToTemperature(settings.temperature_K, self._seed("first velocities"))
         if self.goals is None:
             return self._step(context, settings.steps(settings.warm_up_ps), stopped)
         force = next(f for f in context.getSystem().getForces() if f.getName() == PULL)
@@ -254,7 +191,7 @@ class PieceByPiece:
             if not self._step(context, settings.steps(settings.pull_ps / len(PULL_KJ)), stopped):
                 return False
         context.setParameter(PULL, 0.0)
-        context.setVelocitiesToTemperature(settings.temperature_K, self.seed("velocities"))
+        context.setVelocitiesToTemperature(settings.temperature_K, self._seed("velocities"))
         return self._step(context, settings.steps(settings.drop_ps), stopped)
 
     def _step(self, context: openmm.Context, steps: int, stopped: Callable[[], bool]) -> bool:
@@ -284,8 +221,7 @@ class PieceByPiece:
                 steps += settings.stride
                 tell(settings.spacing_ps * len(self.start.solutes))
             state = context.getState(positions=True)
-            x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-            frames.append(np.asarray(x)[self.start.solutes])
+            frames.append(nanometers(state.getPositions(asNumpy=True))[self.start.solutes])
             if not np.isfinite(frames[-1]).all():
                 raise BlownUp("positions are not finite")
             if stopped() or time.monotonic() - began > self.machine.save_seconds:
@@ -305,7 +241,7 @@ class PieceByPiece:
         except ValueError as error:
             raise BlownUp(str(error)) from error
         state = context.getState(positions=True, velocities=True)
-        x = np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+        x = nanometers(state.getPositions(asNumpy=True))
         v = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
         if not (np.isfinite(x).all() and np.isfinite(v).all()):
             raise BlownUp("positions or velocities are not finite")

@@ -13,9 +13,7 @@ from .settings import GenerateSettings
 
 
 def run_maker(engine: str) -> Callable[..., bool]:
-    """Return the function that makes a run with an engine; `dynamics.make_run` says how it is
-    called.
-    """
+    """Return the function that makes a run with an engine, called as `dynamics.make_run`."""
     if engine == "gromacs":
         from .gromacs import make_run as with_gromacs
 

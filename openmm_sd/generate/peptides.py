@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..molecule.molecule import Molecule
+from ..system.structure import is_d, is_trans
 
 #: What to say of each.
 REMARKS: Final = {
@@ -42,7 +43,7 @@ class Amides:
 
     def trans(self, frame: NDArray[np.floating[Any]]) -> list[bool]:
         """Return for each whether its carbons are on opposite sides in a frame (N, 3), nm."""
-        return [_opposite(np.asarray(frame, dtype=np.float64)[list(t)]) for t in self.torsions]
+        return [is_trans(np.asarray(frame, dtype=np.float64)[list(t)]) for t in self.torsions]
 
     def cis(self) -> list[str]:
         """Return the bonds that are cis in the molecule's own frame, as people name them."""
@@ -69,23 +70,10 @@ def d_residues(molecule: Molecule) -> list[str]:
     labels = zip(molecule.residue_names, molecule.residue_ids, strict=True)
     for label, name, place in zip(labels, molecule.atom_names, molecule.positions, strict=True):
         residues.setdefault(label, {})[name] = place
-    found = []
-    for (residue, number), x in residues.items():
-        if {"N", "CA", "C", "CB"} <= x.keys():
-            n, c, side = (x[name] - x["CA"] for name in ("N", "C", "CB"))
-            if np.dot(np.cross(n, c), side) <= 0.0:
-                found.append(f"{residue} {number}")
-    return found
+    return [f"{residue} {number}" for (residue, number), x in residues.items() if is_d(x)]
 
 
 def unusual(molecule: Molecule) -> dict[str, list[str]]:
     """Return what models of L peptides with trans bonds do not know, by its word in data sets."""
     found = {"d_residues": d_residues(molecule), "cis_amides": Amides(molecule).cis()}
     return {what: names for what, names in found.items() if names}
-
-
-def _opposite(x: NDArray[np.float64]) -> bool:
-    axis = x[2] - x[1]
-    axis /= np.linalg.norm(axis)
-    first, second = x[0] - x[1], x[3] - x[2]
-    return bool((first - axis * (first @ axis)) @ (second - axis * (second @ axis)) < 0.0)

@@ -7,48 +7,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..molecule.torsions import TorsionAtoms
 from ..system.platforms import md_platform
 from ..workers.processes import ProcessPool
-from .dynamics import BlownUp, Machine, PieceByPiece, give_up, task_name
+from .dynamics import BlownUp, Machine, PieceByPiece, Task, give_up, task_name
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .settings import GenerateSettings
-from .start import Start
+from .start import Plan
 
 if TYPE_CHECKING:
     from ..workers.cluster import Made, Where
 
-#: A run: its kind and number.
-Task = tuple[str, int]
-
 
 def local_processes(
-    parts: Parts,
-    settings: GenerateSettings,
-    torsions: list[TorsionAtoms],
-    machine: Machine,
-    count: int,
-    lock: int,
+    parts: Parts, plan: Plan, machine: Machine, count: int, lock: int
 ) -> ProcessPool[Task]:
     """Return processes of this machine, which write to the folder themselves.
 
-    Parameters
-    ----------
-    parts : Parts
-        The folder.
-    settings, torsions
-        What is made.
-    machine : Machine
-        What each process has.
-    count : int
-        How many there are.
-    lock : int
-        Descriptor that says to others that somebody is at work in the folder.
+    They inherit `lock`, the descriptor that says to others that somebody is at work in the folder.
     """
     job = {
         "parts": str(parts.folder.resolve()),
-        "settings": asdict(settings),
-        "torsions": torsions,
+        "settings": asdict(plan.settings),
+        "torsions": plan.torsions,
         "machine": asdict(machine),
     }
     threads = dict.fromkeys(("OPENMM_CPU_THREADS", "OMP_NUM_THREADS"), str(machine.threads))
@@ -58,43 +37,26 @@ def local_processes(
 
 
 class DaskWorkers:
-    """Workers of a Dask cluster, which hand in their pieces; they are written here.
+    """Workers of a Dask cluster, which hand in pieces of `save_seconds`; they are written here.
 
-    Parameters
-    ----------
-    where : Where
-        Which cluster.
-    parts : Parts
-        The folder.
-    start : Start
-        Where every run starts.
-    settings, torsions
-        What is made.
-    platform : str, optional
-        OpenMM platform of all workers; by default each chooses for itself.
-    save_seconds : float
-        Length of a piece, s.
-    count : int, optional
-        How many workers a cluster gets that is started here.
+    Without a `platform` each worker chooses its own. `count` is how many a cluster gets that is
+    started here.
     """
 
     def __init__(
         self,
         where: Where,
         parts: Parts,
-        start: Start,
-        settings: GenerateSettings,
-        torsions: list[TorsionAtoms],
+        plan: Plan,
         platform: str | None,
         save_seconds: float,
         count: int | None,
     ) -> None:
         from ..workers import cluster
 
-        self._parts, self._settings = parts, settings
-        self._copies = len(start.solutes)
-        job = PieceMaker(start, settings, torsions, platform, save_seconds)
-        self._pool = cluster.Pool(where, job, count)
+        self._parts, self._settings = parts, plan.settings
+        self._copies = len(plan.start.solutes)
+        self._pool = cluster.Pool(where, PieceMaker(plan, platform, save_seconds), count)
         self._told = False
 
     @property
@@ -113,7 +75,7 @@ class DaskWorkers:
 
     def _order(self, task: Task, worker: str | None) -> None:
         standing = self._parts.standing(task_name(*task), self._settings.frames(task[0]))
-        self._pool.submit((*task, standing), task, worker)
+        self._pool.submit((task, standing), task, worker)
 
     def events(self, seconds: float) -> list[tuple[Task, dict[str, Any]]]:
         """Wait for pieces, at most so long, write them, and have the next ones made."""
@@ -151,41 +113,25 @@ class PieceMaker:
     """Makes pieces of runs on a worker.
 
     The run of the last piece is kept, so that its next piece goes on as if it had not been cut.
-
-    Parameters
-    ----------
-    start, settings, torsions, platform, save_seconds
-        As for `DaskWorkers`.
     """
 
-    def __init__(
-        self,
-        start: Start,
-        settings: GenerateSettings,
-        torsions: list[TorsionAtoms],
-        platform: str | None,
-        save_seconds: float,
-    ) -> None:
-        self._start, self._settings, self._torsions = start, settings, torsions
-        self._platform, self._save_seconds = platform, save_seconds
+    def __init__(self, plan: Plan, platform: str | None, save_seconds: float) -> None:
+        self._plan, self._platform, self._save_seconds = plan, platform, save_seconds
         self._machine: Machine | None = None
         self._run: PieceByPiece | None = None
         self._pieces: Iterator[tuple[Chunk, Snapshot]] | None = None
 
     def work(
-        self, order: tuple[str, int, Standing], stopped: Callable[[], bool]
+        self, order: tuple[Task, Standing], stopped: Callable[[], bool]
     ) -> tuple[Chunk, Snapshot] | str | None:
         """Make the next piece of a run; return why not if it blew up, None if it was stopped."""
-        kind, index, standing = order
+        task, standing = order
         run = self._run
-        at = run and (run.kind, run.index, run.attempt, run.chunks)
-        if at != (kind, index, standing.attempt, standing.chunks):
+        at = run and (run.task, run.attempt, run.chunks)
+        if at != (task_name(*task), standing.attempt, standing.chunks):
             # One Context at a time: those of the Reference platform share their random numbers.
             self._run = self._pieces = None
-            run = PieceByPiece(
-                *(self._start, self._settings, self._torsions, kind, index),
-                *(self._here(), standing),
-            )
+            run = PieceByPiece(self._plan, task, self._here(), standing)
             self._run, self._pieces = run, run.pieces(stopped, lambda ps: None)
         assert self._pieces is not None
         try:
@@ -198,6 +144,6 @@ class PieceMaker:
         """Return what this worker has."""
         if self._machine is None:
             threads = os.environ.get("OPENMM_CPU_THREADS") or len(os.sched_getaffinity(0))
-            platform = md_platform(self._platform, self._settings.solvent == "implicit")
+            platform = md_platform(self._platform, self._plan.settings.solvent == "implicit")
             self._machine = Machine(platform, int(threads), self._save_seconds)
         return self._machine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +14,17 @@ from openmm import app, unit
 
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms
-from ..prepare import load_structure, solvate
+from ..prepare import load_structure
 from ..progress import Progress
-from ..system.force_field import complete_bonds, load_force_field, make_implicit_system, make_system
-from ..system.structure import count_waters
+from ..system.box import PreparedBox, solvate
+from ..system.force_field import (
+    complete_bonds,
+    load_force_field,
+    make_implicit_system,
+    make_system,
+    make_water_system,
+)
+from ..system.structure import count_waters, nanometers
 from .settings import GenerateSettings
 
 #: Name of the Context parameter that switches the pull of seeded runs, kJ/mol.
@@ -37,8 +44,6 @@ class Start:
 
     Attributes
     ----------
-    molecule : Molecule
-        The solute.
     system : openmm.System
         All copies with their water, restraints and the pull.
     positions : ndarray, shape (particles, 3)
@@ -75,27 +80,20 @@ class Start:
         return sorted(found)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is made: runs from one start; seeded ones are spread over the torsions."""
+
+    start: Start
+    settings: GenerateSettings
+    torsions: list[TorsionAtoms]
+
+
 def read_solute(path: Path, settings: GenerateSettings) -> tuple[app.Topology, NDArray[np.float64]]:
-    """Read a solute from a PDB or mmCIF file; bonds that it lacks come from the force field.
+    """Read a solute and its positions (N, 3), nm, from a PDB or mmCIF file.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    settings : GenerateSettings
-        With the force field.
-
-    Returns
-    -------
-    topology : openmm.app.Topology
-        Without a box.
-    positions : ndarray, shape (N, 3)
-        nm.
-
-    Raises
-    ------
-    ValueError
-        If it is no solute alone, or not complete.
+    Bonds that it lacks come from the force field; the topology has no box. ValueError if it is no
+    solute alone, or not complete.
     """
     structure = load_structure(path)
     topology = structure.topology
@@ -125,54 +123,23 @@ def make_start(
     threads: int,
     say: Progress,
 ) -> Start:
-    """Solvate, relax and copy a solute.
+    """Solvate, relax and copy a solute whose positions (N, 3) are in nm; add the pull.
 
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        The solute.
-    positions : ndarray, shape (N, 3)
-        nm.
-    molecule : Molecule
-        The same solute.
-    settings : GenerateSettings
-        How.
-    torsions : sequence of 4-tuples
-        What the pull turns.
-    platform, threads : str, int
-        Where the relaxation runs.
-    say : callable
-        Is told what is being done.
+    `platform` and `threads` are for the relaxation.
     """
     say("building the system", "")
     n = molecule.n_atoms
     if settings.solvent == "implicit":
-        system = _system(topology, settings)
-        start = _minimised(system, positions, None, "Reference")
+        system = run_system(topology, settings)
+        start = minimised(system, positions, None)
         _add_pull(system, np.arange(n)[None], torsions)
         return Start(molecule, system, start, None, np.arange(n)[None], 0, None)
 
-    cell = solvate(
-        topology,
-        positions,
-        waters=settings.waters,
-        padding=settings.padding_nm,
-        force_field=settings.force_field,
-        water_model=settings.water_model,
-        # The box is scaled below; it was checked against the real cutoff before.
-        cutoff=settings.cutoff_nm if settings.box_nm is None else 0.1,
-        hydrogen_mass=settings.hydrogen_mass_amu,
-    )
-    x, box = cell.positions, cell.box_vectors
+    cell = filled(topology, positions, settings)
+    single, box = cell.system, cell.box_vectors
     assert box is not None
-    if settings.box_nm is not None:
-        edges = np.full(3, settings.box_nm)
-        x = _scaled(cell.topology, x, np.diag(box), edges, n)
-        box = np.diag(edges)
-        cell.topology.setPeriodicBoxVectors(box * unit.nanometer)
-    single = _system(cell.topology, settings)
     say("minimising", "")
-    x = _minimised(single, x, box, "CPU" if _has("CPU") else "Reference")
+    x = minimised(single, cell.positions, box)
     x, box = _relaxed(single, x, box, settings, platform, threads, say)
     if settings.box_nm is None:
         # Instantaneous boxes scatter; the runs get the mean one.
@@ -182,29 +149,59 @@ def make_start(
 
     tiled, positions, box, origins = _tiled(cell.topology, x, box, settings.copies)
     say("building the system", f"{settings.copies} copies, {len(positions)} atoms")
-    system = single if settings.copies == 1 else _system(tiled, settings)
+    system = single if settings.copies == 1 else run_system(tiled, settings)
     system.setDefaultPeriodicBoxVectors(*box)
     solutes = np.arange(n)[None] + (np.arange(settings.copies) * len(x))[:, None]
     if settings.copies > 1:
         sites = x[:n].mean(axis=0) + origins
         system.addForce(_sites(solutes, sites))
     _add_pull(system, solutes, torsions)
-    edges = np.diag(cell.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    edges = np.diag(nanometers(cell.topology.getPeriodicBoxVectors()))
     return Start(molecule, system, positions, box, solutes, cell.n_waters, edges)
 
 
-def _system(topology: app.Topology, settings: GenerateSettings) -> openmm.System:
-    mass = settings.hydrogen_mass_amu
-    if settings.solvent == "implicit":
-        return make_implicit_system(settings.force_field, topology, mass)
-    return make_system(
-        settings.force_field,
+def filled(
+    topology: app.Topology,
+    positions: NDArray[np.float64],
+    settings: GenerateSettings,
+    *,
+    width: float | None = None,
+    seed: int | None = None,
+) -> PreparedBox:
+    """Return a solute in its water with the System that is run; nothing is relaxed.
+
+    A `width` (nm) takes the place of the padding; `seed` is of the places of ions.
+    """
+    cell = solvate(
         topology,
-        nonbondedMethod=app.PME,
-        nonbondedCutoff=settings.cutoff_nm * unit.nanometer,
-        constraints=app.HBonds,
-        hydrogenMass=None if mass is None else mass * unit.amu,
+        positions,
+        waters=settings.waters,
+        padding=None if width else settings.padding_nm,
+        width=width,
+        shape=settings.box_shape or "cube",
+        force_field=settings.force_field,
+        water_model=settings.water_model,
+        # A box of given size is scaled below; it was checked against the real cutoff before.
+        cutoff=settings.cutoff_nm if settings.box_nm is None else 0.1,
+        hydrogen_mass=settings.hydrogen_mass_amu,
+        seed=seed,
     )
+    if settings.box_nm is not None:
+        assert cell.box_vectors is not None
+        edges = np.full(3, settings.box_nm)
+        old, n = np.diag(cell.box_vectors), topology.getNumAtoms()
+        x = _scaled(cell.topology, cell.positions, old, edges, n)
+        cell = replace(cell, positions=x, box_vectors=np.diag(edges))
+        cell.topology.setPeriodicBoxVectors(cell.box_vectors * unit.nanometer)
+    return replace(cell, system=run_system(cell.topology, settings))
+
+
+def run_system(topology: app.Topology, settings: GenerateSettings) -> openmm.System:
+    """Return the System that is run, without restraints and pull."""
+    files, mass = settings.force_field, settings.hydrogen_mass_amu
+    if settings.solvent == "implicit":
+        return make_implicit_system(files, topology, mass)
+    return make_water_system(files, topology, settings.cutoff_nm, mass)
 
 
 def _scaled(
@@ -214,7 +211,7 @@ def _scaled(
     new: NDArray[np.float64],
     n: int,
 ) -> NDArray[np.float64]:
-    """Move whole molecules so that the box gets other edges; the solute goes to its middle.
+    """Move whole molecules into a box of other edges, the solute to its middle.
 
     Minimising and equilibrating take up the difference.
     """
@@ -229,19 +226,19 @@ def _scaled(
     return np.asarray(x + 0.5 * new)
 
 
-def _minimised(
-    system: openmm.System,
-    x: NDArray[np.float64],
-    box: NDArray[np.float64] | None,
-    platform: str,
+def minimised(
+    system: openmm.System, x: NDArray[np.float64], box: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
+    """Return minimised positions: of a box on the CPU platform, else on Reference."""
+    from ..bridges import platform_names
+
     # Never on the platform of the runs: the minimiser of OpenMM 8.6.1 crashes under pocl.
-    properties = {"Threads": "1"} if platform == "CPU" else {}
+    cpu = box is not None and "CPU" in platform_names()
     context = openmm.Context(
         system,
         openmm.VerletIntegrator(0.001),
-        openmm.Platform.getPlatformByName(platform),
-        properties,
+        openmm.Platform.getPlatformByName("CPU" if cpu else "Reference"),
+        {"Threads": "1"} if cpu else {},
     )
     if box is not None:
         context.setPeriodicBoxVectors(*box)
@@ -290,13 +287,18 @@ def _relaxed(
         raise RuntimeError(_NAN)
     if open_size:
         old, new = np.diag(_box(context)), np.mean(edges, axis=0)
-        if min(new) <= 2.0 * settings.cutoff_nm:
-            raise ValueError(
-                f"the box came out {min(new):.2f} nm wide and a cutoff of {settings.cutoff_nm:g} "
-                f"nm needs more than {2 * settings.cutoff_nm:g} nm: use more water"
-            )
+        refuse_narrow(min(new), settings)
         return _rescaled(context, old, new), np.diag(new)
     return _positions(context), box
+
+
+def refuse_narrow(width: float, settings: GenerateSettings) -> None:
+    """Refuse a relaxed box of less than twice the cutoff; `width` is in nm."""
+    if width <= 2.0 * settings.cutoff_nm:
+        raise ValueError(
+            f"the box came out {width:.2f} nm wide and a cutoff of {settings.cutoff_nm:g} nm needs "
+            f"more than {2 * settings.cutoff_nm:g} nm: use more water"
+        )
 
 
 def _rescaled(
@@ -381,21 +383,7 @@ def _add_pull(
 def make_context(
     system: openmm.System, settings: GenerateSettings, platform: str, threads: int, seed: int
 ) -> openmm.Context:
-    """Make a Context with the thermostat of the settings.
-
-    Parameters
-    ----------
-    system : openmm.System
-        Anything.
-    settings : GenerateSettings
-        Temperature, friction and step.
-    platform : str
-        Name of an OpenMM platform.
-    threads : int
-        For the CPU platform.
-    seed : int
-        Of the thermostat.
-    """
+    """Make a Context with the thermostat of the settings; `threads` are for the CPU platform."""
     integrator = openmm.LangevinMiddleIntegrator(
         settings.temperature_K, settings.friction_per_ps, settings.step_fs * 1e-3
     )
@@ -411,17 +399,9 @@ def make_context(
     )
 
 
-def _has(platform: str) -> bool:
-    from ..bridges import platform_names
-
-    return platform in platform_names()
-
-
 def _positions(context: openmm.Context) -> NDArray[np.float64]:
-    state = context.getState(positions=True)
-    return np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    return nanometers(context.getState(positions=True).getPositions(asNumpy=True))
 
 
 def _box(context: openmm.Context) -> NDArray[np.float64]:
-    vectors = context.getState().getPeriodicBoxVectors(asNumpy=True)
-    return np.array(vectors.value_in_unit(unit.nanometer), dtype=np.float64)
+    return nanometers(context.getState().getPeriodicBoxVectors(asNumpy=True))

@@ -19,11 +19,6 @@ from ..workers.processes import serve
 _TELL_SECONDS = 0.5
 
 
-def main() -> None:
-    """Serve until standard input ends or SIGTERM comes."""
-    serve(_work)
-
-
 def _work(
     orders: TextIO, say: Callable[[dict[str, Any]], None], stopped: Callable[[], bool]
 ) -> None:
@@ -31,6 +26,7 @@ def _work(
     from .engines import run_maker
     from .parts import Parts
     from .settings import GenerateSettings
+    from .start import Plan
 
     made, said = 0.0, time.monotonic()
 
@@ -47,14 +43,13 @@ def _work(
     assert start is not None
     job["settings"]["force_field"] = tuple(job["settings"]["force_field"])
     settings = GenerateSettings(**job["settings"])
-    torsions = [tuple(t) for t in job["torsions"]]
+    plan = Plan(start, settings, [tuple(t) for t in job["torsions"]])
     machine = Machine(**job["machine"])
     make_run = run_maker(settings.engine)
     for line in iter(orders.readline, ""):
         kind, index = json.loads(line)
         done = make_run(
-            *(parts, start, settings, torsions, kind, index, machine, stopped, tell),
-            lambda text: say({"warn": text}),
+            *(parts, plan, (kind, index), machine, stopped, tell), lambda text: say({"warn": text})
         )
         say({"ps": made, "done": done})
         made = 0.0
@@ -63,4 +58,4 @@ def _work(
 
 
 if __name__ == "__main__":
-    main()
+    serve(_work)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..dynamics import BlownUp
+
 #: The first year of GROMACS whose barostat is right for a relaxation that counts.
 _LEAST_YEAR: Final = 2021
 _POLL_SECONDS: Final = 0.1
@@ -29,23 +31,13 @@ _BLOWN_UP: Final = re.compile(
 _DISK: Final = re.compile(r"No space left|Disk quota|disk full|Input/output error|File too large")
 
 
-class BrokenRunError(Exception):
+class BrokenRunError(BlownUp):
     """GROMACS gave a simulation up because of its coordinates."""
 
 
 @dataclass(frozen=True)
 class Gromacs:
-    """A GROMACS that works.
-
-    Attributes
-    ----------
-    path : str
-        Of ``gmx``.
-    version : str
-        For instance ``2022.5-Debian_2022.5_2``.
-    simd : str
-        Instructions that it was built for, for instance ``AVX2_256``.
-    """
+    """A GROMACS that works: where ``gmx`` is, and what it was built for, such as ``AVX2_256``."""
 
     path: str
     version: str
@@ -57,13 +49,7 @@ class Gromacs:
         return f"GROMACS {self.version}"
 
     def command(self, folder: Path, *arguments: str) -> str:
-        """Run a short command in a folder and return what it printed on standard output.
-
-        Raises
-        ------
-        RuntimeError
-            With GROMACS's own reason, if it fails.
-        """
+        """Run a short command and return what it printed; RuntimeError with its own reason."""
         done = subprocess.run(
             [self.path, "-quiet", *arguments],
             cwd=folder,
@@ -97,31 +83,12 @@ class Gromacs:
         stopped: Callable[[], bool] = lambda: False,
         watch: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Run NAME.tpr to its end, or until told to stop; return whether it came to its end.
+        """Run NAME.tpr to its end, or until `stopped` says so; return whether it came to its end.
 
-        Parameters
-        ----------
-        folder : Path
-            Where it runs.
-        name : str
-            Of the tpr and of all that is written.
-        *options : str
-            Of ``gmx mdrun``.
-        threads : int
-            OpenMP threads of its one rank.
-        stopped : callable
-            Asked all the time whether to stop; GROMACS writes a checkpoint then.
-        watch : callable
-            Called all the time.
-
-        Raises
-        ------
-        BrokenRunError
-            If coordinates left what is physically possible.
-        OSError
-            If a file could not be written.
-        RuntimeError
-            If GROMACS failed for another reason.
+        All that is written has that name. Told to stop, GROMACS writes a checkpoint. `options` are
+        those of ``gmx mdrun``; `watch` is called all the time. BrokenRunError if coordinates left
+        what is physically possible, OSError if a file could not be written, RuntimeError if it
+        failed for another reason.
         """
         arguments = ("mdrun", "-s", f"{name}.tpr", "-deffnm", name, "-ntmpi", "1")
         output = folder / f"{name}.out"
@@ -166,17 +133,9 @@ class Gromacs:
 
 
 def find_gromacs(path: str | None = None) -> Gromacs:
-    """Look for GROMACS and see that it works.
+    """Look for GROMACS at a path, or where a shell would find it, and see that it works.
 
-    Parameters
-    ----------
-    path : str, optional
-        Of ``gmx``; by default the one that a shell would find.
-
-    Raises
-    ------
-    ValueError
-        One line: there is none, it does not work, or it is too old.
+    ValueError in one line if there is none, it does not work, or it is too old.
     """
     found = shutil.which(path or "gmx")
     if found is None:

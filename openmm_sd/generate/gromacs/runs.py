@@ -9,9 +9,7 @@ whenever GROMACS has come to a stop: then the two say the same.
 from __future__ import annotations
 
 import json
-import struct
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,22 +19,17 @@ from numpy.typing import NDArray
 
 from ...data.dataset import quantise
 from ...files.atomic import write_json
-from ...files.trajectories import ascii_path
+from ...files.trajectories import XTC_HEAD, ascii_path, xtc_length
 from ...molecule.frames import FrameCheck
-from ...molecule.molecule import Molecule
-from ...molecule.torsions import TorsionAtoms
-from ..dynamics import PULL_KJ, BlownUp, Machine, give_up, task_name
-from ..parts import ATTEMPTS, Chunk, Parts
+from ..dynamics import PULL_KJ, BlownUp, Machine, Task, repeated, task_name
+from ..parts import Chunk, Parts
 from ..peptides import Amides
-from ..seeding import spread_points
-from ..settings import GenerateSettings
-from ..start import Start
+from ..seeding import own_seed, spread_points
+from ..start import Plan
 from .mdp import dynamics
-from .program import BrokenRunError, Gromacs, find_gromacs
+from .program import Gromacs, find_gromacs
 from .topology import pulled
 
-# Header of an XTC frame: up to nine atoms are not compressed, more carry a length at its end.
-_PLAIN, _PACKED, _SMALL = 56, 92, 9
 # A checkpoint more often than this slows small systems down. s.
 _LEAST_CHECKPOINT: Final = 1.0
 # Share of a spacing by which a frame may seem to be off its time, which is a single number.
@@ -46,92 +39,50 @@ _TELL_SECONDS: Final = 1.0
 
 def make_run(
     parts: Parts,
-    start: Start,
-    settings: GenerateSettings,
-    torsions: list[TorsionAtoms],
-    kind: str,
-    index: int,
+    plan: Plan,
+    task: Task,
     machine: Machine,
     stopped: Callable[[], bool],
     tell: Callable[[float], None],
     warn: Callable[[str], None],
 ) -> bool:
-    """Make a run with GROMACS, or what is missing of it; as `openmm_sd.generate.dynamics.make_run`.
+    """Make a run with GROMACS, as `openmm_sd.generate.dynamics.make_run` does.
 
-    Parameters
-    ----------
-    parts : Parts
-        Where the pieces go; its folder ``gromacs`` holds what `make_start` wrote.
-    start : Start
-        With the solute.
-    settings, torsions
-        What is made.
-    kind, index : str, int
-        Which run.
-    machine : Machine
-        Where it is made.
-    stopped : callable
-        Asked all the time whether to stop; what there is is kept.
-    tell : callable
-        Called with the ps made since the last call.
-    warn : callable
-        Called with what went wrong.
-
-    Returns
-    -------
-    bool
-        Whether nothing is left to do.
+    The folder ``gromacs`` of the parts holds what `make_start` wrote.
     """
-    task = task_name(kind, index)
     program = find_gromacs(machine.gmx)
-    while parts.attempt(task) < ATTEMPTS:
-        run = GromacsRun(parts, start.molecule, settings, torsions, kind, index, machine, program)
+
+    def attempt() -> bool:
+        run = GromacsRun(parts, plan, task, machine, program)
         try:
             return run.go_on(stopped, tell)
-        except (BlownUp, BrokenRunError) as error:
+        except BlownUp:
             run.remove()
-            warn(give_up(parts, task, str(error)))
-    return True
+            raise
+
+    return repeated(attempt, parts, task_name(*task), warn)
 
 
 class GromacsRun:
-    """A run on its way.
-
-    Parameters
-    ----------
-    parts, molecule, settings, torsions, kind, index, machine
-        See `make_run`.
-    program : Gromacs
-        Which GROMACS.
-    """
+    """A run on its way; its files are named ``RUN.ATTEMPT``."""
 
     def __init__(
-        self,
-        parts: Parts,
-        molecule: Molecule,
-        settings: GenerateSettings,
-        torsions: list[TorsionAtoms],
-        kind: str,
-        index: int,
-        machine: Machine,
-        program: Gromacs,
+        self, parts: Parts, plan: Plan, task: Task, machine: Machine, program: Gromacs
     ) -> None:
-        self.parts, self.molecule, self.settings = parts, molecule, settings
-        self.torsions, self.kind, self.index = torsions, kind, index
-        self.machine, self.program = machine, program
+        self.parts, self.molecule, self.settings = parts, plan.start.molecule, plan.settings
+        self.torsions, self.machine, self.program = plan.torsions, machine, program
         self.folder = parts.folder / "gromacs"
-        self.task = task_name(kind, index)
+        self.kind, self.index = task
+        self.task = task_name(*task)
         self.attempt = parts.attempt(self.task)
         self.name = f"{self.task}.{self.attempt}"
+        self.wanted = plan.settings.frames(self.kind)
         self.goal: NDArray[np.float64] | None = None
-        if kind == "seeded":
-            self.goal = spread_points(index, 1, len(torsions), settings.seed)[0]
+        if self.kind == "seeded":
+            self.goal = spread_points(self.index, 1, len(plan.torsions), plan.settings.seed)[0]
 
-    def seed(self, purpose: str) -> int:
-        """Return a seed of this run's own, the same whenever and wherever it is made."""
-        key = zlib.crc32(repr((self.kind, self.index, self.attempt, purpose)).encode())
-        state = np.random.SeedSequence([self.settings.seed, key]).generate_state(1)
-        return int(state[0]) % (2**31 - 2) + 1
+    def _seed(self, purpose: str) -> int:
+        return own_seed(self.settings.seed, self.kind, self.index, self.attempt, purpose)
 
     def remove(self) -> None:
         """Remove its files."""
@@ -140,16 +91,14 @@ class GromacsRun:
 
     def go_on(self, stopped: Callable[[], bool], tell: Callable[[float], None]) -> bool:
         """Make what is missing; return whether nothing is left to do."""
-        wanted = self.settings.frames(self.kind)
-        if self.parts.frames(self.task) >= wanted:
+        if self.parts.frames(self.task) >= self.wanted:
             return True
         if stopped():
             return False
         tpr, state = (self.folder / f"{self.name}.{end}" for end in ("tpr", "json"))
         if not (tpr.exists() and state.exists()) and not self._begin(stopped):
             return False
-        steps = (wanted - 1) * self.settings.stride
-        self._prolong(steps)
+        self._prolong((self.wanted - 1) * self.settings.stride)
         trajectory = self.folder / f"{self.name}.xtc"
         checkpoint = self.folder / f"{self.name}.cpt"
         minutes = max(_LEAST_CHECKPOINT, self.machine.save_seconds) / 60.0
@@ -171,8 +120,8 @@ class GromacsRun:
             watch=progress,
         )
         progress.look()
-        self._keep(wanted, time.monotonic() - began)
-        return self.parts.frames(self.task) >= wanted
+        self._keep(time.monotonic() - began)
+        return self.parts.frames(self.task) >= self.wanted
 
     # -- before the first frame ------------------------------------------------------------------
 
@@ -196,7 +145,7 @@ class GromacsRun:
                 continue
             part = f"{self.name}.stage{number}"
             (self.folder / f"{part}.top").write_text(topology)
-            mdp = dynamics(settings, self.seed(part), steps, velocities=velocities)
+            mdp = dynamics(settings, self._seed(part), steps, velocities=velocities)
             self.program.preprocess(self.folder, part, mdp, start, f"{part}.top")
             options = ("-c", f"{part}.g96")
             if not self.program.simulate(
@@ -204,8 +153,8 @@ class GromacsRun:
             ):
                 return False
             start, new = f"{part}.g96", False
-        steps = (settings.frames(self.kind) - 1) * settings.stride
-        seed = self.seed("thermostat")
+        steps = (self.wanted - 1) * settings.stride
+        seed = self._seed("thermostat")
         mdp = dynamics(settings, seed, steps, every=settings.stride, velocities=new)
         self.program.preprocess(self.folder, self.name, mdp, start, "system.top")
         self._note({"seed": seed, "steps": steps})
@@ -234,7 +183,7 @@ class GromacsRun:
 
     # -- its frames ------------------------------------------------------------------------------
 
-    def _keep(self, wanted: int, seconds: float) -> None:
+    def _keep(self, seconds: float) -> None:
         """Put the frames that are new into the folder of parts."""
         trajectory = self.folder / f"{self.name}.xtc"
         if not trajectory.exists():
@@ -244,7 +193,7 @@ class GromacsRun:
         if len(off) and off.max() > _TIME_SHARE * self.settings.spacing_ps:
             raise RuntimeError(f"{trajectory}: frame {int(off.argmax())} is not where it should be")
         before = self.parts.frames(self.task)
-        frames, boxes = frames[before:wanted], boxes[before:wanted]
+        frames, boxes = frames[before : self.wanted], boxes[before : self.wanted]
         if not len(frames):
             return
         check = FrameCheck(self.molecule)
@@ -303,41 +252,18 @@ class _Progress:
 
 
 def count_frames(path: Path, place: int = 0) -> tuple[int, int]:
-    """Count the complete frames of an XTC file from a place on.
+    """Count the complete frames of an XTC file, which may be growing, from the start of a frame on.
 
-    Parameters
-    ----------
-    path : Path
-        The file, which may be growing.
-    place : int
-        Where a frame begins, bytes.
-
-    Returns
-    -------
-    place : int
-        Where the first frame begins that is not complete.
-    frames : int
-        How many there are before it.
+    Returns the place of the first frame that is not complete, bytes, and how many come before it.
     """
     size, frames = path.stat().st_size, 0
     with open(path, "rb") as file:
         while True:
             file.seek(place)
-            head = file.read(_PACKED)
-            if len(head) < _PLAIN:
-                break
-            (atoms,) = struct.unpack_from(">i", head, 4)
-            if atoms <= _SMALL:
-                end = place + _PLAIN + 12 * atoms
-            elif len(head) < _PACKED:
-                break
-            else:
-                (length,) = struct.unpack_from(">i", head, _PACKED - 4)
-                end = place + _PACKED + -(-length // 4) * 4
-            if end > size:
-                break
-            place, frames = end, frames + 1
-    return place, frames
+            length = xtc_length(file.read(XTC_HEAD))
+            if length is None or place + length > size:
+                return place, frames
+            place, frames = place + length, frames + 1
 
 
 def read_frames(

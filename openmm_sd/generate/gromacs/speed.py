@@ -19,7 +19,7 @@ from openmm import app
 from ...progress import Progress
 from ...system.platforms import working_platform
 from ..settings import GenerateSettings
-from ..start import _minimised, make_context
+from ..start import make_context, minimised
 from .mdp import dynamics
 from .program import Gromacs, find_gromacs
 from .start import flexible_system, solvated
@@ -43,18 +43,7 @@ def faster_engine(
 ) -> str:
     """Return ``openmm`` or ``gromacs``, and say why.
 
-    Parameters
-    ----------
-    settings : GenerateSettings
-        What is to be made.
-    topology, positions
-        The solute.
-    platform, gmx : str, optional
-        OpenMM platform and program of GROMACS that were asked for.
-    dask : object, optional
-        Workers elsewhere, which have OpenMM only.
-    say : callable
-        Is told what is done and what was found.
+    `platform` and `gmx` are what was asked for; the workers of a cluster (`dask`) have OpenMM only.
     """
     reason = ""
     if settings.solvent == "implicit":
@@ -95,7 +84,7 @@ def _measured(
     assert box is not None
     system.setDefaultPeriodicBoxVectors(*box)
     text = gromacs_topology(flexible_system(cell.topology, settings), system, cell.topology, n)
-    x = _minimised(system, cell.positions, box, "CPU")
+    x = minimised(system, cell.positions, box)
     context = make_context(system, settings, "CPU", 1, settings.seed)
     context.setPeriodicBoxVectors(*box)
     context.setPositions(x)

@@ -18,8 +18,9 @@ from ...molecule.molecule import Molecule
 from ...progress import Progress
 from ...system.box import PreparedBox, count_ions, solute_width, solvate
 from ...system.force_field import make_system
+from ...system.structure import nanometers
 from ..settings import GenerateSettings
-from ..start import Start, _has, _minimised, _scaled, _system
+from ..start import Start, filled, minimised, refuse_narrow, run_system
 from .check import compare
 from .mdp import dynamics, pressure
 from .program import BrokenRunError, Gromacs
@@ -52,34 +53,9 @@ def make_start(
 ) -> Start:
     """Solvate a solute, write it for GROMACS, compare energies, and relax it.
 
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        The solute.
-    positions : ndarray, shape (N, 3)
-        nm.
-    molecule : Molecule
-        The same solute.
-    settings : GenerateSettings
-        How.
-    program : Gromacs
-        Which GROMACS.
-    threads : int
-        OpenMP threads.
-    folder : Path
-        Gets ``system.top``, ``start.gro``, ``index.ndx`` and ``box.json``; made anew.
-    say : callable
-        Is told what is being done, and may raise to stop it.
-
-    Returns
-    -------
-    Start
-        What a data set and its provenance need of it.
-
-    Raises
-    ------
-    ValueError
-        If the force field cannot be written, the energies differ, or the box is too small.
+    `folder` is made anew and gets ``system.top``, ``start.gro``, ``index.ndx`` and ``box.json``.
+    `say` may raise to stop it. Returns what a data set and its provenance need. ValueError if the
+    force field cannot be written, the energies differ, or the box is too small.
     """
     say("building the system", "")
     n = molecule.n_atoms
@@ -92,7 +68,7 @@ def make_start(
     (folder / "system.top").write_text(gromacs_topology(flexible, constrained, cell.topology, n))
     (folder / "index.ndx").write_text(index_groups(len(x), n))
     say("minimising", "")
-    x = _minimised(constrained, x, box, "CPU" if _has("CPU") else "Reference")
+    x = minimised(constrained, x, box)
     write_gro(folder / "start.gro", cell.topology, x, box)
     say(f"comparing energies of OpenMM and {program.name}", "")
     compared = compare(program, folder, flexible, cell.topology, n, x, box, settings)
@@ -102,7 +78,7 @@ def make_start(
     facts = {
         "box_shape": settings.box_shape,
         "box_vectors_nm": np.round(box, 6).tolist(),
-        "ions": _ions(cell.topology, n),
+        "ions": count_ions(cell.topology, n),
         "compared": compared,
         "version": program.version,
         "simd": program.simd,
@@ -138,44 +114,16 @@ def flexible_system(topology: app.Topology, settings: GenerateSettings) -> openm
 def solvated(
     topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings
 ) -> PreparedBox:
-    """Return a solute in its water, nothing relaxed, with the System that is run."""
+    """Return a solute in its water with the System that is run; nothing is relaxed."""
     if settings.waters is not None and settings.box_shape == "dodecahedron":
         cell = _rhombic(topology, positions, settings)
-    else:
-        cell = _filled(topology, positions, settings)
-    return replace(cell, system=_system(cell.topology, settings))
-
-
-def _filled(
-    topology: app.Topology, positions: NDArray[np.float64], settings: GenerateSettings
-) -> PreparedBox:
+        return replace(cell, system=run_system(cell.topology, settings))
     width = None
     if settings.box_shape == "dodecahedron":
         # Beside the padding, OpenMM wants the lowest of the box vectors' diagonal twice the cutoff.
         padded = solute_width(positions) + (settings.padding_nm or _PADDING_NM)
         width = max(padded, _ROOM * 2.0 * np.sqrt(2.0) * settings.cutoff_nm)
-    cell = solvate(
-        topology,
-        positions,
-        waters=settings.waters,
-        padding=None if width else settings.padding_nm,
-        width=width,
-        shape=settings.box_shape or "cube",
-        force_field=settings.force_field,
-        water_model=settings.water_model,
-        # A box of given size is scaled below; it was checked against the real cutoff before.
-        cutoff=settings.cutoff_nm if settings.box_nm is None else 0.1,
-        hydrogen_mass=settings.hydrogen_mass_amu,
-        seed=settings.seed,
-    )
-    x, box = cell.positions, cell.box_vectors
-    assert box is not None
-    if settings.box_nm is not None:
-        edges = np.full(3, settings.box_nm)
-        x = _scaled(cell.topology, x, np.diag(box), edges, topology.getNumAtoms())
-        box = np.diag(edges)
-        cell.topology.setPeriodicBoxVectors(box * unit.nanometer)
-    return replace(cell, positions=x, box_vectors=box)
+    return filled(topology, positions, settings, width=width, seed=settings.seed)
 
 
 def _rhombic(
@@ -206,7 +154,7 @@ def _rhombic(
     order = np.random.default_rng(settings.seed).permutation(len(waters))
     modeller = app.Modeller(cell.topology, cell.positions * unit.nanometer)
     modeller.delete([waters[k] for k in order[: max(0, too_many)]])
-    x = np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+    x = nanometers(modeller.positions)
     kept = min(settings.waters, len(waters))
     return replace(cell, topology=modeller.topology, positions=x, n_waters=kept)
 
@@ -216,10 +164,6 @@ def _tail(system: openmm.System) -> bool:
     (force,) = (f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
     tables = any(isinstance(f, openmm.CustomNonbondedForce) for f in system.getForces())
     return bool(force.getUseDispersionCorrection()) and not tables
-
-
-def _ions(topology: app.Topology, n: int) -> dict[str, int]:
-    return count_ions(topology, n)
 
 
 def _relaxed(
@@ -268,12 +212,7 @@ def _relaxed(
         # Instantaneous boxes scatter; the runs get the mean one.
         box = _mean_box(folder / "relax.xtc", box)
         x = _rescaled(cell.topology, n, x, last, box)
-        narrow = float(np.diag(box).min())
-        if narrow <= 2.0 * settings.cutoff_nm:
-            raise ValueError(
-                f"the box came out {narrow:.2f} nm wide and a cutoff of {settings.cutoff_nm:g} nm "
-                f"needs more than {2 * settings.cutoff_nm:g} nm: use more water"
-            )
+        refuse_narrow(float(np.diag(box).min()), settings)
         say("equilibrated", f"the box vectors are {np.linalg.norm(box[0]):.4f} nm long")
     cell.topology.setPeriodicBoxVectors(box * unit.nanometer)
     write_gro(folder / "start.gro", cell.topology, x, box)
