@@ -496,6 +496,23 @@ def test_a_stopped_command_goes_on_bit_for_bit(long_run, tmp_path):
     assert (folder / "trajectory.xtc").read_bytes() == trajectory
 
 
+def test_a_step_is_given_up_between_batches(jitter):
+    settings = {"chains": 40, "batch": 8, "seed": 3}
+    expected, _ = rolled(jitter, 3, **settings)
+    rollout, asked = Rollout(jitter, RolloutSettings(**settings)), []
+
+    def third():
+        asked.append(True)
+        return len(asked) == 3
+
+    rollout.advance()
+    before = rollout.frames
+    assert not rollout.step(third)
+    assert len(asked) == 3
+    np.testing.assert_array_equal(rollout.frames, before)
+    np.testing.assert_array_equal([before, rollout.advance(), rollout.advance()], expected)
+
+
 def test_stopping_after_some_minutes(jitter, tmp_path):
     summary = run_rollout(jitter, tmp_path, SETTINGS, minutes=1e-9, format="h5")
     assert (summary["complete"], summary["steps_done"]) == (False, 1)

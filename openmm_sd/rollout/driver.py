@@ -273,14 +273,17 @@ class _Run:
             return summary
         began = last = said = time.monotonic()
         before = self._wall
+        say("rollout", f"step {rollout.step_number} of {settings.steps}, {settings.chains} chains")
         with interrupts() as interrupted:
 
             def over() -> bool:
                 late = minutes is not None and time.monotonic() - began >= 60.0 * minutes
                 return late or interrupted()
 
+            # A step that begins in time is finished here; workers elsewhere may never answer.
+            give_up = interrupted if isinstance(rollout, Rollout) else over
             while rollout.step_number < settings.steps:
-                if not rollout.step(over):
+                if not rollout.step(give_up):
                     break
                 self._record()
                 now = time.monotonic()

@@ -21,6 +21,10 @@ from ..propagator.script import script_if_possible
 from .settings import RolloutSettings, checked_lag
 
 
+class StepStopped(Exception):
+    """A step was given up; the chains are where they were."""
+
+
 class Mover:
     """Moves chains of a model's first molecule by one lag: any chains, at any step."""
 
@@ -63,12 +67,18 @@ class Mover:
         return _centred(start).to(torch.float32)
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, step: int, first: int = 0) -> tuple[Tensor, Counter[str]]:
+    def __call__(
+        self,
+        frames: Tensor,
+        step: int,
+        first: int = 0,
+        stopped: Callable[[], bool] | None = None,
+    ) -> tuple[Tensor, Counter[str]]:
         """Move chains by one lag; return where they are then, and what happened on the way.
 
         `frames` are (chains, N, 3), float32. Steps and chains are counted from 0: `first` is the
         number of the first of these chains, the others follow it. JumpError if what the propagator
-        returns is no frame.
+        returns is no frame; StepStopped if `stopped`, asked before every batch, says so.
         """
         start = _centred(frames.to(torch.float64))
         new = frames.clone()
@@ -79,6 +89,8 @@ class Mover:
             failed = torch.zeros(chains, dtype=torch.bool, device=self.device)
             found = torch.zeros(2 + STATUSES, dtype=torch.int64, device=self.device)
             for rows in pending.split(self.settings.batch):
+                if stopped is not None and stopped():
+                    raise StepStopped
                 moved, status, tallies = self._draws(start[rows], rows + first, step, attempt)
                 passed = status == STATUS_ACCEPTED
                 new[rows] = torch.where(passed.reshape(-1, 1, 1), moved, new[rows])
@@ -224,7 +236,8 @@ class Rollout:
         Parameters
         ----------
         stopped : callable, optional
-            Asked whether to give up where others have to be waited for; nothing is moved then.
+            Asked, before every batch and where others have to be waited for, whether to give up;
+            nothing is moved then.
 
         Returns
         -------
@@ -232,7 +245,10 @@ class Rollout:
             Whether the chains were moved.
         """
         began = time.perf_counter()
-        self._frames, counts = self._mover(self._frames, self._step)
+        try:
+            self._frames, counts = self._mover(self._frames, self._step, stopped=stopped)
+        except StepStopped:
+            return False
         self._counts += counts
         self._step += 1
         self._seconds += time.perf_counter() - began
