@@ -777,7 +777,7 @@ def bond_energies(engine, peptide, ala2, length, bursts):
     box = Box(topology, positions, None)
     context, integrator = start(
         engine, Identity(ala2.n_atoms), box, ala2, system=system, burst=5 * STEP,
-        frictionCoeff=1.0, settleTime=length,
+        frictionCoeff=10.0, settleTime=length,
     )  # fmt: skip
     context.setVelocitiesToTemperature(300, 4)
     integrator.step(1000)
@@ -794,12 +794,13 @@ def bond_energies(engine, peptide, ala2, length, bursts):
 
 
 def test_a_jump_that_goes_nowhere_leaves_the_solute_as_warm_as_it_was(peptide, ala2):
-    """Bonds would contract if the MD after settling began at rest."""
+    """Bonds would contract if the MD after settling began at rest: to 10.1 from 13.3 kJ/mol."""
     engine = Engine("pythonforce", "Reference")
-    (plain, error), (warm, warm_error) = bond_energies(engine, peptide, ala2, 0.0, 2500)
-    (settled, other), (kelvin, kelvin_error) = bond_energies(engine, peptide, ala2, 2 * STEP, 2500)
+    (plain, error), (warm, warm_error) = bond_energies(engine, peptide, ala2, 0.0, 2000)
+    (settled, other), (kelvin, kelvin_error) = bond_energies(engine, peptide, ala2, 2 * STEP, 2000)
     assert abs(settled - plain) < 4 * np.hypot(error, other)
     assert abs(kelvin - warm) < 4 * np.hypot(warm_error, kelvin_error)
+    # At this friction it is 0.035; at 1 per ps it would be 0.045, and 0.053 has been seen.
     assert np.hypot(error, other) < 0.05 * plain
     assert abs(kelvin - 300) < 25
 
