@@ -25,7 +25,9 @@ class Program:
         self._files = [folder / name for name in ("stdout", "stderr")]
         arguments = (call, self._files, largest, changes or {}, environment or {})
         self._process = _FORKS.Process(target=_begin, args=arguments, daemon=True)
-        self._process.start()
+        # Each of them with one thread: what starts here is the process that the others come from.
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            self._process.start()
         self.pid = self._process.pid
 
     @property

@@ -1,5 +1,6 @@
 """Training over several processes: the same as over one, and stopped and taken up by any number."""
 
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from programs import Program
 from small_molecules import alkane, constrained, rotated
 
 from openmm_sd import ScoreModel
@@ -26,22 +28,6 @@ SMALL = ["--width", "16", "--depth", "1", "--max-steps", "6", "--batch-size", "3
 SMALL += ["--lag-max", "20", "--start-frames", "10", "--device", "cpu", "--learning-rate", "0.3"]
 SMALL += ["--held-out", "0"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-
-TRAIN = """
-import sys
-from openmm_sd.train.driver import train_bundle
-from openmm_sd.train.settings import StageSettings, TrainSettings
-
-training = TrainSettings(max_steps=10**6, batch_size=16, bf16=False, report_seconds=0.0)
-network = {"width": 16, "depth": 1}
-settings = StageSettings(
-    network_settings=network, lag_max_ps=20.0, device="cpu", held_out=0.0, training=training
-)
-try:
-    train_bundle([sys.argv[1]], sys.argv[2], settings)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -91,39 +77,9 @@ def free_port():
 
 
 def test_stopped_together_and_taken_up_by_one(folder, tmp_path):
-    script, output = tmp_path / "script.py", tmp_path / "model.safetensors"
-    script.write_text(TRAIN)
+    output = tmp_path / "model.safetensors"
     checkpoint = tmp_path / "model.safetensors.checkpoint"
     data = str(folder / "ethane.h5")
-    # What torchrun sets.
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    common |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), data, str(output)],
-            env={**QUIET, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        until = time.monotonic() + 300
-        while not checkpoint.exists():
-            assert all(process.poll() is None for process in processes)
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        # One of them is told, and not the one that writes.
-        processes[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in processes] == [130, 130], said
-    assert not output.exists()
-    made = torch.load(checkpoint, weights_only=True)["record"]["steps"]
-    assert made > 0
 
     def settings(**changes):
         training = {"max_steps": 10**6, "batch_size": 16, "bf16": False, "report_seconds": 0.0}
@@ -134,6 +90,27 @@ def test_stopped_together_and_taken_up_by_one(folder, tmp_path):
             held_out=0.0,
             training=TrainSettings(**(training | changes)),
         )
+
+    # What torchrun sets.
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2"}
+    processes = []
+    for rank in range(2):
+        own = tmp_path / f"said by {rank}"
+        own.mkdir()
+        work = functools.partial(train_bundle, [data], output, settings())
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(Program(work, own, environment=common | ranks))
+    while not checkpoint.exists():
+        assert all(process.running for process in processes), [one.stderr for one in processes]
+        time.sleep(0.01)
+    # One of them is told, and not the one that writes.
+    processes[1].send_signal(signal.SIGTERM)
+    codes = [process.wait(120) for process in processes]
+    assert codes == [130, 130], [process.stderr for process in processes]
+    assert not output.exists()
+    made = torch.load(checkpoint, weights_only=True)["record"]["steps"]
+    assert made > 0
 
     with pytest.raises(ValueError, match="other settings .batch_size"):
         train_bundle([data], output, settings(batch_size=8))

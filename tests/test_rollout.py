@@ -1,15 +1,13 @@
 """Rollouts: chains against known answers, independence, exact restart, and the files they write."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from programs import launch
 from torch import Tensor
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
@@ -473,21 +471,24 @@ def long_run(ala2, tmp_path_factory):
 def test_a_stopped_command_goes_on_bit_for_bit(long_run, tmp_path):
     bundle, whole, trajectory = long_run
     folder = tmp_path / "out"
-    command = [sys.executable, "-m", "openmm_sd", "rollout", str(bundle), "-o", str(folder)]
-    command += ["--chains", "3", "--steps", "1000", "--device", "cpu", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    process = launch(
+        *("rollout", bundle, "-o", folder, "--chains", 3, "--steps", 1000, "--device", "cpu"),
+        "--json",
+        folder=tmp_path,
+        changes={
+            **{"openmm_sd.rollout.driver._REPORT_SECONDS": 0.0},
+            **{"openmm_sd.cli.progress._INTERVAL": 0.0},
+        },
     )
-    while not (folder / "trajectory.xtc").exists() and process.poll() is None:
+    while "step 3 of 1000" not in process.stderr:
+        assert process.running, process.stderr
         time.sleep(0.01)
-    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    code = process.wait(60)
     summary = json.loads((folder / "rollout.json").read_text())
-    assert process.returncode == 130, err
-    assert out == b""
-    assert b"stopped" in err
+    assert code == 130, process.stderr
+    assert process.stdout == ""
+    assert "stopped" in process.stderr
     assert 0 < summary["steps_done"] < 1000
     assert not summary["complete"]
     found = run_rollout(bundle, folder, LONG)

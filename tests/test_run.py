@@ -843,7 +843,8 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
         app.PDBFile.writeFile(ala2.to_topology(), positions, file)
     command = ["run", str(pdb), "-o", str(out), "--waters", "240", "--equilibration", "0.2"]
     command += ["--burst", "0.08", "--lag", "20", "--platform", "CPU", "--bridge", "pythonforce"]
-    command += ["--settle", "0.2"]
+    # Plain MD is timed for a share of that.
+    command += ["--settle", "0.2", "--checkpoint-seconds", "2"]
     assert main([*command, "--jumps", "2", "--json"]) == 0
     captured = capfd.readouterr()
     summary = json.loads(captured.out)
@@ -869,7 +870,7 @@ def test_command_from_a_solute_with_the_model_that_fits(ala2, tmp_path, capfd):
 
     # What it made is a prepared directory, and its structure a solvated file.
     other = ["--lag", "20", "--burst", "0.08", "--platform", "CPU", "--bridge", "pythonforce"]
-    other += ["--jumps", "1", "--json", "--no-report"]
+    other += ["--jumps", "1", "--json", "--no-report", "--checkpoint-seconds", "2"]
     assert main(["run", str(out / "start"), "-o", str(tmp_path / "two"), *other]) == 0
     assert json.loads(capfd.readouterr().out)["step_ps"] == 0.004
     solvated = tmp_path / "solvated.pdb"
