@@ -583,16 +583,42 @@ def test_ions(peptide_pdb):
     assert module.count_ions(bare.topology, count) == {}
 
 
-def test_the_volume_is_constant_while_the_box_heats_up(ala2, monkeypatch):
+def test_a_box_finds_its_size_and_rests_at_its_temperature(ala2, monkeypatch):
     box = solvate(ala2.to_topology(), ala2.positions, waters=240)
     start = box.box_vectors.copy()
-    monkeypatch.setattr(box_module, "_CONSTANT_VOLUME", 1.0)
-    heated = equilibrate(box, time=0.4, step_size=0.004)
-    np.testing.assert_array_equal(heated.box_vectors, start)
-    assert np.isfinite(heated.velocities).all()
+    # Scaled to a liquid's density: TIP3P has 33 molecules in a cubic nanometre.
+    assert np.linalg.det(start) == pytest.approx(240 * 0.0305 + 22 * 0.010)
+    sizes = []
+    real = openmm.LangevinMiddleIntegrator.step
+
+    def look(self, steps):
+        real(self, steps)
+        sizes.append(
+            np.linalg.det(box_module.nanometers(watched[0].getState().getPeriodicBoxVectors()))
+        )
+
+    watched, make = [], openmm.Context
+
+    def context(*arguments):
+        watched[:] = [make(*arguments)]
+        return watched[0]
+
+    monkeypatch.setattr(openmm, "Context", context)
+    monkeypatch.setattr(openmm.LangevinMiddleIntegrator, "step", look)
+    relaxed = equilibrate(box, time=4.0, step_size=0.004, platform="CPU")
     monkeypatch.undo()
-    relaxed = equilibrate(box, time=0.4, step_size=0.004)
-    assert 0.8 < np.linalg.det(relaxed.box_vectors) / np.linalg.det(start) < 1.0
+    volume = np.linalg.det(relaxed.box_vectors)
+    heated, resting = sizes[: len(sizes) // 5], sizes[-len(sizes) // 5 + 1 :]
+    np.testing.assert_allclose(heated, np.linalg.det(start), rtol=1e-6)
+    np.testing.assert_allclose(resting, volume, rtol=1e-6)
+    assert len(set(np.round(sizes, 9))) > 5
+    assert 0.94 < volume / np.linalg.det(start) < 1.06
+    masses = [
+        relaxed.system.getParticleMass(k)._value for k in range(relaxed.system.getNumParticles())
+    ]
+    freedom = 3 * len(masses) - relaxed.system.getNumConstraints() - 3
+    kelvin = (np.array(masses)[:, None] * relaxed.velocities**2).sum() / (freedom * 0.00831446)
+    assert abs(kelvin - 300) < 4 * 300 * np.sqrt(2 / freedom)
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,12 @@ from .structure import nanometers
 _PADDING_NM = 1.0
 # A new box is a few per cent too large, so it needs the barostat more often than production does.
 _BAROSTAT_STEPS = 10
-# Share of an equilibration that heats the new box up before its size may change.
-_CONSTANT_VOLUME = 0.2
-# Steps between two progress reports.
-_CHUNK_STEPS = 250
+# Shares of an equilibration at constant volume: before the box finds its size, and after it.
+_HEATING, _RESTING = 0.2, 0.2
+# Room that a water molecule and an atom of a solute take up at 300 K and 1 bar, nm^3.
+_PER_WATER, _PER_ATOM = 0.0305, 0.010
+# Steps between two progress reports, and two looks at the size.
+_CHUNK_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def solvate(
         )
     box = nanometers(modeller.topology.getPeriodicBoxVectors())
     _check_width(float(np.linalg.norm(box, axis=1).min()), across, shape, cutoff)
-    return PreparedBox(
+    made = PreparedBox(
         modeller.topology,
         make_water_system(force_field, modeller.topology, cutoff, hydrogen_mass),
         nanometers(modeller.positions),
@@ -165,6 +167,7 @@ def solvate(
         sum(residue.name == "HOH" for residue in modeller.topology.residues()),
         file_names(force_field),
     )
+    return made if width is not None else _at_liquid_density(made)
 
 
 def in_implicit_solvent(
@@ -182,6 +185,49 @@ def in_implicit_solvent(
     topology.setPeriodicBoxVectors(None)
     system = make_implicit_system(force_field, topology, hydrogen_mass)
     return PreparedBox(topology, system, positions, None, 0, file_names(force_field))
+
+
+def _at_liquid_density(box: PreparedBox) -> PreparedBox:
+    """Scale a new box of water, which has gaps at its faces, to the volume it will have."""
+    assert box.box_vectors is not None
+    others = sum(len(r) for r in box.topology.residues() if r.name != "HOH")
+    volume = box.n_waters * _PER_WATER + others * _PER_ATOM
+    factor = float(np.cbrt(volume / np.linalg.det(box.box_vectors)))
+    vectors = factor * box.box_vectors
+    nonbonded = (f for f in box.system.getForces() if isinstance(f, openmm.NonbondedForce))
+    cutoff = max((nanometers(f.getCutoffDistance()) for f in nonbonded), default=0.0)
+    if float(np.diag(vectors).min()) <= 2.0 * float(cutoff):
+        return box  # the barostat will say so, if it really comes to that
+    context = openmm.Context(
+        box.system,
+        openmm.VerletIntegrator(0.001),
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    context.setPeriodicBoxVectors(*box.box_vectors)
+    context.setPositions(box.positions)
+    _resize(context, vectors)
+    positions = nanometers(context.getState(positions=True).getPositions(asNumpy=True))
+    _set_box(box, vectors)
+    return replace(box, positions=positions, box_vectors=vectors)
+
+
+def _resize(context: openmm.Context, vectors: NDArray[np.float64]) -> None:
+    """Give a Context other box vectors, nm, and move whole molecules along."""
+    state = context.getState(positions=True)
+    x = nanometers(state.getPositions(asNumpy=True))
+    change = np.linalg.inv(nanometers(state.getPeriodicBoxVectors())) @ vectors
+    for molecule in context.getMolecules():
+        atoms = list(molecule)
+        centre = x[atoms].mean(axis=0)
+        x[atoms] += centre @ change - centre
+    context.setPeriodicBoxVectors(*vectors)
+    context.setPositions(x)
+    context.computeVirtualSites()
+
+
+def _set_box(box: PreparedBox, vectors: NDArray[np.float64]) -> None:
+    box.topology.setPeriodicBoxVectors(vectors * unit.nanometer)
+    box.system.setDefaultPeriodicBoxVectors(*vectors)
 
 
 def solute_width(positions: NDArray[np.float64]) -> float:
@@ -236,14 +282,16 @@ def equilibrate(
     pressure: float = 1.0,
     time: float = 10.0,
     step_size: float = 0.002,
-    friction: float = 1.0,
+    friction: float = 5.0,
     platform: str = "CPU",
     seed: int = 1,
     progress: Progress | None = None,
 ) -> PreparedBox:
-    """Minimise a box and run a moment of MD: a fifth of it heats up, the rest finds the volume.
+    """Minimise a box and run a moment of MD, at last at constant volume.
 
-    Without a box there is no volume to find. The result has the same System, with the relaxed
+    A fifth of the MD heats the box up, three fifths at constant pressure find the volume, whose
+    mean it gets, and the last fifth begins with fresh velocities. Without a box there is no volume
+    to find. The result has the same System, with the relaxed
     positions, velocities and box; its Topology carries the new box. Minimising is always done on
     the CPU platform: the minimiser's kernels of OpenMM 8.6.1 crash under pocl, the OpenCL of
     machines without a GPU.
@@ -257,7 +305,7 @@ def equilibrate(
     step_size : float
         MD step, ps.
     friction : float
-        Of the Langevin dynamics, 1/ps.
+        Of the Langevin dynamics, 1/ps: high, to take away the heat of what settles.
     platform : str
         OpenMM platform of the MD.
     seed : int
@@ -287,16 +335,22 @@ def equilibrate(
     context.setPositions(positions)
     context.setVelocitiesToTemperature(temperature, seed)
     steps, done = max(1, round(time / step_size)), 0
-    heating = round(_CONSTANT_VOLUME * steps)
-    # The Context asks this object at every step, so that it can be switched on later.
+    heated, sized = round(_HEATING * steps), round((1.0 - _RESTING) * steps)
+    # The Context asks this object at every step, so that it can be switched on and off.
     barostat.setFrequency(0)
+    sizes: list[NDArray[np.float64]] = []
     while done < steps:
-        if done == heating:
+        if done == heated:
             barostat.setFrequency(_BAROSTAT_STEPS)
+        if done == sized:
+            barostat.setFrequency(0)
+            if sizes:
+                _resize(context, np.mean(sizes, axis=0))
+            context.setVelocitiesToTemperature(temperature, seed)
         say("equilibrating", f"{done * step_size:.1f} of {time:g} ps")
-        chunk = min(_CHUNK_STEPS, steps - done, heating - done if done < heating else steps)
+        ends = [end for end in (heated, sized, steps) if end > done]
         try:
-            integrator.step(chunk)
+            integrator.step(min(_CHUNK_STEPS, ends[0] - done))
         except openmm.OpenMMException as error:
             if "box size has decreased" in str(error):
                 raise ValueError(
@@ -304,7 +358,9 @@ def equilibrate(
                     "shorter cutoff or use more water"
                 ) from None
             raise RuntimeError(f"the box did not survive its equilibration: {error}") from error
-        done += chunk
+        done += min(_CHUNK_STEPS, ends[0] - done)
+        if box.box_vectors is not None and (heated + sized) / 2 < done <= sized:
+            sizes.append(nanometers(context.getState().getPeriodicBoxVectors()))
     state = context.getState(positions=True, velocities=True)
     relaxed = nanometers(state.getPositions(asNumpy=True))
     if not np.isfinite(relaxed).all():
@@ -314,8 +370,7 @@ def equilibrate(
     if box.box_vectors is None:
         return replace(box, positions=relaxed, velocities=velocities)
     vectors = nanometers(state.getPeriodicBoxVectors())
-    box.topology.setPeriodicBoxVectors(vectors * unit.nanometer)
-    box.system.setDefaultPeriodicBoxVectors(*vectors)
+    _set_box(box, vectors)
     return replace(box, positions=relaxed, box_vectors=vectors, velocities=velocities)
 
 
