@@ -8,6 +8,7 @@ import pytest
 import torch
 from openmm import app, unit
 from small_molecules import alkane, constrained, methanol, rotated
+from words import shortened
 
 from openmm_sd import ScoreModel
 from openmm_sd.cli import main
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
 
 def trained(folder, output, *more, data=("ethane", "propane", "pentane")):
     files = [str(folder / f"{name}.h5") for name in data]
-    return main(["train", *files, "-o", str(output), *SMALL, *more])
+    return main(shortened(["train", *files, "-o", str(output), *SMALL], " ".join(more)))
 
 
 @pytest.fixture(scope="module")

@@ -95,8 +95,8 @@ class PrepareSettings(Settings):
     pressure_bar: float = setting(1.0, "pressure of the equilibration")
     equilibration_ps: float = setting(
         10.0,
-        "MD that relaxes the box: a fifth at constant volume, then constant pressure; 0 for the "
-        "minimisation alone",
+        "MD that relaxes the box, three fifths of it at constant pressure; 0 for the minimisation "
+        "alone",
         least=0,
     )
     platform: str | None = setting(
