@@ -232,13 +232,10 @@ def run_mixed(options: argparse.Namespace) -> None:
     for jump in range(options.jumps):
         done, rows = 0, []
         for stop in stops:
-            # The burst's last step belongs to the jump, so what comes before it is looked at.
-            steps = stop - done - (stop == burst)
-            if steps > 0:
-                began = time.perf_counter()
-                integrator.step(steps)
-                seconds += time.perf_counter() - began
-                done += steps
+            began = time.perf_counter()
+            integrator.step(stop - done)
+            seconds += time.perf_counter() - began
+            done = stop
             rows.append(observe(context))
         for key in keys[:3]:
             arrays[key].append([row[key] for row in rows])
@@ -247,7 +244,7 @@ def run_mixed(options: argparse.Namespace) -> None:
         before = observe.torsions(context)
         tried = integrator.getNumJumps()
         began = time.perf_counter()
-        integrator.step(burst - done)
+        integrator.makeDueJump()
         seconds += time.perf_counter() - began
         accepted = integrator.getNumJumps() > tried
         after = observe.torsions(context)

@@ -202,18 +202,16 @@ def constant_energy(box: Box, jumps: bool, options: argparse.Namespace) -> Figur
     context, integrator = begin_box(box, system, 0.0, NVE_BURST_PS if jumps else None, options)
     look, looks = round(NVE_LOOK_PS / step), round(NVE_BURST_PS / NVE_LOOK_PS)
     slopes, strays = [], []
-    # The burst's last step ends in the jump, so the looks stand a step before it.
-    integrator.step(round(NVE_BURST_PS / step) - 1)
+    integrator.step(round(NVE_BURST_PS / step))
     for _ in range(max(2 * BLOCKS, options.samples // 10)):
         total = []
         for k in range(looks):
             if k == 0 and not jumps:
                 # Velocities forgotten where the jump forgets them: in the middle of a step.
-                integrator.step(1)
                 integrator.setFriction(FORGETFUL_PER_PS)
                 integrator.step(1)
                 integrator.setFriction(0.0)
-                integrator.step(look - 2)
+                integrator.step(look - 1)
             else:
                 integrator.step(look)
             potential, kinetic, _ = energies(context)

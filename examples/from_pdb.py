@@ -19,9 +19,6 @@ integrator = ScoreDynamicsIntegrator(
 integrator.attach(prepared.system, prepared.topology)
 simulation = Simulation(prepared.topology, prepared.system, integrator, Platform.getPlatform("CPU"))
 prepared.place(simulation)
-integrator.setJumping(False)
-simulation.step(1)  # so that reporters come one step before each jump, and not after it
-integrator.setJumping(True)
 simulation.reporters.append(XTCReporter("trajectory.xtc", 250))
 simulation.reporters.append(ScoreDynamicsReporter("jumps.csv", 250))
 simulation.step(2500)

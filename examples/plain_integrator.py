@@ -27,7 +27,7 @@ simulation.context.setPositions(modeller.positions)
 simulation.minimizeEnergy(maxIterations=100)
 
 integrator.setJumping(False)  # equilibrate with MD alone
-simulation.step(5001)  # one more, so that reporters come one step before each jump, not after
+simulation.step(5000)
 integrator.setJumping(True)
 simulation.reporters.append(XTCReporter("trajectory.xtc", 500))
 simulation.reporters.append(StateDataReporter("md.csv", 500, step=True, temperature=True))

@@ -92,14 +92,16 @@ def _known_answer(bridge: str, platform: str) -> str:
     # while the surroundings settle.
     before = _positions(context)
     integrator.step(_BURST_STEPS)
+    integrator.makeDueJump()
     moved = _positions(context) - before
     deviation = float(np.abs(moved[: molecule.n_atoms] - _SHIFT_NM).max())
     if not 0.0 < np.abs(moved[molecule.n_atoms :]).max() < _SETTLING_NM:
         raise RuntimeError("what surrounds the solute did not settle after the jump")
     if integrator.getNumJumps() != 1 or deviation > _LANDING_NM:
         raise RuntimeError(f"the solute landed {deviation:.0e} nm from where it should")
-    # The jump has drawn velocities, so the next burst is ordinary dynamics.
+    # The next step draws velocities, so the next burst is ordinary dynamics.
     integrator.step(_BURST_STEPS)
+    integrator.makeDueJump()
     _check_state(context, integrator)
     if integrator.getNumJumps() != 2:
         raise RuntimeError("the second jump did not happen")
@@ -110,6 +112,7 @@ def _learned_jump(model: ScoreModel, bridge: str, platform: str) -> str:
     context, integrator = _simulation(model, bridge, platform)
     for _ in range(_MODEL_JUMPS):
         integrator.step(_BURST_STEPS)
+        integrator.makeDueJump()
         _check_state(context, integrator)
         if integrator.getNumJumps():
             return f"jumped at try {1 + integrator.getStatistics()['redraws']}"

@@ -207,6 +207,12 @@ def model_of(kernel, molecule, **card):
     return ScoreModel(kernel, molecule, card)
 
 
+def advance(integrator, steps):
+    """MD steps, and the jump that is due at their end."""
+    integrator.step(steps)
+    integrator.makeDueJump()
+
+
 def positions_of(context):
     """Positions in nm."""
     return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)

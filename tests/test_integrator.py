@@ -1,6 +1,7 @@
 """The integrator with kernels whose answers are known, on every bridge and platform."""
 
 import copy
+import functools
 import io
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import (
     PLATFORMS,
     Box,
     Engine,
+    advance,
     answer,
     crossed,
     model_of,
@@ -127,7 +129,7 @@ def jump_against_identity(engine, kernel, box, molecule, **settings):
             engine, k, box, molecule, frictionCoeff=0.0, system=system, **settings
         )
         context.setVelocities(np.zeros((context.getSystem().getNumParticles(), 3)))
-        integrator.step(1)
+        advance(integrator, 1)
         assert integrator.getNumJumps() == 1
         ends.append(positions_of(context))
     return ends[1] - ends[0], ends[0], context
@@ -247,7 +249,7 @@ def test_permuted_solute(reference, peptide, ala2):
         context, integrator = start(
             reference, kernel, which, ala2, system=system(permute), frictionCoeff=0.0
         )
-        integrator.step(1)
+        advance(integrator, 1)
         ends.append(positions_of(context))
     np.testing.assert_allclose(ends[1], ends[0][order], atol=LANDING)
     assert np.abs(plain).max() > 0.1
@@ -268,12 +270,12 @@ def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
     """Temperature, energy and constraints against OpenMM's own integrator, 4 sigma."""
     rounds = 1200 if engine == Engine("pythonforce", "Reference") else 300
 
-    def sample(context, integrator):
+    def sample(context, step):
         context.setVelocitiesToTemperature(300, 7)
-        integrator.step(500)
+        step(500)
         energies = []
         for _ in range(rounds):
-            integrator.step(25)
+            step(25)
             state = context.getState(energy=True)
             energies.append([state.getPotentialEnergy()._value, state.getKineticEnergy()._value])
         return blocks(energies)
@@ -290,7 +292,7 @@ def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
         burst=10 * STEP,
         frictionCoeff=5.0,
     )
-    mine, my_error = sample(context, integrator)
+    mine, my_error = sample(context, functools.partial(advance, integrator))
     assert integrator.getNumJumps() == (500 + 25 * rounds) // 10
     assert worst_constraint(context) < 2e-6
 
@@ -298,7 +300,7 @@ def test_identity_kernel_leaves_the_ensemble_alone(engine, peptide, ala2):
     plain.setRandomNumberSeed(99)
     other = openmm.Context(peptide.system(removeCMMotion=False), plain, engine.platform)
     other.setPositions(peptide.positions)
-    theirs, their_error = sample(other, plain)
+    theirs, their_error = sample(other, plain.step)
     sigma = np.abs(mine - theirs) / np.hypot(my_error, their_error)
     assert (sigma < 4).all(), (mine, theirs, sigma)
     # The error bars are tight enough to mean something: 12 K on the temperature.
@@ -330,7 +332,7 @@ def test_ornstein_uhlenbeck_through_openmm(engine, ala2):
     context.setPositions(molecule.positions)
     pair = []
     for _ in range(jumps):
-        integrator.step(1)
+        advance(integrator, 1)
         x = positions_of(context)
         pair.append(x[1] - x[0])
     assert integrator.getNumJumps() == jumps
@@ -370,7 +372,7 @@ def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate
     context.setVelocitiesToTemperature(300, 3)
     begin = context.getState(positions=True, velocities=True)
     integrator.setLag(lag)
-    integrator.step(1)
+    advance(integrator, 1)
     numbers = integrator.getStatistics()
     assert numbers["jumps_tried"] == 1
     assert numbers["jumps_accepted"] == 0
@@ -383,13 +385,13 @@ def test_bad_proposals_are_rejected_and_counted(engine, peptide, ala2, lag, gate
     context.setPositions(begin.getPositions())
     context.setVelocities(begin.getVelocities())
     integrator.setJumping(False)
-    integrator.step(1)
+    advance(integrator, 1)
     np.testing.assert_allclose(positions_of(context), x, atol=1e-6)
     np.testing.assert_allclose(velocities_of(context), v, atol=2e-3)
     # And the jump goes through once the kernel behaves.
     integrator.setJumping(True)
     integrator.setLag(10.0)
-    integrator.step(1)
+    advance(integrator, 1)
     assert integrator.getNumJumps() == 1
 
 
@@ -404,7 +406,7 @@ def test_jump_onto_the_solvent_is_taken_back(engine, water_box, ala2):
         )
         context.setVelocitiesToTemperature(300, 3)
         integrator.setJumping(limit is not None)
-        integrator.step(1)
+        advance(integrator, 1)
         ends.append((positions_of(context), velocities_of(context)))
         if limit is not None:
             numbers = integrator.getStatistics()
@@ -440,7 +442,7 @@ def test_surroundings_give_way(engine, water_box, tip4p_box, ala2, which):
     def run(kernel, **settings):
         context, integrator = start(engine, kernel, box, ala2, frictionCoeff=0.0, **settings)
         context.setVelocitiesToTemperature(300, 3)
-        integrator.step(1)
+        advance(integrator, 1)
         return context, integrator
 
     def rise(context):
@@ -450,7 +452,7 @@ def test_surroundings_give_way(engine, water_box, tip4p_box, ala2, which):
     plain, integrator = start(engine, Identity(n), box, ala2, frictionCoeff=0.0)
     plain.setVelocitiesToTemperature(300, 3)
     integrator.setJumping(False)
-    integrator.step(1)
+    advance(integrator, 1)
     before = plain.getState(energy=True).getPotentialEnergy()._value
     # Ions stand elsewhere in every new box, so how far it takes to meet the water hard differs.
     for distance in (0.12, 0.15, 0.18, 0.21, 0.24):
@@ -496,7 +498,7 @@ def test_nothing_settles_after_a_jump_that_raises_nothing(engine, water_box, ala
             **settings,
         )
         context.setVelocitiesToTemperature(300, 3)
-        integrator.step(2)
+        advance(integrator, 2)
         assert integrator.getNumJumps() == 1
         ends.append(positions_of(context))
     np.testing.assert_allclose(ends[0], ends[1], atol=LANDING if engine.exact else 1e-5)
@@ -525,7 +527,7 @@ def test_energy_limit_setting(ala2):
 def test_redraws_use_new_noise(engine, peptide, ala2):
     context, integrator = start(engine, Sometimes(ala2.n_atoms), peptide, ala2, maxTries=3)
     integrator.setLag(7.0)
-    integrator.step(40)
+    advance(integrator, 40)
     numbers = integrator.getStatistics()
     # Half of the draws pass: one of eight jumps needs more than three.
     assert numbers["jumps_tried"] == 40
@@ -550,14 +552,14 @@ def test_broken_kernels_raise_and_leave_no_trace(engine, peptide, ala2, lag, wor
     context.setVelocitiesToTemperature(300, 3)
     begin = context.getState(positions=True, velocities=True)
     integrator.setJumping(False)
-    integrator.step(1)
+    advance(integrator, 1)
     x, v = positions_of(context), velocities_of(context)
     context.setPositions(begin.getPositions())
     context.setVelocities(begin.getVelocities())
     integrator.setJumping(True)
     integrator.setLag(lag)
     with pytest.raises(JumpError, match=words):
-        integrator.step(1)
+        advance(integrator, 1)
     # The MD step was made, and nothing else.
     np.testing.assert_allclose(positions_of(context), x, atol=1e-6)
     np.testing.assert_allclose(velocities_of(context), v, atol=2e-3)
@@ -569,7 +571,7 @@ def test_broken_kernels_raise_and_leave_no_trace(engine, peptide, ala2, lag, wor
     forces = context.getState(forces=True, groups={group}).getForces(asNumpy=True)
     assert not np.any(forces._value)
     integrator.setLag(10.0)
-    integrator.step(2)
+    advance(integrator, 2)
     assert integrator.getNumJumps() == 2
 
 
@@ -590,6 +592,7 @@ def test_mirror_image_is_refused(engine, peptide, ala2):
         ala2,
         positions=peptide.positions * [1.0, 1.0, -1.0],
     )
+    integrator.step(1)
     with pytest.raises(JumpError, match="mirror image"):
         integrator.step(1)
 
@@ -615,7 +618,7 @@ def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
         rng = np.random.default_rng(2)
         context.setVelocities(rng.normal(scale=0.3, size=(tip4p_box.topology.getNumAtoms(), 3)))
         context.applyVelocityConstraints(1e-6)
-        integrator.step(1)
+        advance(integrator, 1)
         assert integrator.getNumJumps() == 1
         assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(length)
         assert integrator.getMDTime()._value == pytest.approx(STEP)
@@ -643,7 +646,7 @@ def test_the_water_settles_around_a_resting_solute(engine, tip4p_box, ala2):
             assert abs((v[i] - v[j]) @ (settled[i] - settled[j])) < 1e-2 * apart._value
     context.computeVirtualSites()
     np.testing.assert_allclose(positions_of(context), settled, atol=1e-5)
-    integrator.step(1)  # and jumps again, after a step that moves the solute
+    advance(integrator, 1)  # and jumps again, after a step that moves the solute
     assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(2 * length)
     assert np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
 
@@ -678,7 +681,7 @@ def test_settling_is_at_the_bath_s_temperature(engine, peptide, ala2):
         integrator.setTemperature(kelvin)
         context.setPositions(positions)
         context.setVelocities(np.zeros((n + others, 3)))
-        integrator.step(2)
+        advance(integrator, 2)
         state = context.getState(energy=True)
         expected = 1.5 * others * BOLTZMANN * kelvin
         for energy in (state.getPotentialEnergy(), state.getKineticEnergy()):
@@ -687,13 +690,13 @@ def test_settling_is_at_the_bath_s_temperature(engine, peptide, ala2):
 
 def test_no_settling_without_surroundings_or_without_a_jump(reference, peptide, tip4p_box, ala2):
     context, integrator = start(reference, Identity(ala2.n_atoms), peptide, ala2, settleTime=1.0)
-    integrator.step(2)
+    advance(integrator, 2)
     assert integrator.getNumJumps() == 2
     assert integrator.getStatistics()["settle"]["time_ps"] == 0
     context, integrator = start(
         reference, Sometimes(ala2.n_atoms), tip4p_box, ala2, lag=1.0, settleTime=1.0, maxTries=1
     )
-    integrator.step(1)
+    advance(integrator, 1)
     assert integrator.getStatistics()["fallbacks"] == 1
     assert integrator.getStatistics()["settle"]["time_ps"] == 0
 
@@ -715,7 +718,7 @@ def test_settling_that_was_interrupted_goes_on(tip4p_box, ala2, monkeypatch, car
     with monkeypatch.context() as patch:
         patch.setattr(openmm.CompoundIntegrator, "step", stop_midway)
         with pytest.raises(KeyboardInterrupt):
-            integrator.step(3)
+            integrator.step(4)
     assert integrator.getStatistics()["jumps_accepted"] == 1
     done = (1 + (SETTLE_STEPS - 1) // 3) * STEP
     assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(done)
@@ -780,12 +783,12 @@ def bond_energies(engine, peptide, ala2, length, bursts):
         frictionCoeff=10.0, settleTime=length,
     )  # fmt: skip
     context.setVelocitiesToTemperature(300, 4)
-    integrator.step(1000)
+    advance(integrator, 1000)
     n, constraints = ala2.n_atoms, system.getNumConstraints()
     masses = np.array([system.getParticleMass(i)._value for i in range(n)])
     energies, kelvins = [], []
     for _ in range(bursts):
-        integrator.step(5)
+        advance(integrator, 5)
         state = context.getState(energy=True, groups={7})
         energies.append(state.getPotentialEnergy()._value)
         v = velocities_of(context)[:n]
@@ -822,7 +825,7 @@ def test_unfinished_settling_follows_the_step_size(tip4p_box, ala2, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(openmm.CompoundIntegrator, "step", fail)
         with pytest.raises(openmm.OpenMMException, match="something else"):
-            integrator.step(1)
+            advance(integrator, 1)
     # Nothing was done: velocities are still to be drawn.
     assert integrator.getStatistics()["settle"]["time_ps"] == 0
     seen = []
@@ -836,7 +839,7 @@ def test_unfinished_settling_follows_the_step_size(tip4p_box, ala2, monkeypatch)
     integrator.setJumping(False)
     with monkeypatch.context() as patch:
         patch.setattr(openmm.CompoundIntegrator, "step", look)
-        integrator.step(1)
+        advance(integrator, 1)
     assert seen == [(1, 1.0), (39, 0.0)]
     assert integrator.getStatistics()["settle"]["time_ps"] == pytest.approx(20 * STEP)
 
@@ -912,14 +915,14 @@ def test_energy_is_judged_by_what_md_reaches(engine, peptide, ala2):
             maxTries=3,
         )
         context.setVelocitiesToTemperature(300, 3)
-        integrator.step(10)  # too early to know what MD reaches
+        advance(integrator, 10)  # too early to know what MD reaches
         assert integrator.getStatistics()["jumps_accepted"] == 1
         context.setPositions(peptide.positions)
         integrator.setLag(1.0)
-        integrator.step(300)
+        advance(integrator, 300)
         assert integrator.getStatistics()["fallbacks"] == 0
         integrator.setLag(lag)
-        integrator.step(10)
+        advance(integrator, 10)
         numbers = integrator.getStatistics()
         ends.append(positions_of(context))
         refused = sigma is not None and lag == 2.0
@@ -961,7 +964,7 @@ def test_what_the_water_refuses_is_drawn_again(engine, water_box, ala2):
         engine, Fickle(ala2.n_atoms), water_box, ala2, lag=3.0, maxEnergyRise=300.0, settleSteps=2
     )
     context.setVelocitiesToTemperature(300, 3)
-    integrator.step(12)
+    advance(integrator, 12)
     numbers = integrator.getStatistics()
     # Half of the draws go into the water: one jump of sixteen finds no other way in four draws.
     assert numbers["rejections"]["energy_rise"] >= 3
@@ -980,9 +983,9 @@ def test_candidates_decide_about_speed_only(reference, peptide, ala2):
         )
         context.setVelocitiesToTemperature(300, 3)
         integrator.setLag(4.0)
-        integrator.step(1)  # its first draw fails
+        advance(integrator, 1)  # its first draw fails
         landed = positions_of(context)
-        integrator.step(29)
+        advance(integrator, 29)
         numbers = integrator.getStatistics()
         del numbers["seconds"], numbers["settle"]
         ends.append((landed, numbers))
@@ -1012,28 +1015,28 @@ def test_md_covers_the_lag_from_a_novel_frame(engine, peptide, ala2):
     context, integrator = start(engine, model, peptide, ala2, burst=5 * STEP, lag=20 * STEP)
     assert integrator.getMaxNovelty() == 0.1
     context.setVelocitiesToTemperature(300, 3)
-    integrator.step(5)
+    advance(integrator, 5)
     numbers = integrator.getStatistics()
     assert numbers["novel"] == numbers["jumps_tried"] == 1
     assert numbers["fallbacks"] == numbers["redraws"] == sum(numbers["rejections"].values()) == 0
     for steps, tried in ((19, 1), (1, 2), (19, 2), (1, 3)):
-        integrator.step(steps)
+        advance(integrator, steps)
         numbers = integrator.getStatistics()
         assert numbers["novel"] == numbers["jumps_tried"] == tried
     # No time is counted but that of the MD.
     assert numbers["effective_time_ps"] == pytest.approx(45 * STEP)
     # A restart in the middle of such a lag goes on with it.
-    integrator.step(7)
+    advance(integrator, 7)
     checkpoint = context.createCheckpoint()
     integrator.setMaxNovelty(10.0)
     for again in range(2):
-        integrator.step(12)
+        advance(integrator, 12)
         assert integrator.getStatistics()["jumps_tried"] == 3
-        integrator.step(1)
+        advance(integrator, 1)
         assert integrator.getStatistics()["jumps_accepted"] == (0 if again else 1)
         if not again:
             # The next burst is an ordinary one.
-            integrator.step(5)
+            advance(integrator, 5)
             assert integrator.getStatistics()["jumps_accepted"] == 2
             context.loadCheckpoint(checkpoint)
             assert integrator.getMaxNovelty() == 0.1
@@ -1045,11 +1048,11 @@ def test_md_instead_of_a_jump_lasts_whole_bursts(reference, peptide, ala2):
     model.novelty = Size(0.1)
     for lag, steps in ((18, 20), (20, 20), (21, 25), (2, 5)):
         _, integrator = start(reference, model, peptide, ala2, burst=5 * STEP, lag=lag * STEP)
-        integrator.step(5)
+        advance(integrator, 5)
         for done in range(1, 3):
-            integrator.step(steps - 1)
+            advance(integrator, steps - 1)
             assert integrator.getStatistics()["novel"] == done
-            integrator.step(1)
+            advance(integrator, 1)
             assert integrator.getStatistics()["novel"] == done + 1
 
 
@@ -1102,7 +1105,7 @@ def test_unscriptable_kernel(peptide, ala2):
         Engine("pythonforce", "Reference"), kernel, peptide, ala2, burst=4 * STEP
     )
     kernel.seen.clear()
-    integrator.step(12)
+    advance(integrator, 12)
     assert kernel.seen == [10.0] * 3
     for bridge in ("torchforce", "native"):
         if answer(bridge, "Reference").ok:
@@ -1133,7 +1136,7 @@ def test_interrupts_leave_a_sound_state(peptide, ala2, monkeypatch):
     )
     kernel.stop = True
     with pytest.raises(KeyboardInterrupt):
-        integrator.step(1)
+        advance(integrator, 1)
     assert context.getParameter(NUMBER) == 0
     assert context.getStepCount() == 1
     kernel.stop = False
@@ -1145,10 +1148,10 @@ def test_interrupts_leave_a_sound_state(peptide, ala2, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(integrator, "_settle", stop)
         with pytest.raises(KeyboardInterrupt):
-            integrator.step(1)
+            advance(integrator, 1)
     assert np.abs(positions_of(context) - before).max() < 0.005  # the jump was taken back
     assert integrator.getNumJumps() == 0
-    integrator.step(3)
+    advance(integrator, 3)
     assert integrator.getNumJumps() == 3
     assert context.getStepCount() == 5
 
@@ -1169,7 +1172,7 @@ def test_an_interrupt_right_after_the_program(peptide, ala2, monkeypatch, bridge
     with monkeypatch.context() as patch:
         patch.setattr(openmm.CompoundIntegrator, "step", step_then_stop)
         with pytest.raises(KeyboardInterrupt):
-            integrator.step(1)
+            advance(integrator, 1)
     numbers = integrator.getStatistics()
     assert (numbers["jumps_tried"], numbers["jumps_accepted"], numbers["fallbacks"]) == (1, 0, 1)
     x = positions_of(context)
@@ -1177,9 +1180,9 @@ def test_an_interrupt_right_after_the_program(peptide, ala2, monkeypatch, bridge
         Engine(bridge, "Reference"), Shift(ala2.n_atoms, SHIFT), peptide, ala2, frictionCoeff=0.0
     )
     other.setJumping(False)
-    other.step(1)
+    advance(other, 1)
     np.testing.assert_allclose(x, positions_of(plain), atol=1e-9)
-    integrator.step(1)
+    advance(integrator, 1)
     assert integrator.getNumJumps() == 1
 
 
@@ -1200,7 +1203,9 @@ def test_an_interrupt_in_a_burst_keeps_the_clocks(peptide, ala2, monkeypatch):
     assert context.getStepCount() == 20
     assert integrator.getMDTime()._value == pytest.approx(20 * STEP)
     integrator.step(29)
-    assert integrator.getNumJumps() == 0
+    assert not integrator.isJumpDue()
+    integrator.step(1)
+    assert integrator.isJumpDue()
     integrator.step(1)
     assert integrator.getNumJumps() == 1
 
@@ -1255,7 +1260,7 @@ def test_one_call_a_jump_and_none_elsewhere(engine, water_box, ala2, capfd):
     context.getState(forces=True, energy=True)
     if engine.name != "OpenCL":  # OpenMM's minimiser kernels crash under pocl
         openmm.LocalEnergyMinimizer.minimize(context, 100.0, 3)
-    integrator.step(9)
+    integrator.step(10)
     context.getState(forces=True, energy=True)
     assert capfd.readouterr().out.count("CALLED") == 0
     integrator.step(1)
@@ -1400,7 +1405,7 @@ def test_state_round_trip_keeps_clocks_and_jump_noise(engine, peptide, ala2):
         one.pop("seconds")
     assert ours == theirs
     assert other.getRandomNumberSeed() == integrator.getRandomNumberSeed()
-    other.step(3)  # the jump is due now, five steps into the burst
+    other.step(4)  # three to the end of the burst, and one that begins with the jump
     assert other.getNumJumps() == 3
 
 
@@ -1409,14 +1414,14 @@ def test_state_continues_exactly_without_langevin_noise(reference, peptide, ala2
     settings = {"burst": 8 * STEP, "frictionCoeff": 0.0}
     context, integrator = start(reference, noisy(ala2), peptide, ala2, **settings)
     context.setVelocitiesToTemperature(300, 1)
-    integrator.step(5)
+    advance(integrator, 5)
     state = context.getState(
         positions=True, velocities=True, parameters=True, integratorParameters=True
     )
     fresh, other = start(reference, noisy(ala2), peptide, ala2, **settings)
     fresh.setState(state)
     for one in (integrator, other):
-        one.step(3)  # up to and including the jump, whose noise is counter-based
+        advance(one, 3)  # up to and including the jump, whose noise is counter-based
     np.testing.assert_array_equal(positions_of(fresh), positions_of(context))
 
 
@@ -1436,7 +1441,7 @@ def test_deep_copy(reference, peptide, ala2):
         assert getattr(twin, name)() == getattr(integrator, name)()
     other = openmm.Context(context.getSystem(), twin, reference.platform)
     other.setPositions(context.getState(positions=True).getPositions())
-    twin.step(3)
+    twin.step(4)
     assert twin.getNumJumps() == integrator.getNumJumps() + 1
 
 
@@ -1487,7 +1492,7 @@ def test_system_xml_with_pythonforce(peptide, ala2):
     twin = copy.deepcopy(integrator)
     other = openmm.Context(system, twin, engine.platform)
     other.setPositions(peptide.positions)
-    twin.step(1)
+    advance(twin, 1)
     assert twin.getNumJumps() == 1
 
 
@@ -1543,7 +1548,7 @@ def test_pressure_coupling(engine, water_box, ala2):
     context, integrator = start(engine, noisy(ala2), water_box, ala2, system=system, burst=5 * STEP)
     context.setVelocitiesToTemperature(300, 1)
     before = context.getState().getPeriodicBoxVolume()
-    integrator.step(60)
+    advance(integrator, 60)
     state = context.getState(positions=True, energy=True)
     assert state.getPeriodicBoxVolume() != before
     assert integrator.getNumJumps() == 12
@@ -1605,7 +1610,7 @@ def test_a_cis_peptide_is_left_to_md(engine, peptide):
         x[own] = turned(x[own][None], [4, 6], np.arange(6), turn)[0]
         context.setPositions(x)
         context.setVelocitiesToTemperature(300, 1)
-        integrator.step(5)
+        advance(integrator, 5)
         numbers = integrator.getStatistics()
         assert numbers["jumps_tried"] == 1
         assert numbers["novel"] == (1 if turn else 0)
@@ -1621,7 +1626,7 @@ def test_virtual_sites_ions_and_heavy_hydrogens(engine, tip4p_box, ala2):
         engine, noisy(ala2), tip4p_box, ala2, system=system, burst=8 * 0.004, stepSize=0.004
     )
     context.setVelocitiesToTemperature(300, 1)
-    integrator.step(40)
+    advance(integrator, 40)
     assert integrator.getNumJumps() == 5
     assert worst_constraint(context) < 5e-6
     x = positions_of(context)
@@ -1646,7 +1651,7 @@ def test_single_precision_opencl(peptide, ala2):
     integrator.attach(system, peptide.topology)
     context = openmm.Context(system, integrator, engine.platform, {"Precision": "single"})
     context.setPositions(peptide.positions)
-    integrator.step(1)
+    advance(integrator, 1)
     moved = positions_of(context) - peptide.positions
     np.testing.assert_allclose(moved.mean(0), SHIFT, atol=1e-3)
 
@@ -1669,7 +1674,7 @@ def test_getters_and_setters(reference, peptide, ala2):
         assert one.getStepSize().value_in_unit(unit.picosecond) == 0.001
         one.setRandomNumberSeed(17)
         assert one.getRandomNumberSeed() == 17
-    integrator.step(100)
+    integrator.step(101)
     assert integrator.getNumJumps() == 1
     integrator.setJumping(False)
     assert not integrator.getJumping()
@@ -1811,5 +1816,5 @@ def test_free_force_group_is_found(ala2, peptide):
         Engine("pythonforce", "Reference"), Shift(ala2.n_atoms, SHIFT), peptide, ala2, system=system
     )
     assert [f.getForceGroup() for f in system.getForces()][-1] == 29
-    integrator.step(2)
+    advance(integrator, 2)
     assert integrator.getNumJumps() == 2

@@ -19,7 +19,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from conftest import IMPLICIT, answer, model_of, positions_of
+from conftest import IMPLICIT, advance, answer, model_of, positions_of
 
 from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.bridges import BRIDGES, choose_bridge, platform_names
@@ -430,7 +430,7 @@ def test_on_a_gpu(peptide, ala2, precision):
         context = openmm.Context(system, integrator, platform, properties)
         context.setPositions(peptide.positions)
         context.setVelocities(np.zeros((ala2.n_atoms, 3)))
-        integrator.step(4)
+        advance(integrator, 4)
         assert integrator.getNumJumps() == 1
         ends.append(positions_of(context))
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-4)

@@ -23,6 +23,7 @@ from openmm_sd import Molecule, Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.analysis import basins
 from openmm_sd.cli import main
 from openmm_sd.files.trajectories import FORMATS, dcd_bytes, dcd_header, xtc_frames
+from openmm_sd.integrator import programs
 from openmm_sd.integrator.notes import dropped_jumps, ensemble_notes
 from openmm_sd.model.model import model_digest
 from openmm_sd.model.novelty import fit_novelty
@@ -138,7 +139,7 @@ def test_files_of_a_run(watery, jitter, tmp_path, format):
     assert summary["effective_ns_per_day"] > 0
     assert set(summary["seconds"]) == {"md", "model", "settle"}
     rows = rows_of(tmp_path / "out")
-    assert [int(row["Step"]) for row in rows] == [6, 13, 20, 27]
+    assert [int(row["Step"]) for row in rows] == [7, 14, 21, 28]
     times = [float(row["Effective Time (ps)"]) for row in rows]
     top = tmp_path / "out/topology.pdb"
     file = str(tmp_path / "out" / FORMATS[format])
@@ -191,7 +192,7 @@ def test_a_run_is_a_trajectory_and_a_row_of_basins(watery, jitter, tmp_path):
 
 
 def test_frames_are_what_the_simulation_has(vacuum, ala2, tmp_path):
-    """By default one a burst, one step before the jump."""
+    """By default one a burst, at its end, before the jump."""
     model = model_of(Identity(ala2.n_atoms), ala2, temperature_K=300.0)
     run_mixed(
         model, vacuum, tmp_path / "out", settings(jumps=3, every_ps=None, format="h5", seed=3)
@@ -207,7 +208,7 @@ def test_frames_are_what_the_simulation_has(vacuum, ala2, tmp_path):
     context.setPositions(vacuum.positions)
     context.setVelocitiesToTemperature(300, 3)
     for k in range(3):
-        integrator.step(10 if k else 9)
+        integrator.step(10)
         x = context.getState(positions=True).getPositions(asNumpy=True)._value
         np.testing.assert_array_equal(found.xyz[k], np.asarray(x, dtype=np.float32))
         assert found.time[k] == pytest.approx(integrator.getEffectiveTime()._value)
@@ -322,7 +323,7 @@ def test_another_platform_goes_on_from_the_portable_state(vacuum, jitter, tmp_pa
     assert (tmp_path / "out/log.csv").read_bytes().startswith(before)
     assert summary["jumps_tried"] == 12
     rows = rows_of(tmp_path / "out")
-    assert [int(row["Step"]) for row in rows] == list(range(6, 120, 7))
+    assert [int(row["Step"]) for row in rows] == list(range(7, 120, 7))
 
 
 def stop_after(monkeypatch, step):
@@ -463,6 +464,19 @@ def test_neither_checkpoint_nor_portable_state(vacuum, jitter, tmp_path, monkeyp
     assert "new directory" in str(e.value)
 
 
+def test_a_run_of_a_version_whose_jumps_ended_bursts(vacuum, jitter, tmp_path, monkeypatch):
+    """A finished one is shown, and none goes on."""
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "LAYOUT", programs.LAYOUT + 1.0)
+        first = run_mixed(jitter, vacuum, tmp_path / "out", settings(jumps=2))
+    assert stable(run_mixed(jitter, vacuum, tmp_path / "out", settings(jumps=2))) == stable(first)
+    before = {f: f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    with pytest.raises(ValueError, match="a run that another version of openmm-sd has begun") as e:
+        run_mixed(jitter, vacuum, tmp_path / "out", settings(jumps=3))
+    assert "\n" not in str(e.value)
+    assert {f: f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()} == before
+
+
 # -- models that fail ------------------------------------------------------------------------------
 
 
@@ -509,7 +523,7 @@ def test_a_model_that_always_fails_is_plain_md(kind, platform, friction, ala2, t
     context.setVelocitiesToTemperature(300, COMMON["seed"])
     rows = rows_of(tmp_path / "out")
     for k, row in enumerate(rows):
-        integrator.step(10 if k else 9)
+        integrator.step(10)
         energy = context.getState(energy=True).getPotentialEnergy()._value
         assert float(row["Potential Energy (kJ/mol)"]) == energy, k
     assert len(rows) == 8
@@ -1180,7 +1194,7 @@ def test_reporters_of_openmm_and_mdtraj(watery, jitter, tmp_path):
     for name, reporter in ours.items():
         simulation.reporters.append(reporter(str(tmp_path / name), 10))
     simulation.step(40)
-    assert integrator.getStatistics()["jumps_tried"] == 4
+    assert integrator.getStatistics()["jumps_tried"] == 3
     for reporter in simulation.reporters:
         if hasattr(reporter, "close"):
             reporter.close()

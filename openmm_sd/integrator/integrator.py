@@ -26,7 +26,6 @@ from .programs import (
     SETTINGS,
     STATE,
     carried_variables,
-    check_layout,
     free_group,
     jump_group,
 )
@@ -39,15 +38,15 @@ _LONG_STEP = 0.02
 class ScoreDynamicsIntegrator(SteppingIntegrator):
     """Alternate bursts of Langevin dynamics with learned jumps of the solute.
 
-    Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. At the end of every burst a
-    learned kernel proposes where the solute will be one lag later. A proposal that passes the gates
-    is applied, everything else gives way by a few small steps downhill and then by a short MD
-    around the solute at rest, and the next MD step draws all velocities anew. A proposal that
-    fails, or to which the surroundings cannot give way, is taken back and drawn again, a limited
-    number of times; then the jump is dropped and MD carries on. From a frame unlike those the model
-    was trained on there is no jump: MD covers that lag instead. All of this is counted. One
-    ``step()`` is one MD step, whatever happens at its end, so reporters, barostats and step counts
-    behave as with any other integrator.
+    Ordinary MD steps are done by OpenMM's own LangevinMiddleIntegrator. When a burst is full and
+    the next MD step is asked for, a learned kernel proposes where the solute will be one lag later.
+    A proposal that passes the gates is applied, everything else gives way by a few small steps
+    downhill and then by a short MD around the solute at rest, and the MD step draws all velocities
+    anew. A proposal that fails, or to which the surroundings cannot give way, is taken back and
+    drawn again, a limited number of times; then the jump is dropped and MD carries on. From a frame
+    unlike those the model was trained on there is no jump: MD covers that lag instead. All of this
+    is counted. One ``step()`` is one MD step, whatever happens before it, so reporters, barostats
+    and step counts behave as with any other integrator.
 
     There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
     force field's. Read the model card for its measured error.
@@ -114,18 +113,22 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     Notes
     -----
-    *Jumps.* The jump happens at the end of the last MD step of a burst: positions before it are
-    never seen by a reporter. Jump number k uses noise keyed by (seed, k,
-    try), so it does not depend on platform or bridge.
+    *Jumps.* The jump happens at the beginning of the first MD step after a full burst. So a
+    reporter whose interval is the burst sees the ends of bursts, where the water has followed.
+    Until that step the jump is only due (`isJumpDue`): no clock or counter knows of it, and a
+    script that ends there has not made it. It starts from what is there when it is made, after
+    ``setPositions`` or ``minimizeEnergy`` too. How the steps are divided among calls of ``step``
+    changes nothing. Jump number k uses noise keyed by (seed, k, try), so it does not depend on
+    platform or bridge.
 
-    *Velocities.* The first MD step after a jump draws all velocities anew: velocities that you set
-    between a jump and that step are lost.
+    *Velocities.* The MD step after an accepted jump draws all velocities anew: those that you set
+    while a jump is due are lost with it, and kept where it is dropped.
 
-    *Resuming.* Clocks, counters and the position within a burst are part of OpenMM's State
-    (``integratorParameters=True``) and checkpoints. A checkpoint continues exactly where forces
-    are deterministic (Reference platform). A State does not hold OpenMM's own random numbers, so
-    after loading one the Langevin noise differs while the jumps' noise continues. XML of the
-    integrator alone gives back a plain CompoundIntegrator: see `restore`.
+    *Resuming.* Clocks, counters and the position within a burst, a jump that is due included, are
+    part of OpenMM's State (``integratorParameters=True``) and checkpoints. A checkpoint continues
+    exactly where forces are deterministic (Reference platform). A State does not hold OpenMM's own
+    random numbers, so after loading one the Langevin noise differs while the jumps' noise
+    continues. XML of the integrator alone gives back a plain CompoundIntegrator: see `restore`.
     """
 
     def __init__(
@@ -304,6 +307,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def getNumJumps(self) -> int:
         """Number of jumps that were accepted."""
+        self._check_loaded()
         return int(self._get("accepted"))
 
     def getEffectiveTime(self) -> unit.Quantity:
@@ -311,7 +315,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         return (self._md_time() + self._get("effective_extra")) * unit.picosecond
 
     def getStatistics(self) -> dict[str, Any]:
-        """Counters and times.
+        """Counters and times; a jump that is due is in none of them.
 
         Returns
         -------
@@ -327,8 +331,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             ``effective_time_ps`` and ``seconds`` (wall-clock in this process: ``md``, ``model``,
             ``settle``; on a GPU, which works behind the program's back, the shares are rough).
         """
-        if self._jumper is not None:
-            check_layout(self._jumper)
+        self._check_loaded()
         settled = self._get("settled")
 
         def mean(name: str) -> float | None:
@@ -386,7 +389,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         return self._langevin.getStepSize()
 
     def setStepSize(self, size: Any) -> None:
-        """Set the size of an MD step, ps. The burst keeps its length in ps."""
+        """Set the size of an MD step, ps. The burst, and what is done of it, keep their ps."""
         value = _positive("size", size, unit.picosecond)
         self._langevin.setStepSize(value)
         for program in self._programs():
@@ -396,7 +399,9 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             self._set("md_earlier", self._md_time())
             self._set("md_steps", 0)
             self._set("settle_left", math.ceil(self._get("settle_left") * before / value))
+        left = max(0.0, self._due_steps() - self._get("burst_done")) * before / value
         self._set("step", value)
+        self._set("burst_done", max(0, self._due_steps() - round(left)))
 
     def getBurst(self) -> unit.Quantity:
         """MD time between two jumps."""

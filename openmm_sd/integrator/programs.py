@@ -35,7 +35,8 @@ STATE: dict[str, float] = {
     # was interrupted.
     "md_steps": 0.0,  # steps of ordinary MD done under this integrator, of the present size
     "md_earlier": 0.0,  # ps of ordinary MD done in steps of another size
-    "burst_done": 0.0,  # MD steps since the last jump was due
+    # MD steps since the last jump; with a whole burst of them the next one is due.
+    "burst_done": 0.0,
     "fresh": 0.0,  # 1 after a jump, until the next MD step has drawn new velocities
     "tried": 0.0,  # jumps tried; the number of the next jump
     "accepted": 0.0,
@@ -68,9 +69,10 @@ _SCRATCH = (
     "tries", "drawn", "status", "ok", "again", "back", "energy", "energy_before", "rise",
 )  # fmt: skip
 # OpenMM's checkpoints hold variables by their place and not by name. The first and the last one are
-# this number, so that a checkpoint of another version shows.
+# this number, so that a checkpoint of another version shows. To be changed with what they mean.
 _LAYOUT_NAMES = ("layout", "layout_again")
-LAYOUT = float(zlib.crc32(",".join((*STATE, *SETTINGS, *_SCRATCH)).encode()))
+_MEANING = "a jump begins the step after its burst"
+LAYOUT = float(zlib.crc32(",".join((_MEANING, *STATE, *SETTINGS, *_SCRATCH)).encode()))
 
 #: Settling ends when the energy is within this of what it was, kJ/mol: ten kT. A step of a box of
 #: water takes some tens, so that the energy ends on either side of the old one, and a jump that
@@ -100,9 +102,10 @@ def carried_variables(jumper: openmm.CustomIntegrator) -> dict[str, float]:
         for i in range(jumper.getNumGlobalVariables())
     }
     missing = [name for name in (*STATE, *SETTINGS) if name not in found]
-    if missing:
+    if missing or any(found.get(name) != LAYOUT for name in _LAYOUT_NAMES):
         raise ValueError(
-            f"integrator is not one that this version of openmm-sd wrote: it lacks {missing}"
+            "integrator is not one that this version of openmm-sd wrote"
+            + (f": it lacks {missing}" if missing else "")
         )
     return found
 
@@ -111,8 +114,8 @@ def check_layout(jumper: openmm.CustomIntegrator) -> None:
     """Notice a checkpoint whose variables are others than this version's."""
     if any(jumper.getGlobalVariableByName(PREFIX + name) != LAYOUT for name in _LAYOUT_NAMES):
         raise RuntimeError(
-            "the checkpoint that was loaded is of another version of openmm-sd: what it holds "
-            "has been read into the wrong variables; make a new integrator and Context"
+            "the checkpoint or State that was loaded is of another version of openmm-sd, whose "
+            "variables mean something else; make a new integrator and Context"
         )
 
 

@@ -1,4 +1,4 @@
-"""What happens in a step: ordinary MD, and at the end of a burst a jump that has to settle."""
+"""What happens in a step: a jump that is due, with its settling, and then ordinary MD."""
 
 from __future__ import annotations
 
@@ -117,53 +117,87 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
     def _step_size(self) -> float:
         return self._langevin.getStepSize().value_in_unit(unit.picosecond)
 
+    def _burst_steps(self) -> int:
+        """MD steps of a burst."""
+        return max(1, round(self._get("burst") / self._get("step")))
+
     def _due_steps(self) -> int:
         """MD steps between two jumps, or those that cover a lag without a jump."""
-        burst = max(1, round(self._get("burst") / self._step_size()))
+        burst = self._burst_steps()
         if not self._get("waiting"):
             return burst
         # Whole bursts, so that whoever looks at their ends goes on doing so.
-        lag = max(1, round(self._get("lag") / self._step_size()))
+        lag = max(1, round(self._get("lag") / self._get("step")))
         return burst * math.ceil(lag / burst)
 
+    def _check_loaded(self) -> None:
+        """Refuse to make anything of a checkpoint of another version."""
+        if self._jumper is not None:
+            check_layout(self._jumper)
+
     def _md_time(self) -> float:
+        self._check_loaded()
         return self._get("md_earlier") + self._get("md_steps") * self._get("step")
 
     # -- stepping --------------------------------------------------------------------------------
 
     def step(self, steps: int) -> None:
-        """Advance by MD steps, with a jump at the end of every full burst.
+        """Advance by MD steps; where a burst is full the next step begins with a jump.
 
         Parameters
         ----------
         steps : int
             Number of MD steps.
         """
+        steps = operator.index(steps)
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
+        self._make_ready()
+        while steps > 0:
+            self._jump_if_due()
+            if self._get("fresh"):
+                steps -= self._md(_REFRESHER, 1)
+            else:
+                left = self._due_steps() - int(self._get("burst_done"))
+                steps -= self._md(_LANGEVIN, min(steps, left) if self.getJumping() else steps)
+
+    def isJumpDue(self) -> bool:
+        """Whether the burst is full, so that the next MD step begins with a jump."""
+        return self.getJumping() and self._get("burst_done") >= self._due_steps()
+
+    def makeDueJump(self) -> bool:
+        """Make the jump that is due at once, with its settling, instead of with the next MD step.
+
+        For looking at what a jump does: with or without this call the trajectory is the same.
+
+        Returns
+        -------
+        bool
+            Whether a jump was due; `getStatistics` tells what became of it.
+        """
+        self._make_ready()
+        return self._jump_if_due()
+
+    def _make_ready(self) -> None:
+        """Refuse a Context that does not fit, and take over what was loaded into it."""
         if self._jumper is None:
             raise RuntimeError(
                 "the integrator is not attached: call attach(system, topology) before making the "
                 "Context or Simulation"
             )
-        steps = operator.index(steps)
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, got {steps}")
         if self._context_ref is None:
             self._check_context()
         self._follow_checkpoint()
+
+    def _jump_if_due(self) -> bool:
+        """Make the jump that is due, and whatever settling is left to do after the last one."""
+        due = self.isJumpDue()
+        if due:
+            self._set("burst_done", 0)
+            self._set("waiting", 0)
+            self._jump()
         self._settle_by_dynamics()
-        while steps > 0:
-            # A burst that was made shorter than what is done of it ends with the next step.
-            left = max(1, self._due_steps() - int(self._get("burst_done")))
-            if self._get("fresh"):
-                done = self._md(_REFRESHER, 1)
-            else:
-                done = self._md(_LANGEVIN, min(steps, left) if self.getJumping() else steps)
-            steps -= done
-            if self.getJumping() and done >= left:
-                self._set("burst_done", 0)
-                self._set("waiting", 0)
-                self._jump()
-                self._settle_by_dynamics()
+        return due
 
     def _check_context(self) -> None:
         """See before the first step whether the Context is one that `attach` was made for."""
@@ -189,8 +223,7 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
 
         OpenMM saves a CustomIntegrator's variables, but not the settings of its own integrators.
         """
-        assert self._jumper is not None
-        check_layout(self._jumper)
+        self._check_loaded()
         temperature, friction, step = (self._get(n) for n in ("temperature", "friction", "step"))
         if self._langevin.getTemperature()._value != temperature:
             self._langevin.setTemperature(temperature)

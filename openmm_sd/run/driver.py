@@ -371,6 +371,13 @@ class _Run:
                 f"{self._folder / CHECKPOINT} does not fit itself: MD step "
                 f"{self._context.getStepCount()} and {self._steps}"
             )
+        try:
+            self._integrator.getStatistics()
+        except RuntimeError:
+            raise ValueError(
+                f"output: {self._folder} holds a run that another version of openmm-sd has begun, "
+                "which this one cannot go on with; give a new directory"
+            ) from None
 
     # -- sampling --------------------------------------------------------------------------------
 
@@ -381,8 +388,10 @@ class _Run:
         first, warned = plan.share(numbers), False
         while plan.share(numbers) < 1.0 and not self._stopped():
             self._advance(self._next(numbers) - self._steps)
-            if (self._steps + 1) % plan.every_steps == 0:
+            if self._steps % plan.every_steps == 0:
                 self._record()
+            # At once, so that a run can end with it.
+            self._go(self._integrator.makeDueJump)
             numbers = self._numbers()
             now = time.monotonic()
             if now - said >= _REPORT_SECONDS:
@@ -406,15 +415,19 @@ class _Run:
     def _next(self, numbers: dict[str, Any]) -> int:
         """Return the MD step to go to: the next at which anything may be due."""
         plan, here = self._plan, self._steps
-        frame = ((here + 1) // plan.every_steps + 1) * plan.every_steps - 1
+        frame = (here // plan.every_steps + 1) * plan.every_steps
         burst = (here // plan.burst_steps + 1) * plan.burst_steps
         chunk = (here // _CHUNK_STEPS + 1) * _CHUNK_STEPS
         return int(min(frame, burst, chunk, here + plan.steps_left(numbers)))
 
     def _advance(self, steps: int) -> None:
+        self._go(lambda: self._integrator.step(steps))
+        self._steps += steps
+
+    def _go(self, work: Callable[[], object]) -> None:
         began = time.perf_counter()
         try:
-            self._integrator.step(steps)
+            work()
         except (openmm.OpenMMException, JumpError) as error:
             reason = one_line(error)
             hint = "the same command goes on from there"
@@ -429,7 +442,6 @@ class _Run:
             ) from error
         finally:
             self._sampling += time.perf_counter() - began
-        self._steps += steps
 
     def _record(self) -> None:
         """Take a frame and a log line."""
