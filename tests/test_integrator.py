@@ -1745,7 +1745,7 @@ def test_defaults_come_from_the_card(ala2):
         ({"lag": 0}, "lag must be a positive"),
         ({"lag": -10 * unit.picosecond}, "lag must be a positive"),
         ({"bridge": "telepathy"}, "bridge must be 'auto' or one of"),
-        ({"seed": 0}, "seed must be a whole number from 1"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
         ({"seed": 2**31}, "seed must be a whole number"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"maxTries": 0}, "maxTries must be a whole number"),

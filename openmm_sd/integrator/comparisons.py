@@ -59,7 +59,7 @@ def dry_run(model: ScoreModel, solute: Solute, lag_ps: float) -> None:
 
 def other_temperature(model: ScoreModel, temperature_K: float) -> Iterator[Note]:
     """Yield a note if the model was trained at another temperature."""
-    card = model.temperature
+    card = model.temperature_K
     if card is not None and abs(card - temperature_K) > _SAME_TEMPERATURE:
         yield Note(
             TEMPERATURE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import random
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ..jump.jump import MAX_CANDIDATES, Jump, gates_of
 from ..model.model import ScoreModel
 from ..propagator.noise import MAX_SEED
 from ..system.solute import Solute, find_solute
+from .arguments import positive, whole
 from .comparisons import DiffersFromModel, dry_run, other_system, other_temperature
 from .notes import Note
 from .programs import (
@@ -51,6 +51,10 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
     There is no Metropolis test: the ensemble that a mixed run samples is the model's as much as the
     force field's. Read the model card for its measured error.
 
+    Methods in camelCase take Quantities, or bare numbers in OpenMM's units, and give Quantities;
+    attributes like `burst_ps` are the same as floats. ``model.createIntegrator(system, topology)``
+    makes an integrator that is attached already.
+
     Parameters
     ----------
     model : ScoreModel
@@ -61,15 +65,20 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         Friction of the Langevin dynamics, 1/ps. 1/ps by default.
     stepSize : Quantity or float, optional
         MD step, ps. 0.002 ps by default.
+    system, topology : openmm.System, openmm.app.Topology or mdtraj.Topology, optional
+        To attach the integrator at once, which otherwise is to be done before a Context is made.
+    solute, platform
+        Go with them; see `attach`.
     burst : Quantity or float, optional
-        MD time between two jumps, ps. The card's recommendation by default.
+        MD time between two jumps, ps. The card's recommendation by default. It is made a whole
+        number of MD steps, the nearest; `getBurst` tells what is done.
     lag : Quantity or float, optional
         Physical time that one jump covers, ps. The card's recommendation by default.
     bridge : {"auto", "native", "pythonforce", "torchforce"}
         How the kernel reaches OpenMM; "auto" takes the first that passes a real evaluation.
     seed : int, optional
-        1 to 2**31 - 1. Fixes the noise of the jumps and of the Langevin dynamics. Drawn at random
-        by default; see `getRandomNumberSeed`.
+        Up to 2**31 - 1. Fixes the noise of the jumps and of the Langevin dynamics. 0, the default,
+        draws one at random, which `getRandomNumberSeed` tells; a copy then draws one of its own.
     maxTries : int
         How many proposals to draw for a jump before it is dropped.
     candidates : int
@@ -103,9 +112,20 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         The atoms that jump; known after `attach`.
     bridge : str
         Name of the bridge in use; "auto" until `attach` has chosen.
+    md_time_ps, effective_time_ps, temperature_K, friction_per_ps, step_ps : float
+        As floats what `getMDTime`, `getEffectiveTime` and so on give.
+    burst_ps, lag_ps, settle_ps : float
+        So with `getBurst`, `getLag` and `getSettleTime`.
 
     Examples
     --------
+    >>> integrator = model.createIntegrator(system, topology, 300*kelvin, 1/picosecond,
+    ...                                     2*femtoseconds, lag=100*picoseconds)
+    >>> simulation = Simulation(topology, system, integrator)
+    >>> simulation.step(50_000)
+
+    The same in two steps:
+
     >>> integrator = ScoreDynamicsIntegrator(model, 300*kelvin, 1/picosecond, 2*femtoseconds)
     >>> integrator.attach(system, topology)
     >>> simulation = Simulation(topology, system, integrator)
@@ -138,6 +158,10 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         frictionCoeff: Any = None,
         stepSize: Any = None,
         *,
+        system: openmm.System | None = None,
+        topology: Any = None,
+        solute: int | str | Sequence[int] | None = None,
+        platform: str | openmm.Platform | None = None,
         burst: Any = None,
         lag: Any = None,
         bridge: str = "auto",
@@ -156,12 +180,16 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
                 f"model must be a ScoreModel, got {type(model).__name__}; "
                 "ScoreModel.load(...) gives one, ScoreModel(module, molecule) wraps a module"
             )
+        if (system is None) != (topology is None):
+            raise ValueError("give system and topology, or neither and call attach later")
+        if system is None and not (solute is None and platform is None):
+            raise ValueError("solute and platform go with system and topology")
         if bridge != "auto" and bridge not in list(BRIDGES):
             raise ValueError(f"bridge must be 'auto' or one of {sorted(BRIDGES)}, got {bridge!r}")
-        card_temperature = model.temperature if model.temperature is not None else 300.0
-        temperature = _positive("temperature", temperature, unit.kelvin, card_temperature)
-        friction = _positive("frictionCoeff", frictionCoeff, unit.picosecond**-1, 1.0, zero=True)
-        step = _positive("stepSize", stepSize, unit.picosecond, 0.002)
+        card_temperature = 300.0 if model.temperature_K is None else model.temperature_K
+        temperature = positive("temperature", temperature, unit.kelvin, card_temperature)
+        friction = positive("frictionCoeff", frictionCoeff, unit.picosecond**-1, 1.0, zero=True)
+        step = positive("stepSize", stepSize, unit.picosecond, 0.002)
         super().__init__(temperature, friction, step)
         self.model = model
         self.solute: Solute | None = None
@@ -180,13 +208,13 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         self.setMaxEnergyRise(maxEnergyRise)
         self.setMaxEnergySigma(maxEnergySigma)
         self.setMaxNovelty(maxNovelty)
-        self.setBurst(model.recommended_burst if burst is None else burst)
-        self.setLag(model.recommended_lag if lag is None else lag)
-        self.setRandomNumberSeed(
-            random.SystemRandom().randint(1, MAX_SEED) if seed is None else seed
-        )
+        self.setBurst(model.recommended_burst_ps if burst is None else burst)
+        self.setLag(model.recommended_lag_ps if lag is None else lag)
+        self._use_seed(0 if seed is None else seed)
         for note in other_temperature(model, temperature):
             self._differs(note)
+        if system is not None:
+            self.attach(system, topology, solute, platform)
 
     # -- attaching -------------------------------------------------------------------------------
 
@@ -303,7 +331,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def getMDTime(self) -> unit.Quantity:
         """Time covered by ordinary MD steps under this integrator."""
-        return self._md_time() * unit.picosecond
+        return self.md_time_ps * unit.picosecond
 
     def getNumJumps(self) -> int:
         """Number of jumps that were accepted."""
@@ -312,7 +340,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def getEffectiveTime(self) -> unit.Quantity:
         """MD time plus the lags of all accepted jumps."""
-        return (self._md_time() + self._get("effective_extra")) * unit.picosecond
+        return self.effective_time_ps * unit.picosecond
 
     def getStatistics(self) -> dict[str, Any]:
         """Counters and times; a jump that is due is in none of them.
@@ -350,8 +378,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
                 "energy_after_kJ_per_mol": mean("settle_after"),
                 "time_ps": self._get("settle_time"),
             },
-            "md_time_ps": self._md_time(),
-            "effective_time_ps": self._md_time() + self._get("effective_extra"),
+            "md_time_ps": self.md_time_ps,
+            "effective_time_ps": self.effective_time_ps,
             "seconds": dict(self._seconds),
         }
 
@@ -359,11 +387,11 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def getTemperature(self) -> unit.Quantity:
         """Temperature of the heat bath."""
-        return self._get("temperature") * unit.kelvin
+        return self.temperature_K * unit.kelvin
 
     def setTemperature(self, temperature: Any) -> None:
         """Set the temperature of the heat bath, K. The model keeps the one it was trained at."""
-        value = _positive("temperature", temperature, unit.kelvin)
+        value = positive("temperature", temperature, unit.kelvin)
         for note in other_temperature(self.model, value):
             self._differs(note)
         self._langevin.setTemperature(value)
@@ -376,27 +404,27 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def getFriction(self) -> unit.Quantity:
         """Friction coefficient of the Langevin dynamics."""
-        return self._get("friction") / unit.picosecond
+        return self.friction_per_ps / unit.picosecond
 
     def setFriction(self, coeff: Any) -> None:
         """Set the friction coefficient, 1/ps."""
-        value = _positive("coeff", coeff, unit.picosecond**-1, zero=True)
+        value = positive("coeff", coeff, unit.picosecond**-1, zero=True)
         self._langevin.setFriction(value)
         self._set("friction", value)
 
     def getStepSize(self) -> unit.Quantity:
         """Size of an MD step."""
-        return self._langevin.getStepSize()
+        return self.step_ps * unit.picosecond
 
     def setStepSize(self, size: Any) -> None:
         """Set the size of an MD step, ps. The burst, and what is done of it, keep their ps."""
-        value = _positive("size", size, unit.picosecond)
+        value = positive("size", size, unit.picosecond)
         self._langevin.setStepSize(value)
         for program in self._programs():
             program.setStepSize(value)
         before = self._get("step")
         if value != before:
-            self._set("md_earlier", self._md_time())
+            self._set("md_earlier", self.md_time_ps)
             self._set("md_steps", 0)
             self._set("settle_left", math.ceil(self._get("settle_left") * before / value))
         left = max(0.0, self._due_steps() - self._get("burst_done")) * before / value
@@ -404,25 +432,25 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         self._set("burst_done", max(0, self._due_steps() - round(left)))
 
     def getBurst(self) -> unit.Quantity:
-        """MD time between two jumps."""
-        return self._get("burst") * unit.picosecond
+        """MD time between two jumps: whole MD steps."""
+        return self.burst_ps * unit.picosecond
 
     def setBurst(self, burst: Any) -> None:
-        """Set the MD time between two jumps, ps; at least one MD step."""
-        value = _positive("burst", burst, unit.picosecond)
-        step = self._step_size()
+        """Set the MD time between two jumps, ps; the nearest number of whole MD steps is done."""
+        value = positive("burst", burst, unit.picosecond)
+        step = self.step_ps
         if round(value / step) < 1:
             raise ValueError(f"burst must be at least one MD step of {step:g} ps, got {value:g} ps")
         self._set("burst", value)
 
     def getLag(self) -> unit.Quantity:
         """Physical time that one jump covers."""
-        return self._get("lag") * unit.picosecond
+        return self.lag_ps * unit.picosecond
 
     def setLag(self, lag: Any) -> None:
         """Set the time that one jump covers, ps, within the range of the model's card."""
-        value = _positive("lag", lag, unit.picosecond)
-        allowed = self.model.lag_range
+        value = positive("lag", lag, unit.picosecond)
+        allowed = self.model.lag_range_ps
         if allowed is not None and not allowed[0] <= value <= allowed[1]:
             raise ValueError(
                 f"lag must be between {allowed[0]:g} and {allowed[1]:g} ps for this model, "
@@ -436,7 +464,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def setMaxTries(self, tries: int) -> None:
         """Set how many proposals are drawn before a jump is dropped; at least 1."""
-        self._set("max_tries", _whole("maxTries", tries, 1))
+        self._set("max_tries", whole("maxTries", tries, 1))
 
     def getSettleSteps(self) -> int:
         """Largest number of settling steps after a jump."""
@@ -444,15 +472,15 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def setSettleSteps(self, steps: int) -> None:
         """Set the largest number of settling steps after a jump; 0 for none."""
-        self._set("settle_steps", _whole("settleSteps", steps, 0))
+        self._set("settle_steps", whole("settleSteps", steps, 0))
 
     def getSettleTime(self) -> unit.Quantity:
         """MD time for which everything but the solute settles after a jump."""
-        return self._get("settle_ps") * unit.picosecond
+        return self.settle_ps * unit.picosecond
 
     def setSettleTime(self, length: Any) -> None:
         """Set for how much MD time everything but the solute settles after a jump, ps; 0: none."""
-        self._set("settle_ps", _positive("settleTime", length, unit.picosecond, zero=True))
+        self._set("settle_ps", positive("settleTime", length, unit.picosecond, zero=True))
 
     def getMaxEnergyRise(self) -> unit.Quantity | None:
         """How far a settled jump may raise the potential energy; None for no limit."""
@@ -461,7 +489,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def setMaxEnergyRise(self, energy: Any) -> None:
         """Set how far a settled jump may raise the potential energy, kJ/mol; None: no limit."""
-        limit = _positive("maxEnergyRise", energy, unit.kilojoule_per_mole, NO_LIMIT)
+        limit = positive("maxEnergyRise", energy, unit.kilojoule_per_mole, NO_LIMIT)
         self._set("max_rise", limit)
 
     def getMaxEnergySigma(self) -> float | None:
@@ -470,7 +498,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def setMaxEnergySigma(self, sigma: float | None) -> None:
         """Set how high a jump may raise the potential energy above its mean, in sigma of MD."""
-        self._set("max_sigma", _positive("maxEnergySigma", sigma, unit.dimensionless, NO_LIMIT))
+        self._set("max_sigma", positive("maxEnergySigma", sigma, unit.dimensionless, NO_LIMIT))
 
     def getMaxNovelty(self) -> float | None:
         """Novelty of a frame from which no jump is made any more; None for no limit."""
@@ -495,7 +523,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             self._set("max_novelty", NO_LIMIT)
             return
         value = score.threshold if score is not None and novelty == "card" else novelty
-        self._set("max_novelty", _positive("maxNovelty", value, unit.dimensionless))
+        self._set("max_novelty", positive("maxNovelty", value, unit.dimensionless))
         if not self.model.is_family:
             _needs_novelty(self.model)
 
@@ -505,18 +533,23 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def setCandidates(self, candidates: int) -> None:
         """Set how many proposals are drawn in one batch once the first has failed."""
-        self._set("candidates", _whole("candidates", candidates, 1, MAX_CANDIDATES))
+        self._set("candidates", whole("candidates", candidates, 1, MAX_CANDIDATES))
 
     def getRandomNumberSeed(self) -> int:
         """Seed of the jumps and of the Langevin dynamics."""
         return int(self._get("seed"))
 
     def setRandomNumberSeed(self, seed: int) -> None:
-        """Set the seed, 1 to 2**31 - 1.
+        """Set the seed, up to 2**31 - 1; 0 draws one at random.
 
         The jumps use it at once; OpenMM's own random numbers take it when a Context is made.
         """
-        seed = _whole("seed", seed, 1, MAX_SEED)
+        self._use_seed(seed)
+
+    def _use_seed(self, seed: int) -> None:
+        seed = whole("seed", seed, 0, MAX_SEED)
+        self._random_seed = seed == 0
+        seed = seed or random.SystemRandom().randint(1, MAX_SEED)
         self._langevin.setRandomNumberSeed(seed)
         for program in self._programs():
             program.setRandomNumberSeed(seed)
@@ -531,6 +564,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             new.solute = self.solute
             mobile = self._jumper.getPerDofVariableByName("sd_mobile")
             new._add_programs(jump_group(self._jumper), mobile)
+        if self._random_seed:
+            new._use_seed(0)
         return new
 
     def __deepcopy__(self, memo: dict) -> ScoreDynamicsIntegrator:
@@ -625,42 +660,6 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         if self.strict:
             raise ValueError(note)
         warnings.warn(DiffersFromModel(note), stacklevel=3)
-
-
-def _positive(
-    name: str, value: Any, wanted: unit.Unit, default: float | None = None, zero: bool = False
-) -> float:
-    """A positive number in the wanted unit, from a Quantity or a bare number in md units."""
-    if value is None:
-        value = default
-    if unit.is_quantity(value):
-        if not value.unit.is_compatible(wanted):
-            raise ValueError(f"{name} must be in {wanted} or a unit of that kind, got {value}")
-        value = value.value_in_unit(wanted)
-    allowed = f"a {'non-negative' if zero else 'positive'} number"
-    if wanted != unit.dimensionless:
-        allowed += f" of {wanted}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(value.__float__())  # numpy numbers
-        except (AttributeError, TypeError, ValueError):
-            raise ValueError(f"{name} must be {allowed}, got {value!r}") from None
-    value = float(value)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    return value
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number within bounds, numpy's included."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or (most is not None and number > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}")
-    return number
 
 
 def _needs_novelty(model: ScoreModel) -> None:

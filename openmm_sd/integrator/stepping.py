@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Sequence
 
 import openmm
-from openmm import unit
 
 from ..bridges.base import FORCE_NAME, INTERRUPTED, NUMBER
 from ..jump.jump import ERRORS, STATUS_NOVEL, JumpError
@@ -114,12 +113,51 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
     def _settings(self) -> dict[str, float]:
         return {name: self._get(name) for name in (*STATE, *SETTINGS)}
 
-    def _step_size(self) -> float:
-        return self._langevin.getStepSize().value_in_unit(unit.picosecond)
+    @property
+    def temperature_K(self) -> float:
+        """Temperature of the heat bath, K."""
+        return self._get("temperature")
+
+    @property
+    def friction_per_ps(self) -> float:
+        """Friction coefficient of the Langevin dynamics, 1/ps."""
+        return self._get("friction")
+
+    @property
+    def step_ps(self) -> float:
+        """Size of an MD step, ps."""
+        return self._get("step")
+
+    @property
+    def burst_ps(self) -> float:
+        """MD time between two jumps, ps: whole MD steps."""
+        asked, done = self._get("burst"), self._burst_steps() * self.step_ps
+        return asked if math.isclose(asked, done) else done
+
+    @property
+    def lag_ps(self) -> float:
+        """Physical time that one jump covers, ps."""
+        return self._get("lag")
+
+    @property
+    def settle_ps(self) -> float:
+        """MD time for which everything but the solute settles after a jump, ps."""
+        return self._get("settle_ps")
+
+    @property
+    def md_time_ps(self) -> float:
+        """Time covered by ordinary MD steps under this integrator, ps."""
+        self._check_loaded()
+        return self._get("md_earlier") + self._get("md_steps") * self.step_ps
+
+    @property
+    def effective_time_ps(self) -> float:
+        """MD time plus the lags of all accepted jumps, ps."""
+        return self.md_time_ps + self._get("effective_extra")
 
     def _burst_steps(self) -> int:
         """MD steps of a burst."""
-        return max(1, round(self._get("burst") / self._get("step")))
+        return max(1, round(self._get("burst") / self.step_ps))
 
     def _due_steps(self) -> int:
         """MD steps between two jumps, or those that cover a lag without a jump."""
@@ -127,17 +165,13 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
         if not self._get("waiting"):
             return burst
         # Whole bursts, so that whoever looks at their ends goes on doing so.
-        lag = max(1, round(self._get("lag") / self._get("step")))
+        lag = max(1, round(self.lag_ps / self.step_ps))
         return burst * math.ceil(lag / burst)
 
     def _check_loaded(self) -> None:
         """Refuse to make anything of a checkpoint of another version."""
         if self._jumper is not None:
             check_layout(self._jumper)
-
-    def _md_time(self) -> float:
-        self._check_loaded()
-        return self._get("md_earlier") + self._get("md_steps") * self._get("step")
 
     # -- stepping --------------------------------------------------------------------------------
 
@@ -229,7 +263,7 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
             self._langevin.setTemperature(temperature)
         if self._langevin.getFriction()._value != friction:
             self._langevin.setFriction(friction)
-        if self._step_size() != step:
+        if self._langevin.getStepSize()._value != step:
             self.setStepSize(step)
         if self.getConstraintTolerance() != self._get("tolerance"):
             self.setConstraintTolerance(self._get("tolerance"))
@@ -302,7 +336,7 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
                 self._add("effective_extra", self._get("lag"))
                 if self._surroundings:
                     self._set("settle_begun", 0)
-                    self._set("settle_left", round(self._get("settle_ps") / self._step_size()))
+                    self._set("settle_left", round(self.settle_ps / self.step_ps))
             elif self._get("status") == STATUS_NOVEL:
                 self._set("waiting", 1)
                 self._add("novel", 1)
@@ -417,7 +451,7 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
                 if done:
                     self._set("settle_begun", 1)
                 self._set("settle_left", left - done)
-                self._add("settle_time", done * self._step_size())
+                self._add("settle_time", done * self.step_ps)
                 self._seconds["settle"] += time.perf_counter() - began
                 began = time.perf_counter()
 

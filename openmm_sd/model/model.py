@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ from .bundle import FORMAT_VERSION, BundleError, load_bundle, save_bundle
 from .card import Card, Distance, Window, common
 from .member import Member, restored
 from .novelty import Novelty
+
+if TYPE_CHECKING:
+    import openmm
+
+    from ..integrator.integrator import ScoreDynamicsIntegrator
 
 _SUFFIX: Final = ".safetensors"
 
@@ -113,7 +118,7 @@ class ScoreModel:
     Examples
     --------
     >>> model = ScoreModel.load("ala2-water")            # doctest: +SKIP
-    >>> model.recommended_lag                            # doctest: +SKIP
+    >>> model.recommended_lag_ps                         # doctest: +SKIP
     10.0
     """
 
@@ -131,6 +136,33 @@ class ScoreModel:
         self._own: Member | None = Member(propagator, molecules, card, start_frames, novelty)
         self._card = self._own.card
         self._parts: tuple[ScoreModel, ...] = ()
+
+    def createIntegrator(
+        self, system: openmm.System, topology: Any, *arguments: Any, **settings: Any
+    ) -> ScoreDynamicsIntegrator:
+        """Make an integrator that is attached to a System.
+
+        Parameters
+        ----------
+        system : openmm.System
+            With all its other forces. It gets one more, for the jumps.
+        topology : openmm.app.Topology or mdtraj.Topology
+            Describes the System's particles, bonds included.
+        *arguments, **settings
+            Those of :class:`~openmm_sd.ScoreDynamicsIntegrator` behind the model: `temperature`,
+            `frictionCoeff` and `stepSize`, in this order or by name, and all others by name.
+
+        Examples
+        --------
+        >>> integrator = model.createIntegrator(system, topology, temperature=300*kelvin,
+        ...                                     lag=100*picoseconds)     # doctest: +SKIP
+        """
+        # Asked of the package, which stands above: nothing else here knows of OpenMM.
+        from .. import ScoreDynamicsIntegrator
+
+        return ScoreDynamicsIntegrator(
+            self, *arguments, system=system, topology=topology, **settings
+        )
 
     @classmethod
     def family(cls, models: Sequence[ScoreModel]) -> ScoreModel:
@@ -226,30 +258,55 @@ class ScoreModel:
         return self._one("start_frames").start_frames
 
     @property
-    def temperature(self) -> float | None:
+    def temperature_K(self) -> float | None:
         """Temperature of the training data, K; None if the card does not say."""
         return self._card.temperature
 
     @property
-    def lag_range(self) -> tuple[float, float] | None:
+    def lag_range_ps(self) -> tuple[float, float] | None:
         """Shortest and longest lag the model was trained for, ps; None if not said."""
         return self._card.lag_range
 
     @property
-    def recommended_lag(self) -> float:
+    def recommended_lag_ps(self) -> float:
         """Lag to use when the user names none, ps."""
         shortest, longest = self._card.lag_range or (_DEFAULT_LAG, _DEFAULT_LAG)
         return self._card.recommended_lag or min(max(_DEFAULT_LAG, shortest), longest)
 
     @property
-    def recommended_burst(self) -> float:
+    def recommended_burst_ps(self) -> float:
         """Length of the ordinary MD between jumps when the user names none, ps."""
         return self._card.recommended_burst or _DEFAULT_BURST
 
     @property
-    def max_displacement(self) -> float:
+    def max_displacement_nm(self) -> float:
         """Largest displacement of an atom in one jump that is believed, nm."""
         return self._card.max_displacement or _DEFAULT_MAX_DISPLACEMENT
+
+    @property
+    def temperature(self) -> float | None:
+        """Short name of `temperature_K`."""
+        return self.temperature_K
+
+    @property
+    def lag_range(self) -> tuple[float, float] | None:
+        """Short name of `lag_range_ps`."""
+        return self.lag_range_ps
+
+    @property
+    def recommended_lag(self) -> float:
+        """Short name of `recommended_lag_ps`."""
+        return self.recommended_lag_ps
+
+    @property
+    def recommended_burst(self) -> float:
+        """Short name of `recommended_burst_ps`."""
+        return self.recommended_burst_ps
+
+    @property
+    def max_displacement(self) -> float:
+        """Short name of `max_displacement_nm`."""
+        return self.max_displacement_nm
 
     @property
     def bond_windows(self) -> tuple[Window, ...]:
