@@ -846,10 +846,10 @@ def test_unfinished_settling_follows_the_step_size(tip4p_box, ala2, monkeypatch)
 
 def test_a_checkpoint_of_another_version_is_refused(reference, peptide, ala2, monkeypatch):
     """OpenMM reads it without a word, each number into whatever stands in its place."""
-    from openmm_sd.integrator import programs, stepping
+    from openmm_sd.integrator import adjustable, programs
 
     with monkeypatch.context() as patch:
-        patch.setattr(stepping, "STATE", {"older": 7.0, **programs.STATE})
+        patch.setattr(adjustable, "STATE", {"older": 7.0, **programs.STATE})
         patch.setattr(programs, "LAYOUT", programs.LAYOUT + 1.0)
         old, integrator = start(reference, noisy(ala2), peptide, ala2, burst=4 * STEP)
         integrator.step(9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import warnings
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from openmm import unit
 
 from ..bridges import BRIDGES, NotScriptable, choose_bridge, platform_names
 from ..bridges.base import FORCE_NAME
-from ..jump.jump import MAX_CANDIDATES, Jump, gates_of
+from ..jump.jump import Jump, gates_of
 from ..model.model import ScoreModel
 from ..propagator.noise import MAX_SEED
 from ..system.solute import Solute, find_solute
+from .adjustable import NO_LIMIT
 from .arguments import positive, whole
+from .biases import refuse_biases
 from .comparisons import DiffersFromModel, dry_run, other_system, other_temperature
 from .notes import Note
 from .programs import (
@@ -29,7 +30,7 @@ from .programs import (
     free_group,
     jump_group,
 )
-from .stepping import NO_LIMIT, SteppingIntegrator
+from .stepping import SteppingIntegrator
 
 # No all-atom MD makes steps as long as this, ps.
 _LONG_STEP = 0.02
@@ -103,6 +104,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         The model card's by default, if the model has such a score; None for no limit.
     strict : bool
         Raise, instead of warn, where the simulation differs from what the model was made for.
+    allowBias : bool
+        Accept forces on the solute that are none of its force field; see `attach`.
 
     Attributes
     ----------
@@ -174,6 +177,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         maxEnergySigma: float | None = 4.0,
         maxNovelty: float | str | None = "card",
         strict: bool = False,
+        allowBias: bool = False,
     ) -> None:
         if not isinstance(model, ScoreModel):
             raise ValueError(
@@ -195,6 +199,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         self.solute: Solute | None = None
         self.bridge = bridge
         self.strict = bool(strict)
+        self._allow_bias = bool(allowBias)
+        self._forces_seen = 0
         if step > _LONG_STEP:
             warnings.warn(
                 f"stepSize is {1000 * step:g} fs; a bare number counts ps",
@@ -224,6 +230,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         topology: Any,
         solute: int | str | Sequence[int] | None = None,
         platform: str | openmm.Platform | None = None,
+        *,
+        allowBias: bool = False,
     ) -> Solute:
         """Find the solute and add the learned kernel to a System. Call it before making a Context.
 
@@ -240,11 +248,21 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         platform : str or openmm.Platform, optional
             The platform the Context will use. It only helps ``bridge="auto"``, which without it
             asks for a bridge that works on all platforms of this machine.
+        allowBias : bool
+            Accept forces on the solute that are none of its force field: collective variables
+            (metadynamics), restraints, alchemical parameters. Jumps know nothing of them and undo
+            what they did. What is added after this call is looked at before the first step.
 
         Returns
         -------
         Solute
             What was found.
+
+        Raises
+        ------
+        ValueError
+            If the model, the Topology and the System do not fit each other, or the solute is
+            biased.
         """
         if self._jumper is not None:
             raise ValueError(
@@ -257,6 +275,9 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         if platform is not None and platform not in platform_names():
             raise ValueError(f"platform must be one of {platform_names()}, got {platform!r}")
         found = find_solute(self.model.molecules, topology, system, solute)
+        allowed = self._allow_bias or bool(allowBias)
+        if not allowed:
+            refuse_biases(system, found)
         # Of a family, the part that knows this molecule; put in place when nothing can fail.
         member = self.model.member(found.molecule)
         if self._get("max_novelty") < NO_LIMIT:
@@ -285,6 +306,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             if self._novelty_of_card:
                 self.setMaxNovelty("card")
         self.solute = found
+        self._allow_bias, self._forces_seen = allowed, system.getNumForces()
         solute_particles = set(found.particles)
         self._add_programs(
             group,
@@ -294,6 +316,14 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             ],
         )
         return found
+
+    def _check_context(self) -> None:
+        super()._check_context()
+        system = self._context().getSystem()
+        # Metadynamics, for one, adds its force when it is made.
+        later = system.getNumForces() != self._forces_seen
+        if self.solute is not None and later and not self._allow_bias:
+            refuse_biases(system, self.solute)
 
     def _make_force(
         self, jump: Jump, particles: Sequence[int], periodic: bool, platform: str | None
@@ -402,47 +432,6 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             self._set("energy_count", 0)  # the energies seen belong to another temperature
         self._set("temperature", value)
 
-    def getFriction(self) -> unit.Quantity:
-        """Friction coefficient of the Langevin dynamics."""
-        return self.friction_per_ps / unit.picosecond
-
-    def setFriction(self, coeff: Any) -> None:
-        """Set the friction coefficient, 1/ps."""
-        value = positive("coeff", coeff, unit.picosecond**-1, zero=True)
-        self._langevin.setFriction(value)
-        self._set("friction", value)
-
-    def getStepSize(self) -> unit.Quantity:
-        """Size of an MD step."""
-        return self.step_ps * unit.picosecond
-
-    def setStepSize(self, size: Any) -> None:
-        """Set the size of an MD step, ps. The burst, and what is done of it, keep their ps."""
-        value = positive("size", size, unit.picosecond)
-        self._langevin.setStepSize(value)
-        for program in self._programs():
-            program.setStepSize(value)
-        before = self._get("step")
-        if value != before:
-            self._set("md_earlier", self.md_time_ps)
-            self._set("md_steps", 0)
-            self._set("settle_left", math.ceil(self._get("settle_left") * before / value))
-        left = max(0.0, self._due_steps() - self._get("burst_done")) * before / value
-        self._set("step", value)
-        self._set("burst_done", max(0, self._due_steps() - round(left)))
-
-    def getBurst(self) -> unit.Quantity:
-        """MD time between two jumps: whole MD steps."""
-        return self.burst_ps * unit.picosecond
-
-    def setBurst(self, burst: Any) -> None:
-        """Set the MD time between two jumps, ps; the nearest number of whole MD steps is done."""
-        value = positive("burst", burst, unit.picosecond)
-        step = self.step_ps
-        if round(value / step) < 1:
-            raise ValueError(f"burst must be at least one MD step of {step:g} ps, got {value:g} ps")
-        self._set("burst", value)
-
     def getLag(self) -> unit.Quantity:
         """Physical time that one jump covers."""
         return self.lag_ps * unit.picosecond
@@ -458,55 +447,9 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             )
         self._set("lag", value)
 
-    def getMaxTries(self) -> int:
-        """How many proposals are drawn before a jump is dropped."""
-        return int(self._get("max_tries"))
-
-    def setMaxTries(self, tries: int) -> None:
-        """Set how many proposals are drawn before a jump is dropped; at least 1."""
-        self._set("max_tries", whole("maxTries", tries, 1))
-
-    def getSettleSteps(self) -> int:
-        """Largest number of settling steps after a jump."""
-        return int(self._get("settle_steps"))
-
-    def setSettleSteps(self, steps: int) -> None:
-        """Set the largest number of settling steps after a jump; 0 for none."""
-        self._set("settle_steps", whole("settleSteps", steps, 0))
-
-    def getSettleTime(self) -> unit.Quantity:
-        """MD time for which everything but the solute settles after a jump."""
-        return self.settle_ps * unit.picosecond
-
-    def setSettleTime(self, length: Any) -> None:
-        """Set for how much MD time everything but the solute settles after a jump, ps; 0: none."""
-        self._set("settle_ps", positive("settleTime", length, unit.picosecond, zero=True))
-
-    def getMaxEnergyRise(self) -> unit.Quantity | None:
-        """How far a settled jump may raise the potential energy; None for no limit."""
-        limit = self._limit("max_rise")
-        return None if limit is None else limit * unit.kilojoule_per_mole
-
-    def setMaxEnergyRise(self, energy: Any) -> None:
-        """Set how far a settled jump may raise the potential energy, kJ/mol; None: no limit."""
-        limit = positive("maxEnergyRise", energy, unit.kilojoule_per_mole, NO_LIMIT)
-        self._set("max_rise", limit)
-
-    def getMaxEnergySigma(self) -> float | None:
-        """How high a jump may raise the potential energy, in sigma of MD; None for no limit."""
-        return self._limit("max_sigma")
-
-    def setMaxEnergySigma(self, sigma: float | None) -> None:
-        """Set how high a jump may raise the potential energy above its mean, in sigma of MD."""
-        self._set("max_sigma", positive("maxEnergySigma", sigma, unit.dimensionless, NO_LIMIT))
-
     def getMaxNovelty(self) -> float | None:
         """Novelty of a frame from which no jump is made any more; None for no limit."""
         return self._limit("max_novelty")
-
-    def _limit(self, name: str) -> float | None:
-        value = self._get(name)
-        return None if value >= NO_LIMIT else value
 
     def setMaxNovelty(self, novelty: float | str | None = "card") -> None:
         """Set the novelty of a frame above which MD covers the lag instead of a jump.
@@ -526,14 +469,6 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         self._set("max_novelty", positive("maxNovelty", value, unit.dimensionless))
         if not self.model.is_family:
             _needs_novelty(self.model)
-
-    def getCandidates(self) -> int:
-        """How many proposals are drawn in one batch once the first has failed."""
-        return int(self._get("candidates"))
-
-    def setCandidates(self, candidates: int) -> None:
-        """Set how many proposals are drawn in one batch once the first has failed."""
-        self._set("candidates", whole("candidates", candidates, 1, MAX_CANDIDATES))
 
     def getRandomNumberSeed(self) -> int:
         """Seed of the jumps and of the Langevin dynamics."""
@@ -560,6 +495,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
     def __copy__(self) -> ScoreDynamicsIntegrator:
         new = self._build(self.model, self._settings(), self.bridge, self.strict)
         new._novelty_of_card = self._novelty_of_card
+        new._allow_bias, new._forces_seen = self._allow_bias, self._forces_seen
         if self._jumper is not None:
             new.solute = self.solute
             mobile = self._jumper.getPerDofVariableByName("sd_mobile")
@@ -584,6 +520,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         *,
         bridge: str = "auto",
         strict: bool = False,
+        allowBias: bool = False,
     ) -> ScoreDynamicsIntegrator:
         """Make a ScoreDynamicsIntegrator again from what XmlSerializer gave back.
 
@@ -600,7 +537,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             Goes with `system`.
         solute, platform
             As in `attach`.
-        bridge, strict
+        bridge, strict, allowBias
             As for a new integrator; the XML does not hold them.
 
         Returns
@@ -626,7 +563,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             )
         new = cls._build(model, settings, bridge, strict)
         if system is not None:
-            new.attach(system, topology, solute, platform)
+            new.attach(system, topology, solute, platform, allowBias=allowBias)
         else:
             new._add_programs(jump_group(jumper), jumper.getPerDofVariableByName("sd_mobile"))
         return new

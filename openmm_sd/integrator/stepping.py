@@ -7,25 +7,13 @@ import math
 import operator
 import time
 import weakref
-from collections.abc import Sequence
 
 import openmm
 
 from ..bridges.base import FORCE_NAME, INTERRUPTED, NUMBER
 from ..jump.jump import ERRORS, STATUS_NOVEL, JumpError
-from .programs import (
-    ENERGY,
-    ENERGY_RISE,
-    PREFIX,
-    SETTINGS,
-    SETTLE_TARGET,
-    STATE,
-    check_layout,
-    jump_group,
-    write_jump,
-    write_refresh,
-    write_settle,
-)
+from .adjustable import NO_LIMIT, AdjustableIntegrator
+from .programs import ENERGY, ENERGY_RISE, PREFIX, SETTLE_TARGET, jump_group
 
 # Places in the CompoundIntegrator.
 _LANGEVIN, _JUMPER, _REFRESHER, _SETTLER = 0, 1, 2, 3
@@ -34,146 +22,10 @@ _LANGEVIN, _JUMPER, _REFRESHER, _SETTLER = 0, 1, 2, 3
 # They are believed from so many on.
 _ENERGY_MEMORY = 500
 _ENERGY_ENOUGH = 20
-#: Stands for "no limit": OpenMM's XML keeps it, unlike infinity.
-NO_LIMIT = 1e30
 
 
-class SteppingIntegrator(openmm.CompoundIntegrator):
-    """OpenMM's Langevin integrator with the three programs beside it, and their variables.
-
-    It knows nothing of models: its jump is whatever force lies in the jump's group. Temperature in
-    K, friction in 1/ps, step in ps.
-    """
-
-    def __init__(self, temperature: float, friction: float, step: float) -> None:
-        super().__init__()
-        self._jumper: openmm.CustomIntegrator | None = None
-        self._refresher: openmm.CustomIntegrator | None = None
-        self._settler: openmm.CustomIntegrator | None = None
-        self._surroundings = False
-        self._context_ref: weakref.ref[openmm.Context] | None = None
-        self._seconds = {"md": 0.0, "model": 0.0, "settle": 0.0}
-        self._langevin = openmm.LangevinMiddleIntegrator(temperature, friction, step)
-        self.addIntegrator(self._langevin)
-        # Until the jump program is written, its variables wait here, in the order of their places.
-        self._waiting = dict(STATE)
-        self._waiting.update(temperature=temperature, friction=friction, step=step, enabled=1.0)
-        self._waiting["tolerance"] = self._langevin.getConstraintTolerance()
-
-    def _add_programs(self, group: int, mobile: Sequence[openmm.Vec3]) -> None:
-        """Add what OpenMM's own integrator cannot do: the jump, and the MD step right after it.
-
-        Parameters
-        ----------
-        group : int
-            Force group of the jump.
-        mobile : sequence of Vec3
-            1 for every particle that settles after a jump, 0 for the solute's.
-        """
-        self._surroundings = any(particle[0] for particle in mobile)
-        others = set(range(32)) - {group}
-        self._langevin.setIntegrationForceGroups(others)
-        self._jumper = openmm.CustomIntegrator(self._langevin.getStepSize())
-        self._refresher = openmm.CustomIntegrator(self._langevin.getStepSize())
-        self._settler = openmm.CustomIntegrator(self._langevin.getStepSize())
-        for program in self._programs():
-            program.setIntegrationForceGroups(others)
-            program.setConstraintTolerance(self._langevin.getConstraintTolerance())
-            program.setRandomNumberSeed(self._langevin.getRandomNumberSeed())
-            # A program may end with forces evaluated, and believes them still good at its next
-            # turn, although another integrator has moved everything since. Writing the positions
-            # onto themselves makes it evaluate them anew.
-            program.addComputePerDof("x", "x")
-        write_jump(self._jumper, self._waiting, group, mobile)
-        write_refresh(self._refresher, self._waiting["temperature"])
-        write_settle(self._settler, self._waiting["temperature"], mobile)
-        for program in self._programs():
-            self.addIntegrator(program)
-
-    def _programs(self) -> list[openmm.CustomIntegrator]:
-        programs = (self._jumper, self._refresher, self._settler)
-        return [program for program in programs if program is not None]
-
-    # -- variables of the program ----------------------------------------------------------------
-
-    def _get(self, name: str) -> float:
-        if self._jumper is None:
-            return self._waiting[name]
-        return self._jumper.getGlobalVariableByName(PREFIX + name)
-
-    def _add(self, name: str, amount: float) -> None:
-        self._set(name, self._get(name) + amount)
-
-    def _set(self, name: str, value: float) -> None:
-        if self._jumper is None:
-            self._waiting[name] = float(value)
-        else:
-            self._jumper.setGlobalVariableByName(PREFIX + name, float(value))
-
-    def _settings(self) -> dict[str, float]:
-        return {name: self._get(name) for name in (*STATE, *SETTINGS)}
-
-    @property
-    def temperature_K(self) -> float:
-        """Temperature of the heat bath, K."""
-        return self._get("temperature")
-
-    @property
-    def friction_per_ps(self) -> float:
-        """Friction coefficient of the Langevin dynamics, 1/ps."""
-        return self._get("friction")
-
-    @property
-    def step_ps(self) -> float:
-        """Size of an MD step, ps."""
-        return self._get("step")
-
-    @property
-    def burst_ps(self) -> float:
-        """MD time between two jumps, ps: whole MD steps."""
-        asked, done = self._get("burst"), self._burst_steps() * self.step_ps
-        return asked if math.isclose(asked, done) else done
-
-    @property
-    def lag_ps(self) -> float:
-        """Physical time that one jump covers, ps."""
-        return self._get("lag")
-
-    @property
-    def settle_ps(self) -> float:
-        """MD time for which everything but the solute settles after a jump, ps."""
-        return self._get("settle_ps")
-
-    @property
-    def md_time_ps(self) -> float:
-        """Time covered by ordinary MD steps under this integrator, ps."""
-        self._check_loaded()
-        return self._get("md_earlier") + self._get("md_steps") * self.step_ps
-
-    @property
-    def effective_time_ps(self) -> float:
-        """MD time plus the lags of all accepted jumps, ps."""
-        return self.md_time_ps + self._get("effective_extra")
-
-    def _burst_steps(self) -> int:
-        """MD steps of a burst."""
-        return max(1, round(self._get("burst") / self.step_ps))
-
-    def _due_steps(self) -> int:
-        """MD steps between two jumps, or those that cover a lag without a jump."""
-        burst = self._burst_steps()
-        if not self._get("waiting"):
-            return burst
-        # Whole bursts, so that whoever looks at their ends goes on doing so.
-        lag = max(1, round(self.lag_ps / self.step_ps))
-        return burst * math.ceil(lag / burst)
-
-    def _check_loaded(self) -> None:
-        """Refuse to make anything of a checkpoint of another version."""
-        if self._jumper is not None:
-            check_layout(self._jumper)
-
-    # -- stepping --------------------------------------------------------------------------------
+class SteppingIntegrator(AdjustableIntegrator):
+    """Steps and jumps; what a jump is, is up to the force in the jump's group."""
 
     def step(self, steps: int) -> None:
         """Advance by MD steps; where a burst is full the next step begins with a jump.
@@ -476,22 +328,3 @@ class SteppingIntegrator(openmm.CompoundIntegrator):
                 if getattr(thing, "_integrator", None) is self:
                     return thing
         return None
-
-    def setJumping(self, enabled: bool) -> None:
-        """Switch jumps on or off, to equilibrate with plain MD for instance. On at first."""
-        self._set("enabled", float(bool(enabled)))
-
-    def getJumping(self) -> bool:
-        """Whether jumps are switched on."""
-        return bool(self._get("enabled"))
-
-    def setConstraintTolerance(self, tol: float) -> None:
-        """Set the relative tolerance of constraints."""
-        self._langevin.setConstraintTolerance(tol)
-        for program in self._programs():
-            program.setConstraintTolerance(tol)
-        self._set("tolerance", tol)
-
-    def getConstraintTolerance(self) -> float:
-        """Relative tolerance of constraints."""
-        return self._langevin.getConstraintTolerance()

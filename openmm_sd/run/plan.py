@@ -15,6 +15,7 @@ import torch
 from openmm import unit
 
 from ..files.atomic import one_line
+from ..integrator.biases import refuse_biases
 from ..integrator.comparisons import DiffersFromModel
 from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..integrator.notes import OTHER, Note
@@ -178,7 +179,10 @@ class Plan:
 
     def _check_system(self) -> None:
         prepared = self.source.prepared
-        if self.settings.pressure_bar is None or prepared is None:
+        if prepared is None:
+            return
+        refuse_biases(prepared.system, self.solute, "run it without")
+        if self.settings.pressure_bar is None:
             return
         if prepared.box_vectors is None or not prepared.system.usesPeriodicBoundaryConditions():
             raise ValueError("pressure_bar: a system without periodic boundaries has no pressure")
