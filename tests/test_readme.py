@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import mdtraj
+import numpy as np
 import pytest
 from openmm import app, unit
 from words import shortened
@@ -56,7 +57,7 @@ def test_getting_started_and_the_how_tos_run(tmp_path, monkeypatch, peptide):
     """Their scripts one after the other, as one program, with shorter bursts and no water."""
     started = blocks(ROOT / "docs" / "getting-started.md", "python")
     recipes = blocks(ROOT / "docs" / "how-to.md", "python")
-    assert (len(started), len(recipes)) == (2, 5)
+    assert (len(started), len(recipes)) == (2, 6)
     monkeypatch.chdir(tmp_path)
     names = {}
     exec("from openmm import *\nfrom openmm.app import *\nfrom openmm.unit import *", names)
@@ -73,6 +74,11 @@ def test_getting_started_and_the_how_tos_run(tmp_path, monkeypatch, peptide):
     assert names["integrator"].getMDTime()._value == pytest.approx((20 + 30 + 4) * 0.002)
     trajectory = mdtraj.load("trajectory.xtc", top=mdtraj.Topology.from_openmm(peptide.topology))
     assert len(trajectory) == 3
+    # The walkers have made the jump that was due, each its own.
+    one, other = (walker.getState(positions=True) for walker in names["walkers"])
+    apart = one.getPositions(asNumpy=True) - other.getPositions(asNumpy=True)
+    assert np.abs(apart._value).max() > 1e-3
+    assert [walker.getIntegrator().getNumJumps() for walker in names["walkers"]] == [3, 3]
     exec(started[1], names)
 
 

@@ -151,7 +151,9 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
     part of OpenMM's State (``integratorParameters=True``) and checkpoints. A checkpoint continues
     exactly where forces are deterministic (Reference platform). A State does not hold OpenMM's own
     random numbers, so after loading one the Langevin noise differs while the jumps' noise
-    continues. XML of the integrator alone gives back a plain CompoundIntegrator: see `restore`.
+    continues: the seed is part of both, and one given to the constructor gives way to it. One
+    given to `setRandomNumberSeed` does not. XML of the integrator alone gives back a plain
+    CompoundIntegrator: see `restore`.
     """
 
     def __init__(
@@ -472,14 +474,17 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
 
     def getRandomNumberSeed(self) -> int:
         """Seed of the jumps and of the Langevin dynamics."""
-        return int(self._get("seed"))
+        return self._own_seed or int(self._get("seed"))
 
     def setRandomNumberSeed(self, seed: int) -> None:
         """Set the seed, up to 2**31 - 1; 0 draws one at random.
 
-        The jumps use it at once; OpenMM's own random numbers take it when a Context is made.
+        The jumps use it at once, and keep it whatever checkpoint or State is loaded, so that copies
+        that start from one State go different ways. OpenMM's own random numbers take it when a
+        Context is made, and a checkpoint brings its own.
         """
         self._use_seed(seed)
+        self._own_seed = int(self._get("seed"))
 
     def _use_seed(self, seed: int) -> None:
         seed = whole("seed", seed, 0, MAX_SEED)

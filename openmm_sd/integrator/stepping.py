@@ -110,6 +110,8 @@ class SteppingIntegrator(AdjustableIntegrator):
         OpenMM saves a CustomIntegrator's variables, but not the settings of its own integrators.
         """
         self._check_loaded()
+        if self._own_seed is not None:
+            self._set("seed", self._own_seed)
         temperature, friction, step = (self._get(n) for n in ("temperature", "friction", "step"))
         if self._langevin.getTemperature()._value != temperature:
             self._langevin.setTemperature(temperature)
