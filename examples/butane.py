@@ -3,7 +3,7 @@
 from openmm import *
 from openmm.app import *
 from openmm.unit import *
-from openmm_sd import ScoreDynamicsIntegrator, ScoreDynamicsReporter, ScoreModel
+from openmm_sd import ScoreDynamicsReporter, ScoreModel
 
 model = ScoreModel.load("alkanes-water")
 butane = model.member("butane").molecules[0]
@@ -11,8 +11,9 @@ forcefield = ForceField("charmm36.xml", "charmm36/water.xml")
 modeller = Modeller(butane.to_topology(), butane.positions * nanometer)
 modeller.addSolvent(forcefield, padding=1.0 * nanometer)
 system = forcefield.createSystem(modeller.topology, nonbondedMethod=PME, constraints=HBonds)
-integrator = ScoreDynamicsIntegrator(model, burst=1 * picosecond, lag=10 * picoseconds)
-integrator.attach(system, modeller.topology)
+integrator = model.createIntegrator(
+    system, modeller.topology, burst=1 * picosecond, lag=10 * picoseconds
+)
 simulation = Simulation(modeller.topology, system, integrator, Platform.getPlatform("CPU"))
 simulation.context.setPositions(modeller.positions)
 simulation.minimizeEnergy(maxIterations=100)

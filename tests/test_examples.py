@@ -143,7 +143,7 @@ def test_the_notebook(tmp_path, monkeypatch, capsys):
     exec(compile(text, "alanine_dipeptide.ipynb", "exec"), names)
     names["plt"].close("all")
     assert "2 of 2 jumps accepted" in capsys.readouterr().out
-    assert names["in_water"].shape == (3, 2)
+    assert names["in_water"].shape == (2, 3)
     # A lag of 0.1 ns between two looks, and next to nothing else.
     assert names["clock"][1] - names["clock"][0] == pytest.approx(0.1, abs=1e-3)
     assert (tmp_path / "alanine_dipeptide.png").stat().st_size > 5_000

@@ -171,6 +171,15 @@ def contacts(system, topology, particles):
     system.addForce(force)
 
 
+def decoupled(system, topology, particles):
+    force = openmm.CustomNonbondedForce("lambda_sterics/(1+r)")
+    force.addGlobalParameter("lambda_sterics", 1.0)
+    for _ in range(system.getNumParticles()):
+        force.addParticle()
+    force.addInteractionGroup(particles, set(range(system.getNumParticles())) - set(particles))
+    system.addForce(force)
+
+
 def transfer(system, topology, particles):
     force = openmm.ATMForce(0.5, 0.5, 0, 0, 0, 0, 0, 0, 1)
     for k in range(system.getNumParticles()):
@@ -209,6 +218,7 @@ BIASES = {
     alchemical_exceptions: "NonbondedForce.* changes atoms .* by the parameter 'lambda'",
     softcore: "CustomNonbondedForce.* acts on the solute and depends on the parameter 'lambda_st",
     contacts: "CustomNonbondedForce.* acts on atoms .* of the solute alone",
+    decoupled: "CustomNonbondedForce.* acts on 22 atoms of the solute alone",
     transfer: "ATMForce.* displaces atom .* of the solute",
     python_function: "PythonForce.* acts on atoms",
 }
@@ -242,7 +252,7 @@ def test_several_biases_are_counted(peptide, model):
 
 
 @pytest.mark.parametrize(
-    "bias", [rmsd, position, centroids, alchemy, softcore, distance, transfer, gyration,
+    "bias", [rmsd, position, centroids, alchemy, softcore, decoupled, distance, transfer, gyration,
              python_function, contacts],
     ids=lambda bias: bias.__name__,
 )  # fmt: skip
@@ -329,7 +339,6 @@ FIELDS = {
     "amber99sbildn": ["amber99sbildn.xml"],
     "amber14": ["amber14-all.xml"],
     "amber19": ["amber19-all.xml"],
-    "charmm36 (CMAP, Urey-Bradley, custom impropers, LennardJones14)": ["charmm36.xml"],
     "OBC": ["amber99sbildn.xml", "amber99_obc.xml"],
     "OBC2": ["amber14-all.xml", "implicit/obc2.xml"],
     "GBn2": ["amber14-all.xml", "implicit/gbn2.xml"],
@@ -348,6 +357,34 @@ def test_force_fields_are_no_bias(peptide, ala2, files, constraints):
     system.addForce(openmm.AndersenThermostat(300.0, 1.0))
     found = find_solute(ala2, peptide.topology, system)
     assert find_biases(system, found) == []
+
+
+def test_a_peptide_in_charmm(ala2):
+    """CMAP, Urey-Bradley terms, impropers of a custom force, 1-4 pairs of another."""
+    topology = app.Topology()
+    residue = topology.addResidue("ALAD", topology.addChain())
+    elements = [app.Element.getByAtomicNumber(number) for number in ala2.atomic_numbers]
+    atoms = [
+        topology.addAtom(name, element, residue)
+        for name, element in zip(ala2.atom_names, elements, strict=True)
+    ]
+    for i, j in ala2.bonds:
+        topology.addBond(atoms[i], atoms[j])
+    field = app.ForceField("charmm36.xml")
+    # The caps of charmm36.xml are patches: the whole molecule is one of its residues.
+    system = field.createSystem(topology, residueTemplates={residue: "ALAD"})
+    kinds = {type(force).__name__ for force in system.getForces() if _size(force)}
+    assert {"CustomTorsionForce", "CustomBondForce", "CustomNonbondedForce"} <= kinds
+    found = find_solute(ala2, topology, system)
+    assert find_biases(system, found) == []
+
+
+def _size(force):
+    """Number of terms; 1 for forces that have none."""
+    for name in ("getNumBonds", "getNumTorsions"):
+        if hasattr(force, name):
+            return getattr(force, name)()
+    return 1
 
 
 @pytest.mark.parametrize("kind", ["XML", "cutoff and barostats", "PME"])

@@ -9,7 +9,7 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
-from conftest import LANDING, advance, model_of, positions_of, velocities_of
+from conftest import LANDING, advance, crossed, model_of, positions_of, velocities_of
 from openmm import app
 from test_integrator import SHIFT, STEP, Sometimes, noisy, start
 
@@ -32,6 +32,7 @@ def whole_state(context):
     )
 
 
+@crossed
 def test_the_end_of_a_burst_is_seen_before_the_jump(engine, peptide, ala2):
     """Positions, energies and clocks are those of MD until the next step is asked for."""
     seen = []
@@ -63,6 +64,7 @@ def test_the_end_of_a_burst_is_seen_before_the_jump(engine, peptide, ala2):
     assert abs(seen[0][2] - seen[1][2])._value < 0.1
 
 
+@crossed
 def test_a_jump_made_at_once(engine, peptide, ala2):
     """For whoever looks at it: the solute is where the kernel says, and no step is taken."""
     context, integrator = start(
@@ -114,6 +116,7 @@ class Frames:
         self.frames.append((x, simulation.integrator.getNumJumps()))
 
 
+@crossed
 def test_reporters_see_the_ends_of_bursts(engine, peptide, ala2, tmp_path):
     """Those of OpenMM too; each frame is the one before it, MD and one jump later."""
     integrator = ScoreDynamicsIntegrator(
@@ -138,8 +141,8 @@ def test_reporters_see_the_ends_of_bursts(engine, peptide, ala2, tmp_path):
     theirs = mdtraj.load(file, top=mdtraj.Topology.from_openmm(peptide.topology))
     np.testing.assert_allclose(theirs.xyz, [x for x, _ in mine.frames], atol=1e-3)
     assert len(log.getvalue().splitlines()) == 4
-    # Nothing but a jump moves the centre of mass, and velocities that were drawn after one.
-    assert np.abs(mine.frames[0][0].mean(0) - peptide.positions.mean(0)).max() < 1e-4
+    # Nothing but a jump moves the whole molecule, and velocities that were drawn after one.
+    assert np.abs(mine.frames[0][0].mean(0) - peptide.positions.mean(0)).max() < 2e-3
     np.testing.assert_array_equal(mine.frames[-1][0], positions_of(simulation.context))
 
 
@@ -158,6 +161,7 @@ def due(engine, peptide, ala2, kernel=None, **settings):
     return context, integrator
 
 
+@crossed
 def test_it_starts_from_positions_that_are_set(engine, peptide, ala2):
     context, integrator = due(engine, peptide, ala2)
     there = peptide.positions @ np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]) + 0.3
@@ -168,6 +172,7 @@ def test_it_starts_from_positions_that_are_set(engine, peptide, ala2):
     np.testing.assert_allclose(moved, np.tile(SHIFT, (ala2.n_atoms, 1)), atol=1e-5)
 
 
+@crossed
 def test_it_starts_from_a_minimised_structure(engine, peptide, ala2):
     if engine.name == "OpenCL":
         pytest.skip("OpenMM's minimiser kernels crash under pocl")
@@ -181,6 +186,7 @@ def test_it_starts_from_a_minimised_structure(engine, peptide, ala2):
     np.testing.assert_allclose(moved, np.tile(SHIFT, (ala2.n_atoms, 1)), atol=1e-5)
 
 
+@crossed
 def test_velocities_that_are_set_are_lost_with_an_accepted_jump(engine, peptide, ala2):
     """And stay where it is dropped."""
     system = openmm.System()
@@ -205,6 +211,7 @@ def test_velocities_that_are_set_are_lost_with_an_accepted_jump(engine, peptide,
     np.testing.assert_allclose(velocities_of(context), 5.0, atol=1e-4)
 
 
+@crossed
 @pytest.mark.parametrize("carried", ["checkpoint", "State", "XML", "copy"])
 def test_it_is_carried_to_another_context(engine, peptide, ala2, carried):
     """Its numbers are those of the run that goes on itself."""
@@ -240,6 +247,7 @@ def test_it_is_carried_to_another_context(engine, peptide, ala2, carried):
     )
 
 
+@crossed
 def test_a_checkpoint_goes_on_exactly(engine, peptide, ala2):
     context, integrator = due(engine, peptide, ala2, noisy(ala2), frictionCoeff=1.0)
     saved = context.createCheckpoint()

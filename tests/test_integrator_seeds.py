@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import openmm
 import pytest
-from conftest import model_of, positions_of
+from conftest import crossed, model_of, positions_of
 from test_integrator import STEP, noisy, start
 
 from openmm_sd import ScoreDynamicsIntegrator
@@ -47,6 +47,7 @@ def walk(engine, parent, make, seed=None, load="State"):
     return positions_of(fresh), walker
 
 
+@crossed
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("load", ["State", "checkpoint"])
 def test_siblings_with_seeds_of_their_own_part(engine, parent, make, load):

@@ -40,6 +40,7 @@ class AdjustableIntegrator(openmm.CompoundIntegrator):
         self._settler: openmm.CustomIntegrator | None = None
         self._surroundings = False
         self._context_ref: weakref.ref[openmm.Context] | None = None
+        self._checked = False
         # Given after this object was made: no checkpoint or State replaces it.
         self._own_seed: int | None = None
         self._seconds = {"md": 0.0, "model": 0.0, "settle": 0.0}

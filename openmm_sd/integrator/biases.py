@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Final
 
 import networkx as nx
@@ -34,15 +34,14 @@ _OF_THE_FORCE_FIELD: Final = frozenset(
     )
 )
 _AMOEBA: Final = "Amoeba"
+# Bonds between atoms that no force field treats as bonded.
+_FAR: Final = 4
 
 _PAIRS: Final = (openmm.HarmonicBondForce, openmm.CustomBondForce)
 _ANGLES: Final = (openmm.HarmonicAngleForce, openmm.CustomAngleForce)
 _TORSIONS: Final = (
     *(openmm.PeriodicTorsionForce, openmm.RBTorsionForce, openmm.CustomTorsionForce),
 )
-# Made to be the collective variable of a bias.
-_VARIABLES: Final = (openmm.RMSDForce, openmm.RGForce, openmm.OrientationRestraintForce)
-
 
 _REMEDY: Final = "take it off, or pass allowBias=True if that is what you want"
 
@@ -85,17 +84,17 @@ class _Look:
         self._atom_of = {particle: atom for atom, particle in enumerate(solute.particles)}
         self._names = solute.molecule.atom_names
         self._graph = graph = solute.molecule.graph()
-        self._apart = dict(nx.all_pairs_shortest_path_length(graph))
+        # Up to three bonds; what is further apart is not in it.
+        self._apart = dict(nx.all_pairs_shortest_path_length(graph, cutoff=3))
         # Bonds about which something turns, and that are in no ring.
         self._rotatable = {
             frozenset(bond)
             for bond in nx.bridges(graph)
             if min(graph.degree(bond[0]), graph.degree(bond[1])) > 1
         }
-        numbers = Counter(
-            self._apart[i][j] for i, j in combinations(range(solute.molecule.n_atoms), 2)
-        )
-        self._pairs_apart = {3: numbers[3], 4: sum(n for d, n in numbers.items() if d > 3)}
+        near = Counter(apart for others in self._apart.values() for apart in others.values())
+        n = solute.molecule.n_atoms
+        self._pairs_apart = {3: near[3] / 2, _FAR: (n * n - near.total()) / 2}
         torsions = [force for force in forces if isinstance(force, _TORSIONS)]
         self._about = [(force, self._bonds_turned(force)) for force in torsions]
 
@@ -152,11 +151,11 @@ class _Look:
     # -- terms within the solute -----------------------------------------------------------------
 
     def _pairs(self, force: openmm.Force, terms: list[tuple[int, ...]]) -> str | None:
-        far: dict[int, list[tuple[int, ...]]] = {3: [], 4: []}
+        far: dict[int, list[tuple[int, ...]]] = {3: [], _FAR: []}
         for term in terms:
-            apart = self._apart[self._atom_of[term[0]]][self._atom_of[term[1]]]
-            if apart >= 3:
-                far[min(apart, 4)].append(term)
+            apart = self._apart[self._atom_of[term[0]]].get(self._atom_of[term[1]], _FAR)
+            if apart in far:
+                far[apart].append(term)
         for distance, found in far.items():
             # A force field that treats pairs one by one does so with most of them.
             few = len({frozenset(term) for term in found}) < 0.5 * self._pairs_apart[distance]
@@ -219,16 +218,19 @@ class _Look:
         return None
 
     def _custom_nonbonded(self, force: openmm.CustomNonbondedForce) -> str | None:
+        solute, parameters = set(self._atom_of), _with_parameters(force)
         groups = [
-            force.getInteractionGroupParameters(k) for k in range(force.getNumInteractionGroups())
+            [set(part) for part in force.getInteractionGroupParameters(k)]
+            for k in range(force.getNumInteractionGroups())
         ]
-        mine = [set(part) & set(self._atom_of) for group in groups for part in group]
-        if groups and not any(mine):
-            return None
-        if parameters := _with_parameters(force):
+        if parameters and (not groups or any(a & solute and b & solute for a, b in groups)):
             return f"acts on the solute and {parameters}"
-        part = next((some for some in mine if some and len(some) < len(self._atom_of)), None)
-        return None if part is None else f"acts on {self._list(sorted(part))} of the solute alone"
+        for part in (part for group in groups for part in group):
+            mine = part & solute
+            # Where it is one of several molecules, something else is meant.
+            if mine and (part <= solute or mine < solute):
+                return f"acts on {self._list(sorted(mine))} of the solute alone"
+        return None
 
     def _collective(self, force: openmm.CustomCVForce) -> str | None:
         for k in range(force.getNumCollectiveVariables()):

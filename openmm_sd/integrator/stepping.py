@@ -71,8 +71,9 @@ class SteppingIntegrator(AdjustableIntegrator):
                 "the integrator is not attached: call attach(system, topology) before making the "
                 "Context or Simulation"
             )
-        if self._context_ref is None:
+        if not self._checked:
             self._check_context()
+            self._checked = True
         self._follow_checkpoint()
 
     def _jump_if_due(self) -> bool:
