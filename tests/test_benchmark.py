@@ -1,13 +1,13 @@
 """The benchmark: that it measures what it says, with tiny settings."""
 
 import json
-import time
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from openmm_sd.benchmark import BenchmarkSettings, PublishedNetwork, as_text, run_benchmark
+from openmm_sd.benchmark import BenchmarkSettings, PublishedNetwork, as_text, measure, run_benchmark
 from openmm_sd.benchmark.chains import alkane, shaken, untrained
 from openmm_sd.benchmark.measure import Contestant, row_of, take_turns
 from openmm_sd.benchmark.memory import peak_of_rollout
@@ -30,13 +30,17 @@ def ratio(result, what):
 # -- turns ---------------------------------------------------------------------------------------
 
 
-def test_contestants_take_turns_and_rows_hold_what_was_measured():
-    order = []
+def test_contestants_take_turns_and_rows_hold_what_was_measured(monkeypatch):
+    """On a clock of the test's own."""
+    order, now = [], 0.0
+    clock = types.SimpleNamespace(perf_counter=lambda: now, process_time=lambda: 2.0 * now)
+    monkeypatch.setattr(measure, "time", clock)
 
     def contestant(name, seconds, ps, **more):
         def work():
+            nonlocal now
             order.append(name)
-            time.sleep(seconds)
+            now += seconds
             return ps
 
         return Contestant(name, work, **more)
@@ -50,18 +54,18 @@ def test_contestants_take_turns_and_rows_hold_what_was_measured():
     row = row_of(fast, turns, "md")
     assert row["batch"] == 2
     assert row["repeats"] == 3
-    assert row["ratio_to_md"] == pytest.approx(5.0, rel=0.5)
-    assert row["us_per_jump"] == pytest.approx(5_000, rel=0.5)
-    assert row["ns_per_day"] == pytest.approx(5e-3 / 0.01 * 86400, rel=0.5)
-    low, high = row["us_per_jump_quartiles"]
-    assert low <= row["us_per_jump"] <= high
+    assert row["ratio_to_md"] == pytest.approx(5.0)
+    assert row["us_per_jump"] == pytest.approx(5_000)
+    assert row["ns_per_day"] == pytest.approx(5e-3 / 0.01 * 86400)
+    assert row["cores"] == pytest.approx(2.0)
+    assert row["us_per_jump_quartiles"] == pytest.approx([5_000, 5_000])
     row = row_of(slow, turns, "md")
-    assert row["us_per_jump"] == pytest.approx(20_000, rel=0.5)
+    assert row["us_per_jump"] == pytest.approx(20_000)
     assert row["ns_per_day"] is row["ratio_to_md"] is None
     # A turn lasts as long as it should, whatever one round of work takes.
-    (turn,) = take_turns([plain], 1, 0.05, quiet)["md"]
-    assert turn.count >= 2
-    assert turn.seconds >= 0.05
+    (turn,) = take_turns([plain], 1, 0.045, quiet)["md"]
+    assert turn.count == 5
+    assert turn.seconds == pytest.approx(0.05)
 
 
 # -- the published network -----------------------------------------------------------------------

@@ -295,9 +295,7 @@ def test_clusters_that_are_none_are_refused(pdb, shaken, tmp_path, monkeypatch, 
     monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.3)
     shaken.save(tmp_path / "model.safetensors")
     command = ["rollout", str(tmp_path / "model.safetensors"), "-o", str(tmp_path / "out")]
-    began = time.monotonic()
     assert main([*command, "--dask", "tcp://127.0.0.1:9"]) == 2
-    assert time.monotonic() - began < 20
     assert "dask: no scheduler answers at tcp://127.0.0.1:9" in capfd.readouterr().err
     assert main([*command, "--dask", "0"]) == 2
     assert "at least 1" in capfd.readouterr().err
