@@ -69,8 +69,7 @@ class RunSettings(Settings):
     )
     every_ps: float | None = setting(
         None,
-        "MD time between two frames; a frame is taken one MD step before the time is full, so that "
-        "with the default it shows the end of each burst, just before the jump",
+        "MD time between two frames; by default each is the end of a burst, before the jump",
         shown="that of a burst",
     )
     solute_only: bool = setting(False, "save the solute's atoms only")
