@@ -29,7 +29,7 @@ class DemoSettings(Settings):
     lag: float | None = setting(
         None, "time that a jump covers", unit="ps", shown="the model's advice"
     )
-    # A burst is halved, and its last step belongs to the jump.
+    # A burst is halved: two frames are saved of it.
     burst: float = setting(1.0, "MD time between two jumps", unit="ps", least=2 * HEAVY_STEP_PS)
     platform: str | None = setting(
         None, "OpenMM platform", shown="a GPU's if one works here, else CPU"
