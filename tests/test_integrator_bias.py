@@ -331,6 +331,11 @@ def test_a_run_refuses_it_before_anything_is_built(peptide, model, tmp_path):
     with pytest.raises(ValueError, match="CustomExternalForce.*a jump knows.*: run it without"):
         run_mixed(model, tmp_path / "start", tmp_path / "out", RunSettings(jumps=1))
     assert not (tmp_path / "out" / "start").exists()
+    allowed = RunSettings(
+        jumps=1, burst_ps=0.01, lag_ps=10.0, platform="Reference", bridge="pythonforce",
+        settle_ps=0.0, allow_bias=True,
+    )  # fmt: skip
+    assert run_mixed(model, tmp_path / "start", tmp_path / "out", allowed)["jumps_tried"] == 1
 
 
 # -- force fields are none -------------------------------------------------------------------------

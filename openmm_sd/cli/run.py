@@ -23,7 +23,7 @@ EXAMPLE = "openmm-sd run ala2.pdb -o run1 --effective-ns 100"
 _GROUPS = {
     "length, one of": "effective_ns jumps md_ps",
     "jumps": "lag_ps burst_ps solute max_novelty max_tries candidates settle_steps settle_ps "
-    "max_energy_rise max_energy_sigma",
+    "max_energy_rise max_energy_sigma allow_bias",
     "molecular dynamics": "step_fs temperature_K friction_per_ps pressure_bar seed",
     "the System, where START is no prepared directory": "force_field water_model waters padding_nm "
     "cutoff_nm equilibration_ps",

@@ -139,6 +139,7 @@ class Plan:
             maxEnergyRise=self.settings.max_energy_rise,
             maxEnergySigma=self.settings.max_energy_sigma,
             maxNovelty=self.settings.max_novelty,
+            allowBias=self.settings.allow_bias,
         )
 
     def _refuse_idle_options(self) -> None:
@@ -181,7 +182,8 @@ class Plan:
         prepared = self.source.prepared
         if prepared is None:
             return
-        refuse_biases(prepared.system, self.solute, "run it without")
+        if not self.settings.allow_bias:
+            refuse_biases(prepared.system, self.solute, "run it without, or with --allow-bias")
         if self.settings.pressure_bar is None:
             return
         if prepared.box_vectors is None or not prepared.system.usesPeriodicBoundaryConditions():

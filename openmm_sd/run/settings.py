@@ -126,6 +126,10 @@ class RunSettings(Settings):
         "so is one that raises it further above its mean in MD, in standard deviations; or off",
     )
 
+    allow_bias: bool = setting(
+        False, "accept forces on the solute that are none of its force field; jumps undo their work"
+    )
+
     def __post_init__(self) -> None:
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
