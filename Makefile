@@ -46,8 +46,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A process a core, each with whole files of tests.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# A process a core and one more, since tests wait for processes of their own; each gets whole files of
+# tests, the slow ones first (tests/conftest.py).
+PARALLEL := -n $$(nproc | awk '{print $$1 < 3 ? $$1 + 1 : 4}') --dist loadfile --no-loadscope-reorder
 
 test: lint $(VENV)/.native
 	$(BIN)/pytest -m 'not slow' $(PARALLEL)

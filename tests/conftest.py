@@ -37,6 +37,20 @@ IMPLICIT = Path(__file__).parent / "data" / "ala2-implicit.safetensors"
 #: Largest deviation allowed where a kernel says to what place the solute goes, nm.
 LANDING = 1e-6
 
+#: Files that take a minute and more; they begin first, so that no process is left alone with one.
+SLOW_FILES = (
+    *("test_integrator", "test_prepare", "test_integrator_due", "test_native", "test_run"),
+    *("test_distributed_training", "test_journal", "test_train", "test_own_molecule", "test_cli"),
+    *("test_gromacs", "test_integrator_seeds", "test_readme", "test_family", "test_known_answer"),
+    *("test_examples", "test_ensemble", "test_validate", "test_benchmark", "test_cluster"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of slow files first."""
+    order = {name: k for k, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 EVALUATE = """
 import json, sys
