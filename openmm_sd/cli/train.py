@@ -105,11 +105,12 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
 def _relative(file: Path) -> Molecule:
     """Read a molecule that no data is seen of; its name is the file's."""
     from ..molecule.molecule import Molecule
-    from ..system.structure import read_structure
+    from ..system.structure import load_structure
 
-    topology, positions = read_structure(file)
+    structure = load_structure(file)
+    centred = structure.positions - structure.positions.mean(axis=0)
     try:
-        return Molecule.from_topology(topology, positions - positions.mean(axis=0), file.stem)
+        return Molecule.from_topology(structure.topology, centred, file.stem)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -62,12 +62,6 @@ class Structure:
     frame: int | None = None
 
 
-def read_structure(path: Path) -> tuple[app.Topology, NDArray[np.float64]]:
-    """Read the topology and the positions (N, 3), nm, of a file, as `load_structure` does."""
-    structure = load_structure(path)
-    return structure.topology, structure.positions
-
-
 def load_structure(path: str | os.PathLike[str], frame: int | None = None) -> Structure:
     """Read a PDB or mmCIF file; its content says which of the two it is.
 
