@@ -28,6 +28,9 @@ MAX_SEED: Final = 2**31 - 1
 # Larger numbers of any unit here overflow somewhere, after hours at worst.
 _NOBODY_MEANS: Final = 1e9
 
+#: The OpenMM platform that is taken where none is named.
+FASTEST: Final = "a GPU's if one works here, else CPU"
+
 #: Bounds of a temperature: nothing is liquid beyond, and no force field was made for it.
 TEMPERATURE: Final[dict[str, Any]] = {
     "least": 150.0,

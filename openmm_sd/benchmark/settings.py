@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..settings import Settings, setting
+from ..settings import FASTEST, Settings, setting
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,7 @@ class BenchmarkSettings(Settings):
         "a contestant's name",
         metavar="WORD",
     )
-    platform: str | None = setting(
-        None, "OpenMM platform", shown="a GPU's if one works here, else CPU"
-    )
+    platform: str | None = setting(None, "OpenMM platform", shown=FASTEST)
     device: str = setting("cpu", "of networks and rollouts: cpu, cuda or cuda:N", metavar="D")
     waters: int = setting(651, "water molecules around the model's molecule")
     equilibration_ps: float = setting(10.0, "MD that relaxes the new box", least=0)

@@ -7,7 +7,7 @@ from typing import Final
 
 from ..prepare.settings import HEAVY_STEP_PS
 from ..run.settings import RunSettings
-from ..settings import Settings, setting
+from ..settings import FASTEST, Settings, setting
 
 # More jumps than there is time for.
 _ENDLESS: Final = 10**9
@@ -31,9 +31,7 @@ class DemoSettings(Settings):
     )
     # A burst is halved: two frames are saved of it.
     burst: float = setting(1.0, "MD time between two jumps", unit="ps", least=2 * HEAVY_STEP_PS)
-    platform: str | None = setting(
-        None, "OpenMM platform", shown="a GPU's if one works here, else CPU"
-    )
+    platform: str | None = setting(None, "OpenMM platform", shown=FASTEST)
     bridge: str = setting("auto", "how the model reaches OpenMM")
     seed: int = setting(1, "of the jumps, the velocities and the Langevin dynamics")
 

@@ -392,7 +392,8 @@ class _Work:
                 chiral = residue.name in _PROTEIN and residue.name != "GLY"
                 if chiral and {"N", "CA", "C"} <= there.keys() and "CB" not in there:
                     new.addAtom("CB", app.element.carbon, new_residue)
-                    x.append(_beta_carbon(there["N"], there["CA"], there["C"]))
+                    # As seen along N-CA, an L residue has CB 120 degrees behind C.
+                    x.append(placed(there["C"], there["N"], there["CA"], 0.153, 110.5, -120.0))
                     residues.append(residue_label(residue))
         if residues:
             for one, two in self.topology.bonds():
@@ -613,17 +614,6 @@ def _form(residue: Any) -> str:
 
 def _key(residue: Any) -> tuple[str, str, str]:
     return residue.chain.id, f"{residue.id}{residue.insertionCode}", residue.name
-
-
-def _beta_carbon(
-    n: NDArray[np.float64], ca: NDArray[np.float64], c: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return where an L amino acid has its CB: 0.153 nm from CA, tetrahedral; nm."""
-    one, two = (n - ca) / np.linalg.norm(n - ca), (c - ca) / np.linalg.norm(c - ca)
-    away, up = -(one + two), np.cross(one, two)
-    half = np.deg2rad(109.47) / 2
-    side = np.cos(half) * away / np.linalg.norm(away) + np.sin(half) * up / np.linalg.norm(up)
-    return np.asarray(ca + 0.153 * side)
 
 
 def _listing(residues: list[Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from ..settings import MAX_SEED, TEMPERATURE, Settings, setting
+from ..settings import FASTEST, MAX_SEED, TEMPERATURE, Settings, setting
 
 if TYPE_CHECKING:
     from openmm import app
@@ -102,7 +102,7 @@ class PrepareSettings(Settings):
     platform: str | None = setting(
         None,
         "OpenMM platform of the equilibration",
-        shown="a GPU's if one works here, else CPU",
+        shown=FASTEST,
     )
     seed: int = setting(
         1,

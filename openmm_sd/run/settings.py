@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ..settings import MAX_SEED, TEMPERATURE, Settings, setting
+from ..settings import FASTEST, MAX_SEED, TEMPERATURE, Settings, setting
 
 #: Lengths of a run, of which one is given, with their units.
 LENGTHS: Final = {"effective_ns": "ns", "jumps": "", "md_ps": "ps"}
@@ -45,9 +45,7 @@ class RunSettings(Settings):
         least=0,
         metavar="WHICH",
     )
-    platform: str | None = setting(
-        None, "OpenMM platform", shown="a GPU's if one works here, else CPU"
-    )
+    platform: str | None = setting(None, "OpenMM platform", shown=FASTEST)
     precision: str | None = setting(
         None,
         "precision on CUDA, HIP and OpenCL; other platforms have no choice of it",

@@ -167,7 +167,7 @@ def solvate(
         sum(residue.name == "HOH" for residue in modeller.topology.residues()),
         file_names(force_field),
     )
-    return made if width is not None else _at_liquid_density(made)
+    return made if width is not None else _at_liquid_density(made, cutoff)
 
 
 def in_implicit_solvent(
@@ -187,16 +187,14 @@ def in_implicit_solvent(
     return PreparedBox(topology, system, positions, None, 0, file_names(force_field))
 
 
-def _at_liquid_density(box: PreparedBox) -> PreparedBox:
-    """Scale a new box of water, which has gaps at its faces, to the volume it will have."""
+def _at_liquid_density(box: PreparedBox, cutoff: float) -> PreparedBox:
+    """Scale a new box of water, which has gaps at its faces, to the volume it will have; nm."""
     assert box.box_vectors is not None
     others = sum(len(r) for r in box.topology.residues() if r.name != "HOH")
     volume = box.n_waters * _PER_WATER + others * _PER_ATOM
     factor = float(np.cbrt(volume / np.linalg.det(box.box_vectors)))
     vectors = factor * box.box_vectors
-    nonbonded = (f for f in box.system.getForces() if isinstance(f, openmm.NonbondedForce))
-    cutoff = max((nanometers(f.getCutoffDistance()) for f in nonbonded), default=0.0)
-    if float(np.diag(vectors).min()) <= 2.0 * float(cutoff):
+    if float(np.diag(vectors).min()) <= 2.0 * cutoff:
         return box  # the barostat will say so, if it really comes to that
     context = openmm.Context(
         box.system,
