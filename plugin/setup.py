@@ -27,6 +27,7 @@ PACKAGE = "openmm_sd_native"
 COMMON = "platforms/common/src/CommonScoreDynamicsKernels.cpp"
 CORE = [
     "openmmapi/src/JumpModule.cpp",
+    "openmmapi/src/ModuleParts.cpp",
     "openmmapi/src/PackagedPropagator.cpp",
     "openmmapi/src/ScoreDynamicsForce.cpp",
     "openmmapi/src/ScoreDynamicsForceImpl.cpp",

@@ -57,7 +57,7 @@ def test_getting_started_and_the_how_tos_run(tmp_path, monkeypatch, peptide):
     """Their scripts one after the other, as one program, with shorter bursts and no water."""
     started = blocks(ROOT / "docs" / "getting-started.md", "python")
     recipes = blocks(ROOT / "docs" / "how-to.md", "python")
-    assert (len(started), len(recipes)) == (2, 6)
+    assert (len(started), len(recipes)) == (2, 7)
     monkeypatch.chdir(tmp_path)
     names = {}
     exec("from openmm import *\nfrom openmm.app import *\nfrom openmm.unit import *", names)
@@ -79,6 +79,7 @@ def test_getting_started_and_the_how_tos_run(tmp_path, monkeypatch, peptide):
     apart = one.getPositions(asNumpy=True) - other.getPositions(asNumpy=True)
     assert np.abs(apart._value).max() > 1e-3
     assert [walker.getIntegrator().getNumJumps() for walker in names["walkers"]] == [3, 3]
+    assert Path("system.xml").stat().st_size < 1_000_000
     exec(started[1], names)
 
 

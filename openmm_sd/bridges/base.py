@@ -75,12 +75,15 @@ class Bridge(ABC):
     package: ClassVar[str | None] = None
 
     @abstractmethod
-    def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
+    def create_force(
+        self, jump: Jump, particles: Sequence[int], periodic: bool, file: str | None = None
+    ) -> openmm.Force:
         """Build a force named `FORCE_NAME`, with the global parameters `PARAMETERS`.
 
         `particles` are the System indices of the solute's atoms, in the order of the model's
-        molecule. The caller sets the force group. NotScriptable if the bridge needs a propagator
-        that TorchScript can compile, and it cannot.
+        molecule. The caller sets the force group. `file` is the model's, where there is one: what
+        stands in it need not be written with the force. NotScriptable if the bridge needs a
+        propagator that TorchScript can compile, and it cannot.
         """
 
     @abstractmethod

@@ -106,7 +106,9 @@ class TorchForceBridge(Bridge):
     install_hint = "pip install 'openmm-sd[openmm-torch]'"
     package = "openmmtorch"
 
-    def create_force(self, jump: Jump, particles: Sequence[int], periodic: bool) -> openmm.Force:
+    def create_force(
+        self, jump: Jump, particles: Sequence[int], periodic: bool, file: str | None = None
+    ) -> openmm.Force:
         torch_force = load_plugin()
         wrapped = (PeriodicJump if periodic else OpenJump)(jump, particles)
         try:

@@ -296,7 +296,7 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             member.novelty,
         )
         bridge, force = self._make_force(
-            jump, found.particles, system.usesPeriodicBoundaryConditions(), platform
+            jump, found.particles, system.usesPeriodicBoundaryConditions(), member.file, platform
         )
         force.setForceGroup(group)
         # Only now that nothing can fail any more is anything changed.
@@ -328,17 +328,23 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             refuse_biases(system, self.solute)
 
     def _make_force(
-        self, jump: Jump, particles: Sequence[int], periodic: bool, platform: str | None
+        self,
+        jump: Jump,
+        particles: Sequence[int],
+        periodic: bool,
+        file: str | None,
+        platform: str | None,
     ) -> tuple[str, openmm.Force]:
         """The bridge to use and its force; "auto" passes over bridges that refuse the kernel."""
-        if self.bridge != "auto":
-            return self.bridge, BRIDGES[self.bridge].create_force(jump, particles, periodic)
         refused: list[str] = []
         while True:
-            bridge = choose_bridge(platform, refused)
+            auto = self.bridge == "auto"
+            bridge = choose_bridge(platform, refused) if auto else self.bridge
             try:
-                return bridge, BRIDGES[bridge].create_force(jump, particles, periodic)
+                return bridge, BRIDGES[bridge].create_force(jump, particles, periodic, file)
             except NotScriptable:
+                if not auto:
+                    raise
                 refused.append(bridge)
 
     @staticmethod

@@ -109,6 +109,8 @@ class ScoreModel:
         The shipped name or the path it was loaded from; None for a model made in this process.
     sha256 : str or None
         SHA-256 of that file.
+    file : str or None
+        The file's absolute path.
 
     Raises
     ------
@@ -124,6 +126,7 @@ class ScoreModel:
 
     name: str | None = None
     sha256: str | None = None
+    file: str | None = None
 
     def __init__(
         self,
@@ -408,7 +411,7 @@ class ScoreModel:
             raise BundleError(f"{path}: {' '.join(str(error).split())}") from error
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         for part in (model, *model.members):
-            part.name, part.sha256 = name, digest
+            part.name, part.sha256, part.file = name, digest, os.path.abspath(path)
         return model
 
     @classmethod

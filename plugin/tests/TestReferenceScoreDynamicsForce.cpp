@@ -116,7 +116,7 @@ void testXml(const std::string& module, Platform& platform) {
             XmlSerializer::deserialize<Force>(stream);
         });
     };
-    require(reading("version=\"1\"", "version=\"2\"").find("version 2") != std::string::npos,
+    require(reading("version=\"1\"", "version=\"3\"").find("version 3") != std::string::npos,
             "a version of the future is refused");
     require(reading("module=\"", "module=\"?").find("cut short") != std::string::npos,
             "a module of the wrong length is refused");

@@ -10,6 +10,8 @@
 
 namespace ScoreDynamicsPlugin {
 
+class ModuleParts;
+
 /**
  * A learned jump of a solute, as a force.
  *
@@ -70,9 +72,13 @@ public:
     ScoreDynamicsForce(std::string module, std::vector<int> particles);
     /** Create a force from a TorchScript file. */
     static ScoreDynamicsForce fromFile(const std::string& path, std::vector<int> particles);
+    /** Create a force from a module's parts. */
+    ScoreDynamicsForce(std::shared_ptr<const ModuleParts> parts, std::vector<int> particles);
     /** Get the bytes of the TorchScript file. Copies of a force share them. */
-    const std::string& getModule() const {
-        return *module;
+    const std::string& getModule() const;
+    /** Get the parts of the TorchScript file, as they are written to XML. */
+    const ModuleParts& getModuleParts() const {
+        return *parts;
     }
     /** Get the system indices of the solute's atoms. */
     const std::vector<int>& getParticles() const {
@@ -88,7 +94,7 @@ public:
 protected:
     OpenMM::ForceImpl* createImpl() const override;
 private:
-    std::shared_ptr<const std::string> module;
+    std::shared_ptr<const ModuleParts> parts;
     std::vector<int> particles;
     bool periodic = false;
 };

@@ -1,4 +1,5 @@
 #include "ScoreDynamicsForce.h"
+#include "internal/ModuleParts.h"
 #include "internal/ScoreDynamicsForceImpl.h"
 #include "openmm/OpenMMException.h"
 #include <fstream>
@@ -8,8 +9,17 @@
 using namespace ScoreDynamicsPlugin;
 
 ScoreDynamicsForce::ScoreDynamicsForce(std::string module, std::vector<int> particles)
-    : module(std::make_shared<const std::string>(std::move(module))), particles(std::move(particles)) {
+    : ScoreDynamicsForce(std::make_shared<const ModuleParts>(std::move(module)), std::move(particles)) {
+}
+
+ScoreDynamicsForce::ScoreDynamicsForce(std::shared_ptr<const ModuleParts> parts,
+                                       std::vector<int> particles)
+    : parts(std::move(parts)), particles(std::move(particles)) {
     setName("ScoreDynamicsForce");
+}
+
+const std::string& ScoreDynamicsForce::getModule() const {
+    return parts->getModule();
 }
 
 ScoreDynamicsForce ScoreDynamicsForce::fromFile(const std::string& path, std::vector<int> particles) {

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import importlib.metadata
+import importlib.util
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
 
 if TYPE_CHECKING:
     import openmm
@@ -35,6 +37,11 @@ __version__ = importlib.metadata.version("openmm-sd-native")
 _PLATFORMS = ("Reference", "OpenCL", "CUDA")
 _lock = threading.Lock()
 _loaded: set[str] = set()
+
+#: Version of the XML that holds a module's parts; the whole module is 1.
+VERSION = 2
+# The plugin looks there for a model's file that is not at its place.
+_FOLDERS = "OPENMM_SD_MODELS"
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,29 @@ def load() -> None:
                 except openmm.OpenMMException as error:
                     raise ImportError(f"openmm-sd-native does not load: {error}") from error
                 _loaded.add(name)
+        _name_shipped_models()
+
+
+def _name_shipped_models() -> None:
+    """Add the folder of the models that come with openmm-sd to those where models are looked for.
+
+    A System that was written elsewhere names the folder of that installation.
+    """
+    spec = importlib.util.find_spec("openmm_sd")
+    for package in (spec and spec.submodule_search_locations) or ():
+        folder = os.path.join(package, "models")
+        named = [part for part in os.environ.get(_FOLDERS, "").split(":") if part]
+        if folder not in named:
+            os.environ[_FOLDERS] = ":".join([*named, folder])
 
 
 def create_force(
-    module: bytes, particles: Sequence[int], periodic: bool, name: str
+    module: bytes,
+    particles: Sequence[int],
+    periodic: bool,
+    name: str,
+    file: str | None = None,
+    parts: Sequence[bytes | tuple[int, int, bool]] = (),
 ) -> openmm.Force:
     """Make a ScoreDynamicsForce.
 
@@ -109,6 +135,11 @@ def create_force(
         Whether the module is told the periodic box.
     name : str
         Name of the force.
+    file : str, optional
+        Path of the model's file, of which the XML then holds no copy.
+    parts : sequence, optional
+        The module's bytes in turn: bytes, or a place in that file as offset, length and whether
+        numbers of 16 bits there are of 32 bits in the module.
 
     Returns
     -------
@@ -119,12 +150,36 @@ def create_force(
     import openmm
 
     # OpenMM's Python layer can make objects of classes that it does not know from XML only.
-    places = "".join(f'<Particle index="{int(particle)}"/>' for particle in particles)
-    return openmm.XmlSerializer.deserialize(
-        f'<Force type="ScoreDynamicsForce" version="1" forceGroup="0" name={quoteattr(name)} '
-        f'usesPeriodic="{int(periodic)}" module="{base64.b64encode(module).decode()}">'
-        f"<Particles>{places}</Particles></Force>"
-    )
+    root = ElementTree.Element("Force", type="ScoreDynamicsForce", forceGroup="0", name=name)
+    root.set("usesPeriodic", str(int(periodic)))
+    if file is None or all(isinstance(part, bytes) for part in parts):
+        root.set("version", "1")
+        root.set("module", base64.b64encode(module).decode())
+    else:
+        root.set("version", str(VERSION))
+        root.set("file", file)
+        root.set("sha256", hashlib.sha256(module).hexdigest())
+        inside = ElementTree.SubElement(root, "Module")
+        for part in parts:
+            ElementTree.SubElement(inside, "Part", _attributes(part))
+    places = ElementTree.SubElement(root, "Particles")
+    for particle in particles:
+        ElementTree.SubElement(places, "Particle", index=str(int(particle)))
+    return openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _attributes(part: bytes | tuple[int, int, bool]) -> dict[str, str]:
+    if isinstance(part, bytes):
+        return {"bytes": base64.b64encode(part).decode()}
+    offset, length, widened = part
+    return {"offset": str(offset), "length": str(length), "widened": str(int(widened))}
+
+
+def _part(attributes: dict[str, str]) -> bytes | tuple[int, int, bool]:
+    if "bytes" in attributes:
+        return base64.b64decode(attributes["bytes"], validate=True)
+    offset, length = int(attributes["offset"]), int(attributes["length"])
+    return offset, length, attributes["widened"] == "1"
 
 
 def read_force(force: openmm.Force) -> ForceContents:
@@ -141,7 +196,13 @@ def read_force(force: openmm.Force) -> ForceContents:
     if root.get("type") != "ScoreDynamicsForce":
         raise ValueError(f"force is a {root.get('type')}, not a ScoreDynamicsForce")
     try:
-        module = base64.b64decode(root.attrib["module"], validate=True)
+        if "module" in root.attrib:
+            module = base64.b64decode(root.attrib["module"], validate=True)
+        else:
+            from openmm_sd.bridges.parts import join
+
+            parts = [_part(part.attrib) for part in root.iter("Part")]
+            module = join(parts, root.attrib["file"], root.attrib["sha256"])
     except binascii.Error as error:
         raise ValueError(f"force: its module is damaged ({error})") from error
     return ForceContents(

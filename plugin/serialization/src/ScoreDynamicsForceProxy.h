@@ -5,7 +5,7 @@
 
 namespace ScoreDynamicsPlugin {
 
-/** Writes a ScoreDynamicsForce as XML and reads it; the module travels inside, in base64. */
+/** Writes a ScoreDynamicsForce as XML and reads it, with the parts of its module. */
 class ScoreDynamicsForceProxy : public OpenMM::SerializationProxy {
 public:
     ScoreDynamicsForceProxy();
