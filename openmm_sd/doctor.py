@@ -52,7 +52,7 @@ _MODEL_JUMPS = 5
 
 _PACKAGES = (
     *("openmm-sd", "openmm-sd-native", "openmm", "torch", "openmmtorch"),
-    *("safetensors", "mdtraj", "numpy"),
+    *("torchani", "safetensors", "mdtraj", "numpy"),
 )
 
 

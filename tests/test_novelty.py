@@ -1,7 +1,7 @@
 """The novelty score: what it must not depend on, what it must see, and its place in a bundle."""
 
+import itertools
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -68,16 +68,37 @@ def rotation(seed):
 # --- the vectors --------------------------------------------------------------------------------
 
 
-def by_torchani(molecule, frames):
-    """The vectors as torchani has them, which is their definition."""
-    with warnings.catch_warnings():
-        # It says which of its extensions are not compiled.
-        warnings.simplefilter("ignore")
-        aev = pytest.importorskip("torchani.aev", exc_type=ImportError)
-    elements = sorted(set(molecule.atomic_numbers))
-    computer = aev.AEVComputer.like_2x(num_species=len(elements))
-    species = torch.tensor([[elements.index(z) for z in molecule.atomic_numbers]])
-    return computer(species.repeat(len(frames), 1), 10.0 * frames)
+def by_formulas(atomic_numbers, frame):
+    """The vectors of one frame (N, 3), nm: equations 3 and 4 of the ANI paper, term by term."""
+    x, n = 10.0 * np.asarray(frame, dtype=float), len(atomic_numbers)
+    elements = sorted(set(atomic_numbers))
+    pairs = [(a, b) for k, a in enumerate(elements) for b in elements[k:]]
+    radial_shifts = 0.8 + (5.1 - 0.8) / 16 * np.arange(16)
+    angular_shifts = 0.8 + (3.5 - 0.8) / 8 * np.arange(8)
+    sections = np.pi / 8 + np.pi / 4 * np.arange(4)
+    distance = np.linalg.norm(x[:, None] - x[None, :], axis=2)
+
+    def fade(r, cutoff):
+        return 0.5 * np.cos(np.pi * r / cutoff) + 0.5 if r <= cutoff else 0.0
+
+    radial = np.zeros((n, len(elements), 16))
+    angular = np.zeros((n, len(pairs), 8, 4))
+    for i, j in itertools.permutations(range(n), 2):
+        r = distance[i, j]
+        # NeuroChem and torchani have a factor of 1/4 here and of 2 below, and 0.95 with the cosine.
+        term = 0.25 * np.exp(-19.7 * (r - radial_shifts) ** 2) * fade(r, 5.1)
+        radial[i, elements.index(atomic_numbers[j])] += term
+        for k in range(j + 1, n):
+            if k == i:
+                continue
+            s = distance[i, k]
+            angle = np.arccos(0.95 * (x[j] - x[i]) @ (x[k] - x[i]) / (r * s))
+            turn = 2.0 * (0.5 + 0.5 * np.cos(angle - sections)) ** 14.1
+            reach = np.exp(-12.5 * (0.5 * (r + s) - angular_shifts) ** 2)
+            pair = pairs.index(tuple(sorted((atomic_numbers[j], atomic_numbers[k]))))
+            weight = fade(r, 3.5) * fade(s, 3.5)
+            angular[i, pair] += weight * reach[:, None] * turn
+    return np.concatenate([radial.reshape(n, -1), angular.reshape(n, -1)], axis=1)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +106,45 @@ def by_torchani(molecule, frames):
     [water(), carbon_dioxide(), ethane(), methanol(), acetonitrile(), cyclopropane(), isobutane()],
     ids=lambda molecule: molecule.name,
 )
-def test_vectors_are_those_of_torchani(molecule):
-    frames = tensor(shaken(molecule, 10, width=0.02))
-    expected = by_torchani(molecule, frames)
-    vectors = EnvironmentVectors(molecule.atomic_numbers)
-    assert vectors.length == expected.shape[2]
-    torch.testing.assert_close(vectors(frames), expected, rtol=1e-5, atol=1e-5)
+def test_vectors_are_those_of_the_formulas(molecule):
+    """A torchani that comes to mean something else by them is noticed."""
+    frames = shaken(molecule, 2, width=0.02)
+    found = EnvironmentVectors(molecule.atomic_numbers)(tensor(frames))
+    expected = [by_formulas(molecule.atomic_numbers, frame) for frame in frames]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_vectors_of_a_peptide_are_those_of_torchani(shipped, frames):
-    molecule, some = shipped.molecules[0], tensor(frames[:30])
-    vectors = EnvironmentVectors(molecule.atomic_numbers)
-    torch.testing.assert_close(vectors(some), by_torchani(molecule, some), rtol=1e-5, atol=1e-5)
+def test_vectors_of_scattered_atoms():
+    rng = np.random.default_rng(2)
+    numbers, frame = rng.choice([1, 6, 7, 8, 16], 9), rng.uniform(0.0, 0.6, (9, 3))
+    found = EnvironmentVectors(numbers.tolist())(tensor(frame[None]))[0]
+    expected = by_formulas(numbers.tolist(), frame)
+    assert expected[:, 5 * 16 :].any(axis=1).all()  # every atom sees angles
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_made_by_torchani(monkeypatch):
+    from torchani.aev import AEVComputer
+
+    score = EnvironmentVectors(methanol().atomic_numbers)
+    monkeypatch.setattr(AEVComputer, "forward", lambda self, species, x: 2.0 * x + species[0, -1])
+    found = score(torch.ones(1, 6, 3))
+    torch.testing.assert_close(found, torch.full((1, 6, 3), 20.0))
+
+
+def test_scores_of_the_shipped_models(shipped):
+    """As by the kernels that the shipped bundles' thresholds were made with."""
+    pentane = ScoreModel.load("alkanes-water").members[2]
+    for model, scores in (
+        (shipped, [0.3568876, 0.9666971, 0.4046247, 0.4108275]),
+        (pentane, [0.3984852, 0.2465186, 0.2557473, 0.2138914]),
+    ):
+        found = model.novelty(tensor(model.start_frames[:4]))
+        np.testing.assert_allclose(found, scores, rtol=2e-5)
+
+
+def test_a_bundle_holds_no_vectors(fitted):
+    assert sorted(fitted[1].state_dict()) == sorted(Novelty.STATISTICS)
 
 
 def test_vector_of_a_pair_by_hand():

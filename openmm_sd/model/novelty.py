@@ -6,12 +6,14 @@ change when the molecule turns, moves, is mirrored or has equivalent atoms excha
 vector is compared with what the training data have for that kind of atom.
 
 The vectors are the atomic environment vectors of ANI (Smith, Isayev, Roitberg, Chem. Sci. 8, 3192,
-2017, equations 3 and 4). `EnvironmentVectors` gives the numbers of torchani's ``AEVComputer``.
+2017, equations 3 and 4), with the parameters of ANI-2x (Devereux et al., J. Chem. Theory Comput.
+16, 4192, 2020). torchani's ``AEVComputer`` makes them, also in the TorchScript of the bridges.
 """
 
 # No "from __future__ import annotations": TorchScript reads the annotations of what it compiles.
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -21,18 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..molecule.molecule import Molecule
-
-# ANI-2x (Devereux et al., J. Chem. Theory Comput. 16, 4192, 2020), as torchani has them in
-# ``AEVComputer.like_2x``. Lengths and 1/length^2 in angstrom, as published.
-_RADIAL_CUTOFF = 5.1
-_RADIAL_ETA = 19.7
-_RADIAL_SHIFTS = 16
-_ANGULAR_CUTOFF = 3.5
-_ANGULAR_ETA = 12.5
-_ANGULAR_ZETA = 14.1
-_ANGULAR_SHIFTS = 8
-_ANGULAR_SECTIONS = 4
-_START = 0.8
 
 _ANGSTROM_PER_NM = 10.0
 
@@ -55,98 +45,39 @@ _CHUNK = 64
 
 
 class EnvironmentVectors(torch.nn.Module):
-    """Atomic environment vectors of one molecule, with the symmetry functions of ANI-2x.
+    """Atomic environment vectors of one molecule, by torchani, with ANI-2x's functions.
 
     The elements that occur, in ascending order, are the species. The vector of an atom has `length`
     numbers: 16 for each element and 32 for each pair of elements.
     """
 
     species: Tensor
-    one_hot: Tensor
-    pair: Tensor
-    upper: Tensor
-    radial_shift: Tensor
-    angular_shift: Tensor
-    section_cos: Tensor
-    section_sin: Tensor
 
     def __init__(self, atomic_numbers: Sequence[int]) -> None:
         super().__init__()
-        self.n_atoms = len(atomic_numbers)
+        with warnings.catch_warnings():
+            # It says which of its CUDA extensions are not compiled; TorchScript cannot hold them.
+            warnings.filterwarnings("ignore", "The extensions", UserWarning)
+            from torchani.aev import AEVComputer
         elements = sorted(set(atomic_numbers))
-        n = len(elements)
-        self.n_pairs = n * (n + 1) // 2
-        self.length = n * _RADIAL_SHIFTS + self.n_pairs * _ANGULAR_SHIFTS * _ANGULAR_SECTIONS
-        self.radial_cutoff = _RADIAL_CUTOFF
-        self.radial_eta = _RADIAL_ETA
-        self.angular_cutoff = _ANGULAR_CUTOFF
-        self.angular_eta = _ANGULAR_ETA
-        self.angular_zeta = _ANGULAR_ZETA
+        self.computer = AEVComputer.like_2x(num_species=len(elements))
+        self.length: int = self.computer.out_dim
         self.angstrom_per_nm = _ANGSTROM_PER_NM
         species = torch.tensor([elements.index(z) for z in atomic_numbers])
-        first, second = torch.triu_indices(n, n)
-        pair = torch.zeros(n, n, dtype=torch.int64)
-        pair[first, second] = torch.arange(self.n_pairs)
-        pair[second, first] = torch.arange(self.n_pairs)
-        ordered = torch.ones(self.n_atoms, self.n_atoms, dtype=torch.bool)
-        half = math.pi / (2 * _ANGULAR_SECTIONS)
-        section = torch.linspace(0, math.pi, _ANGULAR_SECTIONS + 1)[:-1] + half
-        # Follow from the molecule: a bundle need not hold them.
-        for name, value in (
-            ("species", species),
-            ("one_hot", torch.nn.functional.one_hot(species, n).float()),
-            ("pair", pair[species][:, species]),
-            ("upper", torch.triu(ordered, diagonal=1)),
-            ("radial_shift", _shifts(_RADIAL_CUTOFF, _RADIAL_SHIFTS)),
-            ("angular_shift", _shifts(_ANGULAR_CUTOFF, _ANGULAR_SHIFTS)),
-            ("section_cos", torch.cos(section)),
-            ("section_sin", torch.sin(section)),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("species", species)
+        # All follow from the molecule: a bundle need not hold them.
+        for module in self.modules():
+            for name, value in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, value, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the vectors of every atom, (B, N, length) float32.
 
         Frames are (B, N, 3) float32, nm, whole, finite.
         """
-        batch, n = frames.shape[0], self.n_atoms
-        x = frames * self.angstrom_per_nm
-        arm = x.unsqueeze(1) - x.unsqueeze(2)  # [b, i, j] points from i to j
-        distance = torch.linalg.vector_norm(arm, dim=3)
-        other = torch.logical_or(self.upper, self.upper.t())
-
-        near = torch.logical_and(distance <= self.radial_cutoff, other)
-        fade = 0.5 * torch.cos(distance * (math.pi / self.radial_cutoff)) + 0.5
-        # The factors of 1/4 here and 2 below are those of NeuroChem and torchani.
-        fade = torch.where(near, 0.25 * fade, torch.zeros_like(fade)).unsqueeze(3)
-        away = distance.unsqueeze(3) - self.radial_shift
-        radial = fade * torch.exp(-self.radial_eta * away * away)
-        radial = torch.matmul(radial.transpose(2, 3), self.one_hot).transpose(2, 3)
-
-        near = torch.logical_and(distance <= self.angular_cutoff, other)
-        both = torch.logical_and(near.unsqueeze(3), near.unsqueeze(2))
-        both = torch.logical_and(both, self.upper)
-        b, i, j, k = torch.nonzero(both).unbind(1)
-        centre = b * n + i
-        one, two = centre * n + j, centre * n + k
-        arms, lengths = arm.reshape(-1, 3), distance.reshape(-1)
-        length_one, length_two = lengths[one], lengths[two]
-        product = torch.clamp(length_one * length_two, min=1e-10)
-        # 0.95, in torchani to keep acos from NaN, is part of the definition.
-        cos = (0.95 * (arms[one] * arms[two]).sum(dim=1) / product).unsqueeze(1)
-        sin = torch.sqrt(1.0 - cos * cos)
-        turned = cos * self.section_cos + sin * self.section_sin
-        angle = torch.pow(0.5 + 0.5 * turned, self.angular_zeta)
-        away = (0.5 * (length_one + length_two)).unsqueeze(1) - self.angular_shift
-        fade = 0.5 * torch.cos(lengths * (math.pi / self.angular_cutoff)) + 0.5
-        weight = (2.0 * fade[one] * fade[two]).unsqueeze(1)
-        reach = weight * torch.exp(-self.angular_eta * away * away)
-        terms = (reach.unsqueeze(2) * angle.unsqueeze(1)).flatten(1)
-        angular = torch.zeros(
-            [batch * n * self.n_pairs, terms.shape[1]], dtype=frames.dtype, device=frames.device
-        )
-        angular.index_add_(0, centre * self.n_pairs + self.pair[j, k], terms)
-        return torch.cat([radial.reshape(batch, n, -1), angular.reshape(batch, n, -1)], dim=2)
+        species = self.species.unsqueeze(0).repeat(frames.shape[0], 1)
+        # torchani wants coordinates without gaps.
+        return self.computer(species, (frames * self.angstrom_per_nm).contiguous())
 
 
 class Novelty(torch.nn.Module):
@@ -394,7 +325,3 @@ def _moments(
     covariance = squares / size.unsqueeze(2) - mean.unsqueeze(2) * mean.unsqueeze(1)
     assert origin is not None
     return mean + origin, covariance
-
-
-def _shifts(cutoff: float, count: int) -> Tensor:
-    return torch.linspace(_START, cutoff, count + 1)[:-1]
