@@ -1,9 +1,6 @@
 """The version, in one place, and those of what takes part."""
 
-import contextlib
 import functools
-import importlib.metadata
-import platform as machine
 
 __version__ = "0.1.0"
 
@@ -24,14 +21,21 @@ def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
 
     ``openmmtorch`` is whichever build of openmm-torch is here, written as torch does: 1.10+cpu.
     """
+    import platform
+
     found = {package.replace("-", "_"): _version(package) for package in packages}
     known = {name: version for name, version in found.items() if version is not None}
-    return {"python": machine.python_version(), **known}
+    return {"python": platform.python_version(), **known}
 
 
 @functools.cache
 def _version(package: str) -> str | None:
+    # Takes longer to import than this package.
+    import importlib.metadata
+
     for name, build in _BUILDS.get(package, {package: ""}).items():
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        try:
             return importlib.metadata.version(name) + build
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return None

@@ -9,7 +9,6 @@ of 32 bits in the module.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+
+from ..model.names import shipped_folder
 
 Part: TypeAlias = bytes | tuple[int, int, bool]
 
@@ -74,11 +75,6 @@ def join(parts: Sequence[Part], file: str | None, digest: str) -> bytes:
         f"openmm-sd: this System needs the model's file {file}, which is not there; {FOLDERS} can "
         "name its folder"
     )
-
-
-def shipped_folder() -> Path:
-    """Return the folder of the models that come with the package."""
-    return Path(str(importlib.resources.files("openmm_sd"))) / "models"
 
 
 def _places(file: str) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from .outcome import Outcome
 from .progress import Progress
 
 if TYPE_CHECKING:
+    from ..model.listing import Listed
     from ..model.model import ScoreModel
 
 EXAMPLE = "openmm-sd models ala2-water"
@@ -24,21 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    from ..model.model import ScoreModel
-
     if arguments.model is not None:
+        from ..model.model import ScoreModel
+
         model = ScoreModel.load(arguments.model)
         return Outcome(_described(arguments.model, model), model.summary())
+    # Without the weights: torch takes longer to import than all the rest.
+    from ..model.listing import read_listed
+    from ..model.names import registered, shipped
+
     models, broken = {}, {}
-    for name in (*ScoreModel.shipped(), *ScoreModel.registered()):
+    for name in (*shipped(), *registered()):
         try:
-            models[name] = ScoreModel.load(name)
+            models[name] = read_listed(name)
         except ValueError as error:
             # What another package has broken must not hide the rest.
             broken[name] = str(error)
     lines = [
         f"{name:<18} {', '.join(m.name for m in model.molecules)}; lag "
-        f"{model.recommended_lag:g} ps\n  {model.card.description or ''}"
+        f"{model.card.usual_lag:g} ps\n  {model.card.description or ''}"
         for name, model in models.items()
     ]
     lines += [f"{name:<18} cannot be loaded\n  {reason}" for name, reason in broken.items()]
@@ -51,15 +56,16 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     )
 
 
-def _described(name: str, model: ScoreModel) -> dict[str, Any]:
+def _described(name: str, model: ScoreModel | Listed) -> dict[str, Any]:
+    card = model.card
     return {
         "name": name,
         "molecules": [
             {"name": m.name, "formula": m.formula, "atoms": m.n_atoms} for m in model.molecules
         ],
-        "temperature_K": model.temperature,
-        "lag_range_ps": model.lag_range,
-        "recommended_lag_ps": model.recommended_lag,
-        "recommended_burst_ps": model.recommended_burst,
-        "card": model.card,
+        "temperature_K": card.temperature,
+        "lag_range_ps": card.lag_range,
+        "recommended_lag_ps": card.usual_lag,
+        "recommended_burst_ps": card.usual_burst,
+        "card": card,
     }

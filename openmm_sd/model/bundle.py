@@ -15,6 +15,8 @@ The tensors are the network's weights and, if the model has them, its start fram
 and the statistics of its novelty score (`NOVELTY`). What a member of a family has for itself begins
 with ``member0.``, ``member1.`` and so on.
 
+What a bundle says of its model is read without torch, which takes seconds to import.
+
 Pickle and zip files, which is what PyTorch itself writes, are refused by their first bytes and
 never opened: unpickling a file runs whatever code its author put there.
 """
@@ -26,14 +28,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeGuard
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard
 
 from ..files.atomic import one_line, why, write_atomically
 from ..molecule.molecule import Molecule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT_VERSION: Final = 1
 """The format this package writes and reads."""
@@ -69,6 +70,9 @@ def save_bundle(
     the keys of the module's docstring. BundleError if what is to be written would not be read
     again; OSError if the file cannot be written, and what stood there before is untouched.
     """
+    import safetensors.torch
+    import torch
+
     target = Path(path)
     text = canonical_json(content, f"cannot save {target}: content")
     _check_content(target, json.loads(text))
@@ -97,15 +101,24 @@ def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     BundleError, in one line that names the file and what is wrong with it.
     """
     file = Path(path)
+    return _verified(file, _read(file))
+
+
+def load_content(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and verify a bundle, as `load_bundle` does, but for what its weights are."""
+    file = Path(path)
+    return _verified_content(file, _read(file))
+
+
+def _read(file: Path) -> bytes:
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         _refuse(file, "no such file")
     except IsADirectoryError:
         _refuse(file, "is a directory")
     except OSError as error:
         _refuse(file, f"cannot be read: {why(error)}")
-    return _verified(file, data)
 
 
 def canonical_json(content: Any, what: str) -> str:
@@ -147,6 +160,8 @@ def _refuse(file: Path, reason: str) -> NoReturn:
 
 
 def _verified(file: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    import safetensors.torch
+
     content = _verified_content(file, data)
     try:
         tensors = safetensors.torch.load(data)
@@ -305,6 +320,8 @@ def _is_integer(value: Any) -> TypeGuard[int]:
 
 
 def _check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    import torch
+
     for name, tensor in sorted(tensors.items()):
         if tensor.is_floating_point() and tensor.element_size() < 2:
             tensor = tensor.float()  # torch has no isfinite for the 8-bit kinds

@@ -24,6 +24,13 @@ Read = TypeVar("Read")
 Written = TypeVar("Written")
 
 
+_DEFAULT_LAG: Final = 10.0
+"""Lag (ps) of a model whose card recommends none."""
+
+_DEFAULT_BURST: Final = 2.0
+"""Burst between jumps (ps) of a model whose card recommends none."""
+
+
 class DataSet(TypedDict):
     """A data set that a model was made from: name and SHA-256 of its file."""
 
@@ -288,6 +295,17 @@ class Card(dict[str, Any]):
     """What it is not good for, sentences."""
     fidelity = Entry[Mapping[str, object], Mapping[str, object]]("fidelity", _mapping)
     """Measured errors."""
+
+    @property
+    def usual_lag(self) -> float:
+        """Lag to use when the user names none, ps."""
+        shortest, longest = self.lag_range or (_DEFAULT_LAG, _DEFAULT_LAG)
+        return self.recommended_lag or min(max(_DEFAULT_LAG, shortest), longest)
+
+    @property
+    def usual_burst(self) -> float:
+        """Length of the ordinary MD between jumps when the user names none, ps."""
+        return self.recommended_burst or _DEFAULT_BURST
 
     @property
     def is_implicit(self) -> bool:

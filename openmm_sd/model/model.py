@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.metadata
-import importlib.resources
 import itertools
 import json
 import os
@@ -23,6 +21,7 @@ from ..molecule.molecule import Molecule
 from .bundle import FORMAT_VERSION, BundleError, load_bundle, save_bundle
 from .card import Card, Distance, Window, common
 from .member import Member, restored
+from .names import bundle_path, registered, shipped
 from .novelty import Novelty
 
 if TYPE_CHECKING:
@@ -30,20 +29,8 @@ if TYPE_CHECKING:
 
     from ..integrator.integrator import ScoreDynamicsIntegrator
 
-_SUFFIX: Final = ".safetensors"
-
 _PREFIX: Final = "member{}."
 """What the names of a member's own tensors begin with in the bundle of a family."""
-
-#: Group of entry points by which other packages register models: a name, and an object that is the
-#: path of a bundle, or a function that returns one.
-ENTRY_POINTS: Final = "openmm_sd.models"
-
-_DEFAULT_LAG: Final = 10.0
-"""Lag (ps) of a model whose card recommends none."""
-
-_DEFAULT_BURST: Final = 2.0
-"""Burst between jumps (ps) of a model whose card recommends none."""
 
 # What a summary says in its own words, or leaves out because it is for gates.
 _SAID_ABOVE: Final = frozenset(
@@ -61,23 +48,6 @@ _LONG: Final = ("history", "merged", "constraint_lengths_nm", "torsion_terms")
 
 _DEFAULT_MAX_DISPLACEMENT: Final = 2.0
 """Displacement bound (nm) of a model whose card has none: catches only a network gone astray."""
-
-
-def _registered_path(name: str) -> Path:
-    """Ask the package that registers a model for its bundle."""
-    point = next(iter(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)))
-    owner = point.dist.name if point.dist is not None else "another package"
-    try:
-        found = point.load()
-        path = Path(os.fspath(found() if callable(found) else found))
-    except Exception as error:  # code of others fails in any way
-        raise BundleError(
-            f"{name}: registered by {owner} ({point.value}), which fails: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
-    if not path.is_file():
-        raise BundleError(f"{name}: registered by {owner}, which names {path}: there is no file")
-    return path
 
 
 class ScoreModel:
@@ -273,13 +243,12 @@ class ScoreModel:
     @property
     def recommended_lag_ps(self) -> float:
         """Lag to use when the user names none, ps."""
-        shortest, longest = self._card.lag_range or (_DEFAULT_LAG, _DEFAULT_LAG)
-        return self._card.recommended_lag or min(max(_DEFAULT_LAG, shortest), longest)
+        return self._card.usual_lag
 
     @property
     def recommended_burst_ps(self) -> float:
         """Length of the ordinary MD between jumps when the user names none, ps."""
-        return self._card.recommended_burst or _DEFAULT_BURST
+        return self._card.usual_burst
 
     @property
     def max_displacement_nm(self) -> float:
@@ -339,11 +308,7 @@ class ScoreModel:
     @classmethod
     def shipped(cls) -> list[str]:
         """Return the names of the models that come with the package, sorted."""
-        folder = importlib.resources.files("openmm_sd").joinpath("models")
-        if not folder.is_dir():
-            return []
-        files = (entry.name for entry in folder.iterdir())
-        return sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX))
+        return shipped()
 
     @classmethod
     def registered(cls) -> list[str]:
@@ -353,9 +318,7 @@ class ScoreModel:
         an object: the path of a bundle, or a function without arguments that returns one. Names of
         shipped models are not taken.
         """
-        shipped = cls.shipped()
-        points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-        return sorted({point.name for point in points} - set(shipped))
+        return registered()
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> ScoreModel:
@@ -377,30 +340,7 @@ class ScoreModel:
         BundleError
             One line; nothing is half loaded.
         """
-        if not isinstance(name_or_path, (str, os.PathLike)):
-            raise ValueError(
-                f"name_or_path must be a name or a path, got {type(name_or_path).__name__}"
-            )
-        shipped = cls.shipped()
-        if isinstance(name_or_path, str) and name_or_path in shipped:
-            resource = importlib.resources.files("openmm_sd").joinpath(
-                "models", name_or_path + _SUFFIX
-            )
-            with importlib.resources.as_file(resource) as file:
-                return cls._from_bundle(file, name_or_path)
-        registered = cls.registered()
-        if isinstance(name_or_path, str) and name_or_path in registered:
-            return cls._from_bundle(_registered_path(name_or_path), name_or_path)
-        path = Path(name_or_path)
-        if not path.exists():
-            others = (
-                f"; registered by other packages: {', '.join(registered)}" if registered else ""
-            )
-            raise BundleError(
-                f"{name_or_path}: neither a file nor a shipped model; shipped models: "
-                f"{', '.join(shipped) or 'none'}{others}"
-            )
-        return cls._from_bundle(path, os.fspath(name_or_path))
+        return cls._from_bundle(bundle_path(name_or_path), os.fspath(name_or_path))
 
     @classmethod
     def _from_bundle(cls, path: Path, name: str) -> ScoreModel:

@@ -1,0 +1,38 @@
+"""What a bundle says of its model, read without its weights and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..molecule.molecule import Molecule
+from .bundle import BundleError, load_content
+from .card import Card, common
+from .names import bundle_path
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model as a list of models shows it: its molecules, and the card that all of them share."""
+
+    molecules: tuple[Molecule, ...]
+    card: Card
+
+
+def read_listed(name: str) -> Listed:
+    """Read what the bundle of a name or path says; BundleError, in one line, if it is none."""
+    path = bundle_path(name)
+    content = load_content(path)
+    molecules = tuple(Molecule.from_dict(molecule) for molecule in content["molecules"])
+    if "members" not in content:
+        card = Card(content["card"])
+        parts = [(card, molecules)]
+    else:
+        cards = [Card({**content["card"], **member["card"]}) for member in content["members"]]
+        card = common(cards)
+        parts = [(one, (molecule,)) for one, molecule in zip(cards, molecules, strict=True)]
+    try:
+        for one, known in parts:
+            one.check(known)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
+    return Listed(molecules, card)
