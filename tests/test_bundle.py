@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import warnings
 import zipfile
 from importlib.metadata import EntryPoint
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_molecules import butane
 from torch import Tensor
 
 from openmm_sd.model import bundle
@@ -22,6 +24,7 @@ from openmm_sd.model.card import Card, Entry
 from openmm_sd.model.model import ScoreModel
 from openmm_sd.molecule.molecule import Molecule
 from openmm_sd.propagator import registry
+from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.registry import (
     architecture,
     architecture_name,
@@ -572,6 +575,54 @@ def test_content_that_does_not_fit(model, path, changes, message):
     with pytest.raises(BundleError, match=message) as caught:
         ScoreModel.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_atoms": 10**9}, "the network is of 1000000000 atoms, grown has 14"),
+        ({"width": 10**7}, "a network far larger than the file's weights"),
+        ({"depth": 10**6}, "a network far larger than the file's weights"),
+        ({"depth": 10**12}, "a network far larger than the file's weights"),
+        ({"n_lag_nodes": 10**10}, "n_lag_nodes must be 2 to 1000, got"),
+        ({"n_calls": 10**10}, "n_calls must be 1 to 1000, got"),
+    ],
+    ids=str,
+)
+def test_a_network_that_fills_memory_is_refused(path, changes, message):
+    molecule = butane()
+    network = DenseDiffusion.for_molecule(molecule, lag_min_ps=1.0, lag_max_ps=9.0, width=8)
+    ScoreModel(network, molecule).save(path)
+    tensors, what = load_bundle(path)
+    what["architecture"]["hyperparameters"] |= changes
+    save_bundle(path, tensors, what)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError, match=message):
+        ScoreModel.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_a_molecule_that_fills_memory_is_refused(path):
+    n = bundle.MOST_ATOMS + 1
+    labels = ["C"] * n
+    huge = WATER.to_dict() | {
+        "atomic_numbers": [6] * n,
+        "bonds": [[i, i + 1] for i in range(n - 1)],
+        **dict.fromkeys(("atom_names", "residue_names", "residue_ids"), labels),
+        "positions": [[0.15 * i, 0.0, 0.0] for i in range(n)],
+    }
+    with pytest.raises(BundleError, match="molecule 0 has 5001 atoms, a bundle holds 5000"):
+        save_bundle(path, {}, content(molecules=[huge]))
+    written(path, {}, {"openmm_sd": json.dumps(content(molecules=[huge]))})
+    assert "molecule 0 has 5001 atoms" in refused(path)
+
+
+def test_neither_pipe_nor_device(tmp_path):
+    """Reading them need not end."""
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    assert refused(pipe).endswith("is no regular file")
+    assert refused(Path("/dev/zero")).endswith("is no regular file")
 
 
 def test_load_by_name(tmp_path, monkeypatch, model):

@@ -48,6 +48,9 @@ START_FRAMES_UNIT_NM: Final = 1e-4
 NOVELTY: Final = "openmm_sd.novelty."
 """What the names of the optional tensors of the novelty score begin with; no weights either."""
 
+MOST_ATOMS: Final = 5_000
+"""Atoms of a bundle's molecule at most: a jump holds a square table of them, 0.2 GB then."""
+
 _CONTENT_KEYS: Final = ("architecture", "card", "format_version", "molecules")
 _MEMBER_KEYS: Final = ("card", "hyperparameters")
 _ARCHITECTURE_KEYS: Final = ("hyperparameters", "name")
@@ -112,6 +115,9 @@ def load_content(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read(file: Path) -> bytes:
     try:
+        # Reading a pipe or a device need not end.
+        if file.exists() and not file.is_file() and not file.is_dir():
+            _refuse(file, "is no regular file")
         return file.read_bytes()
     except FileNotFoundError:
         _refuse(file, "no such file")
@@ -297,6 +303,12 @@ def _check_content(file: Path, content: Any) -> None:
     if not isinstance(molecules, list) or not molecules:
         _refuse(file, "molecules must be a list of at least one molecule")
     for k, molecule in enumerate(molecules):
+        numbers = molecule.get("atomic_numbers") if isinstance(molecule, dict) else None
+        if isinstance(numbers, list) and len(numbers) > MOST_ATOMS:
+            _refuse(
+                file,
+                f"molecule {k} has {len(numbers)} atoms, a bundle holds {MOST_ATOMS} at most",
+            )
         try:
             Molecule.from_dict(molecule)
         except (TypeError, ValueError) as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..molecule.molecule import Molecule
 from ..propagator.registry import architecture, architecture_name
@@ -18,6 +19,15 @@ from ..propagator.script import script_frozen
 from .bundle import NOVELTY, START_FRAMES, START_FRAMES_UNIT_NM, BundleError, canonical_json
 from .card import Card
 from .novelty import Novelty
+
+# What building a network may take besides what its weights account for: numbers, and numbers that
+# one call of torch counts for.
+_SMALL_NETWORK: Final = 2**27
+_CALL: Final = 2**10
+_TOO_LARGE: Final = "they make a network far larger than the file's weights"
+
+# Numbers that a novelty score keeps at most, once an atom each: 2 GB.
+_MOST_STATISTICS: Final = 2**29
 
 
 class Member:
@@ -174,7 +184,11 @@ def restored(
     card: Mapping[str, Any],
 ) -> Parts:
     """Return what a member is made of, from what `Member.stored` gave and its molecules."""
-    propagator = _built(name, hyperparameters)
+    asked, known = hyperparameters.get("n_atoms"), molecules[0].n_atoms
+    if isinstance(asked, int) and asked > known:
+        raise ValueError(f"the network is of {asked} atoms, {molecules[0].name} has {known}")
+    with _Bounded(sum(tensor.numel() for tensor in tensors.values())):
+        propagator = _built(name, hyperparameters)
     left = dict(tensors)
     start = left.pop(START_FRAMES, None)
     statistics = {key: left.pop(key) for key in list(left) if key.startswith(NOVELTY)}
@@ -196,6 +210,9 @@ def _read_novelty(
             f"novelty: wanted are the tensors {', '.join(Novelty.STATISTICS)}, found "
             f"{', '.join(sorted(found))}"
         )
+    axes = found["axes"]
+    if len(axes) and axes[0].numel() * molecule.n_atoms > _MOST_STATISTICS:
+        raise ValueError(f"novelty: axes of shape {tuple(axes.shape)} are too many directions")
     said = Card.novelty.of(card)
     if said is None:
         raise ValueError("card: novelty must hold a positive threshold, got None")
@@ -243,6 +260,37 @@ def _whole_number(module: torch.nn.Module, attribute: str, least: int) -> int:
             f"{least}, got {value!r}"
         )
     return value
+
+
+class _Bounded(TorchFunctionMode):
+    """Within this, networks are built whose size accords with a file of so many numbers.
+
+    A damaged or malicious file can ask for one that does not fit into memory. ValueError is raised
+    between a tensor's creation and its first use, when it does not take memory yet.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        # Shipped networks use 2 for each number of theirs, and 400 calls.
+        self.left = _SMALL_NETWORK + 8 * numbers
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        try:
+            result = func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            if "allocate memory" in str(error):
+                raise ValueError(_TOO_LARGE) from error
+            raise
+        self.left -= _CALL + (result.numel() if isinstance(result, Tensor) else 0)
+        if self.left < 0:
+            raise ValueError(_TOO_LARGE)
+        return result
 
 
 def _built(name: str, hyperparameters: Mapping[str, Any]) -> torch.nn.Module:

@@ -27,6 +27,9 @@ NOISE_FEATURES: Final = 2 * _NOISE_WAVES
 
 _NOISE_WIDTH: Final = 64
 
+# Noise levels and nodes of the scale at most: files name them, and lists are made of them.
+_MOST_NODES: Final = 1000
+
 
 class DiffusionPropagator(Propagator):
     """Base of networks that draw the next frame by diffusion, given this frame and a lag.
@@ -87,8 +90,9 @@ class DiffusionPropagator(Propagator):
             raise ValueError(f"heavy_atoms must be at least three, got {list(heavy_atoms)}")
         if not 0.0 < lag_min_ps < lag_max_ps:
             raise ValueError(f"need 0 < lag_min_ps < lag_max_ps, got {lag_min_ps}, {lag_max_ps}")
-        if n_lag_nodes < 2:
-            raise ValueError(f"n_lag_nodes must be at least 2, got {n_lag_nodes}")
+        for what, value, least in (("n_lag_nodes", n_lag_nodes, 2), ("n_calls", n_calls, 1)):
+            if not least <= value <= _MOST_NODES:
+                raise ValueError(f"{what} must be {least} to {_MOST_NODES}, got {value}")
         # What a model is known by hashes these in this order.
         self.hyperparameters = {
             "n_atoms": int(n_atoms),
