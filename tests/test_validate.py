@@ -18,6 +18,7 @@ from openmm_sd.analysis.verdicts import AGREES, CLOSE, DIFFERS, UNDECIDED, judge
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Run, write_dataset
 from openmm_sd.files.atomic import file_sha256
+from openmm_sd.files.folder import locked
 from openmm_sd.molecule.torsions import Torsion
 from openmm_sd.propagator.kernels import Identity
 from openmm_sd.report.page import number
@@ -221,6 +222,8 @@ def test_same_seed_same_report_and_an_earlier_one_stays(made, walk, tmp_path, no
     report, folder, _ = made
     with pytest.raises(ValueError, match="--force"):
         validate(IMPLICIT, walk, folder, SETTINGS)
+    with locked(folder, "test"), pytest.raises(ValueError, match="another validation is writing"):
+        validate(IMPLICIT, walk, folder, SETTINGS, force=True)
     settings = dataclasses.replace(SETTINGS, lags=(10.0,))
     again = validate(IMPLICIT, walk, tmp_path / "again", settings)
     for key in KEYS:

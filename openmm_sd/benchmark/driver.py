@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from ..files.atomic import write_json
+from ..files.atomic import check_target, write_json
 from ..model.model import ScoreModel
 from ..progress import Progress, silence
 from ..propagator.device import chosen_device
@@ -69,8 +69,8 @@ def run_benchmark(
     settings = settings or BenchmarkSettings()
     say = progress or silence
     began = time.perf_counter()
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise ValueError(f"output: there is no directory {Path(output).absolute().parent}")
+    if output is not None:
+        check_target(Path(output))
     wanted = _wanted(settings.only)
     model = ScoreModel.load(settings.model).only()
     say("trying the bridges", "")

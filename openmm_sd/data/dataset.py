@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..files.atomic import file_sha256, one_line, replacing
+from ..files.atomic import check_target, file_sha256, one_line, replacing
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 
@@ -175,7 +175,7 @@ def write_dataset(
         If the file cannot be written, e.g. on a full disk.
     """
     target = Path(path)
-    _writable(target)
+    check_target(target)
     texts = {
         "provenance": _to_json("provenance", provenance),
         "molecule": _to_json("molecule", molecule.to_dict()),
@@ -198,13 +198,6 @@ def write_dataset(
     except (OSError, RuntimeError) as error:
         # HDF5's own messages run over several lines and name its C functions.
         raise OSError(f"cannot write {target}: {_reason(error)}") from error
-
-
-def _writable(target: Path) -> None:
-    if target.is_dir():
-        raise ValueError(f"{target} is a directory, wanted is the name of a file")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is not a directory: make it first")
 
 
 def _write_run(group: h5py.Group, run: Run, molecule: Molecule) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.atomic import one_line
+from ..files.atomic import check_target, one_line
 from ..files.trajectories import ascii_path
 from ..molecule.frames import FrameCheck, constraint_lengths, missing_hydrogens
 from ..molecule.matching import match_atoms
@@ -107,6 +107,7 @@ def import_trajectories(
     say = progress or silence
     began = time.monotonic()
     target = Path(output)
+    check_target(target)
     if not trajectories:
         raise ValueError("there are no trajectories to import")
     if append and force:

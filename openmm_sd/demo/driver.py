@@ -17,7 +17,7 @@ import numpy as np
 from openmm import app, unit
 
 from ..files.atomic import why
-from ..files.folder import interrupts
+from ..files.folder import interrupts, locked
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion, backbone_torsions
 from ..progress import Progress, silence
@@ -55,6 +55,8 @@ def run_demo(
             f"model: the demonstration needs a peptide with phi and psi, {molecule.name} "
             f"({molecule.formula}) has none"
         )
+    if force:
+        _clear(folder)
     until = math.inf
 
     def tell(what: str, how_far: str) -> None:
@@ -87,18 +89,21 @@ def run_demo(
 def _output_folder(folder: Path, force: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file, wanted is a directory")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not force:
-            raise ValueError(
-                f"output: {folder} holds files already; --force replaces the demonstration's own "
-                f"({', '.join(FILES)})"
-            )
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise ValueError(
+            f"output: {folder} holds files already; --force replaces the demonstration's own "
+            f"({', '.join(FILES)})"
+        )
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    with locked(folder, "demonstration"):
         try:
             for name in _OWN:
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"output: cannot write to {folder}: {why(error)}") from None
-    return folder
 
 
 def _draw(record: RunRecord, torsions: tuple[Torsion, Torsion]) -> None:

@@ -43,6 +43,29 @@ def replacing(target: Path) -> Iterator[Path]:
     sync(target.parent)
 
 
+def check_target(target: Path) -> None:
+    """Raise ValueError, in one line, if no file can be written there; a long work begins with it.
+
+    A link that leads nowhere is refused too: the file would take its place, not the place that it
+    names, on a disk that is not mounted for instance.
+    """
+    if target.is_dir():
+        raise ValueError(f"output: {target} is a directory, wanted is the name of a file")
+    if target.is_symlink() and not target.exists():
+        raise ValueError(f"output: {target} is a link to {os.readlink(target)}, which is not there")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"output: {target} is no regular file")
+    if not target.parent.is_dir():
+        raise ValueError(f"output: {target.parent} is not a directory: make it first")
+    # The longest of the names that are written beside it.
+    attempt = target.with_name(f".{target.name}.checkpoint.{os.getpid()}.tmp")
+    try:
+        attempt.touch()
+        attempt.unlink()
+    except OSError as error:
+        raise ValueError(f"output: cannot write to {target.parent}: {why(error)}") from None
+
+
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, down to the disk."""
     if os.name == "posix":

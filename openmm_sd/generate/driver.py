@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.dataset import Dataset, Run, described, read_dataset, restore, write_dataset
+from ..files.atomic import check_target
 from ..files.folder import interrupts, require_same
 from ..molecule.molecule import Molecule
 from ..molecule.torsions import TorsionAtoms, check_torsions, parse_torsion, slow_torsions
@@ -104,8 +105,7 @@ def generate(
     settings = settings or GenerateSettings()
     say = progress or silence
     target = Path(output)
-    if not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is not a directory: make it first")
+    check_target(target)
     check_whole("processes", processes)
     check_whole("threads", threads)
     check_number("minutes", minutes, "minutes")

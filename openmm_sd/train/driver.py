@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..data.dataset import Dataset, read_dataset
-from ..files.atomic import file_sha256
+from ..files.atomic import check_target, file_sha256
 from ..model.card import Training
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
@@ -394,8 +394,7 @@ def check_bundle_path(output: Path) -> None:
     """Refuse a bundle that cannot be written."""
     if output.suffix != ".safetensors":
         raise ValueError(f"the output must end in .safetensors, got {output.name}")
-    if not output.parent.is_dir():
-        raise ValueError(f"{output.parent} is not a directory: make it first")
+    check_target(output)
 
 
 def use_threads(threads: int | None) -> None:

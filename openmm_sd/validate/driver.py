@@ -28,6 +28,7 @@ from ..data.reference import (
     reference_from_trajectory,
 )
 from ..files.atomic import finite, write_json
+from ..files.folder import locked
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion
 from ..progress import Progress, silence
@@ -124,38 +125,37 @@ def validate(
     run = _Validation(model, reference, settings, chosen, sample, say)
     if own:
         run.notes += _own_notes(model, sample)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    say("analysing the reference", "")
-    spacings = [chains.spacing_ps for chains in ready] or lags
-    run.prepare(spacings)
-    entries = {}
-    for k, lag in enumerate(lags):
-        chains = ready[k] if ready else run.chains(lag)
-        entries[f"{lag:g}"] = run.lag(chains)
-    result = {
-        "format": "openmm-sd-validation",
-        "version": 1,
-        "model": name or solute.name,
-        "molecule": solute.name,
-        "description": model.card.description or "",
-        "temperature_K": run.temperature,
-        "settings": {**asdict(settings), "lags": lags},
-        "reference": {"runs": _summed_up(reference), **run.reference_report()},
-        "lags": entries,
-        "tolerances": TOLERANCES,
-        "notes": run.notes,
-        "versions": versions(_PACKAGES),
-        "seconds": time.perf_counter() - began,
-    }
-    result = finite(result)
-    for entry in result["lags"].values():
-        entry["verdicts"] = verdicts(entry, run.baseline.jsd_key)
-    say("drawing", "")
-    pictures = plots.draw_all(result, folder, run.histograms)
-    write_json(folder / FILES[0], result)
-    write_page(result, pictures, folder / FILES[1])
-    say("done", f"{time.perf_counter() - began:.0f} s, the report is {folder / FILES[1]}")
+    with locked(folder, "validation"):
+        say("analysing the reference", "")
+        spacings = [chains.spacing_ps for chains in ready] or lags
+        run.prepare(spacings)
+        entries = {}
+        for k, lag in enumerate(lags):
+            chains = ready[k] if ready else run.chains(lag)
+            entries[f"{lag:g}"] = run.lag(chains)
+        result = {
+            "format": "openmm-sd-validation",
+            "version": 1,
+            "model": name or solute.name,
+            "molecule": solute.name,
+            "description": model.card.description or "",
+            "temperature_K": run.temperature,
+            "settings": {**asdict(settings), "lags": lags},
+            "reference": {"runs": _summed_up(reference), **run.reference_report()},
+            "lags": entries,
+            "tolerances": TOLERANCES,
+            "notes": run.notes,
+            "versions": versions(_PACKAGES),
+            "seconds": time.perf_counter() - began,
+        }
+        result = finite(result)
+        for entry in result["lags"].values():
+            entry["verdicts"] = verdicts(entry, run.baseline.jsd_key)
+        say("drawing", "")
+        pictures = plots.draw_all(result, folder, run.histograms)
+        write_json(folder / FILES[0], result)
+        write_page(result, pictures, folder / FILES[1])
+        say("done", f"{time.perf_counter() - began:.0f} s, the report is {folder / FILES[1]}")
     return result
 
 
