@@ -2,13 +2,16 @@
 
     python benchmarks/peptides.py structures FOLDER [VAL LEU-SER ...]
     python benchmarks/peptides.py md FOLDER [--gmx GMX] [--only NAME]
+    python benchmarks/peptides.py implicit FOLDER [--only NAME]
 
 ``structures`` builds ACE-X-NME and ACE-X-Y-NME as ``openmm-sd prepare --sequence`` does, hydrogens
 and charges as at pH 7 (HID, HIE and HIP by name), minimised in implicit solvent. Handedness at CA
 and at CB, amide bonds and the total charge are checked. ``md`` makes 2 ns a pass of each: a plain
 run and short ones from starts spread over phi, psi and chi1, with ``openmm-sd generate``'s GROMACS
-engine (amber99sbildn, tip3p, 300 K, a dodecahedron with a counter-ion where it is charged). Data
-sets appear one by one, ``NAME.PASS.h5`` in FOLDER/data; killed, the same command resumes.
+engine (amber99sbildn, tip3p, 300 K, a dodecahedron with a counter-ion where it is charged).
+``implicit`` makes the first pass of each in implicit solvent (amber99_obc) with OpenMM, some 5 ns
+where water takes 2. Data sets appear one by one, ``NAME.PASS.h5`` in FOLDER/data or
+``NAME.h5`` in FOLDER/implicit; killed, the same command resumes.
 
 `HELD_OUT` and `HELD_OUT_PAIRS` are for judging a model: nothing is trained on them.
 """
@@ -141,50 +144,76 @@ def structures(options: argparse.Namespace) -> None:
 
 def md(options: argparse.Namespace) -> int:
     """Make the passes that are missing; 130 where it was stopped."""
-    folder = options.folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
     for name, number in PASSES:
-        if options.only not in (None, name):
-            continue
-        source = options.folder / "structures" / f"ACE-{name}-NME.pdb"
-        target = folder / f"ACE-{name}-NME.{number}.h5"
-        if target.exists() and not target.with_name(f"{target.name}.parts").exists():
-            continue
-        facts: dict[str, Any] = json.loads(source.with_suffix(".json").read_text())
         single = "-" not in name
-        made = generate(
-            source,
-            target,
-            GenerateSettings(
-                engine="gromacs",
-                waters=facts["waters"],
-                plain_ps=600.0 if single else 500.0,
-                seeded_runs=7 if single else 5,
-                seeded_ps=200.0,
-                equilibration_ps=80.0,
-                spacing_ps=0.5,
-                pull_ps=9.0,
-                seed=number,
-            ),
-            torsions=facts["torsions"],
-            name=f"ACE-{name}-NME",
-            processes=1,
-            threads=1,
-            gmx=options.gmx,
+        settings = GenerateSettings(
+            engine="gromacs",
+            waters=facts_of(options.folder, name)["waters"],
+            plain_ps=600.0 if single else 500.0,
+            seeded_runs=7 if single else 5,
+            seeded_ps=200.0,
+            equilibration_ps=80.0,
+            spacing_ps=0.5,
+            pull_ps=9.0,
+            seed=number,
         )
-        print(f"{target.name}: {made['ns']:.2f} ns, {made['ns_per_day']} ns/day", flush=True)
-        if made["stopped"]:
+        target = options.folder / "data" / f"ACE-{name}-NME.{number}.h5"
+        if options.only in (None, name) and not made(options, name, target, settings):
             return 130
     return 0
 
 
+def implicit(options: argparse.Namespace) -> int:
+    """Make what is missing in implicit solvent; 130 where it was stopped."""
+    for name in (*TRAINED, *HELD_OUT, *PAIRS, *HELD_OUT_PAIRS):
+        single = "-" not in name
+        settings = GenerateSettings(
+            solvent="implicit",
+            plain_ps=1500.0 if single else 600.0,
+            seeded_runs=16 if single else 12,
+            seeded_ps=220.0 if single else 150.0,
+            pull_ps=9.0,
+        )
+        target = options.folder / "implicit" / f"ACE-{name}-NME.h5"
+        if options.only in (None, name) and not made(options, name, target, settings):
+            return 130
+    return 0
+
+
+def facts_of(folder: Path, name: str) -> dict[str, Any]:
+    """Return what `structures` found out about a molecule."""
+    facts: dict[str, Any] = json.loads((folder / "structures" / f"ACE-{name}-NME.json").read_text())
+    return facts
+
+
+def made(options: argparse.Namespace, name: str, target: Path, settings: GenerateSettings) -> bool:
+    """Make a data set that is missing; say whether it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.with_name(f"{target.name}.parts").exists():
+        return True
+    result = generate(
+        options.folder / "structures" / f"ACE-{name}-NME.pdb",
+        target,
+        settings,
+        torsions=facts_of(options.folder, name)["torsions"],
+        name=f"ACE-{name}-NME",
+        processes=1,
+        threads=1,
+        gmx=getattr(options, "gmx", None),
+    )
+    print(f"{target.name}: {result['ns']:.2f} ns, {result['ns_per_day']} ns/day", flush=True)
+    return not result["stopped"]
+
+
 if __name__ == "__main__":
+    only = option("--only", metavar="NAME")
     sys.exit(
         run_command(
             __doc__,
             {
                 "structures": Command(structures, [FOLDER, option("names", nargs="*")]),
-                "md": Command(md, [FOLDER, option("--gmx"), option("--only", metavar="NAME")]),
+                "md": Command(md, [FOLDER, option("--gmx"), only]),
+                "implicit": Command(implicit, [FOLDER, only]),
             },
         )
     )
