@@ -23,6 +23,7 @@ _BUILT_IN: Final[dict[str, str]] = {
     "dense-diffusion": "openmm_sd.propagator.cartesian.dense:DenseDiffusion",
     "internal-diffusion": "openmm_sd.propagator.internal.single:InternalDiffusion",
     "family": "openmm_sd.propagator.internal.family:FamilyDiffusion",
+    "transferable": "openmm_sd.propagator.internal.transferable:TransferableDiffusion",
     "identity": "openmm_sd.propagator.kernels:Identity",
     "shift": "openmm_sd.propagator.kernels:Shift",
     "rotation": "openmm_sd.propagator.kernels:Rotation",

@@ -18,9 +18,12 @@ from openmm import unit
 
 from ..molecule.matching import Copy, closest_mismatch, find_copies
 from ..molecule.molecule import Molecule
+from ..molecule.terms import ForceFieldTerms, Row
 from ..molecule.topology import TopologyTable, formula, read_topology
 
 _WATER: Final = Counter({1: 2, 8: 1})
+#: Of a bond whose length is constrained, kJ/mol/nm^2.
+_X_H_STIFFNESS: Final = 3e5
 _LISTED: Final = 8
 """How many kinds of molecules or copies an error message lists."""
 
@@ -120,6 +123,54 @@ def torsion_terms(system: openmm.System, atoms: Sequence[int]) -> list[list[floa
                 places = [number[atom] for atom in four]
                 found.append([*places, order, phase.value_in_unit(unit.radian), height])
     return found
+
+
+def force_field_terms(system: openmm.System, atoms: Sequence[int]) -> ForceFieldTerms:
+    """Return what the force field says of a solute, in the numbering of `torsion_terms`.
+
+    A constrained bond whose term the System does not hold gets the stiffness of a C-H bond.
+    """
+    number = {int(particle): place for place, particle in enumerate(atoms)}
+    bonds: list[Row] = []
+    angles: list[Row] = []
+    nonbonded: dict[int, list[float]] = {}
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            rows = map(force.getBondParameters, range(force.getNumBonds()))
+            bonds += _in_numbers(rows, 2, number)
+        elif isinstance(force, openmm.HarmonicAngleForce):
+            rows = map(force.getAngleParameters, range(force.getNumAngles()))
+            angles += _in_numbers(rows, 3, number)
+        elif isinstance(force, openmm.NonbondedForce):
+            nonbonded = {
+                place: [value._value for value in force.getParticleParameters(particle)]
+                for particle, place in number.items()
+            }
+    if not nonbonded:
+        raise ValueError("the System has no NonbondedForce, which would say the atoms' charges")
+    known = {frozenset(row[:2]) for row in bonds}
+    constrained = []
+    for k in range(system.getNumConstraints()):
+        *pair, length = system.getConstraintParameters(k)
+        if all(atom in number for atom in pair):
+            i, j = (number[atom] for atom in pair)
+            constrained.append((i, j))
+            if frozenset((i, j)) not in known:
+                bonds.append((i, j, length._value, _X_H_STIFFNESS))
+    charges, sigmas, epsilons = zip(*(nonbonded[k] for k in range(len(number))), strict=True)
+    torsions = tuple(tuple(row) for row in torsion_terms(system, atoms))
+    return ForceFieldTerms(
+        charges, sigmas, epsilons, tuple(bonds), tuple(angles), torsions, tuple(constrained)
+    )
+
+
+def _in_numbers(rows: Iterable[list[Any]], n: int, number: dict[int, int]) -> list[Row]:
+    """Return the terms of `n` atoms each that are the solute's alone, with bare parameters."""
+    return [
+        (*(number[k] for k in row[:n]), *(value._value for value in row[n:]))
+        for row in rows
+        if all(k in number for k in row[:n])
+    ]
 
 
 def _choose(copies: Sequence[Copy], table: TopologyTable, solute: Any) -> Copy:

@@ -14,7 +14,15 @@ from torch import Tensor
 from ..alignment import align_far
 from ..diffusion import DiffusionPropagator
 from ..sampler import karras_levels, multistep_coefficients, starting_width
-from .tree import InternalTree, circular_mean, internal_coordinates, positions_of, wrap
+from .tree import (
+    InternalTree,
+    bridged_positions_of,
+    circular_mean,
+    internal_coordinates,
+    positions_of,
+    with_bridges,
+    wrap,
+)
 
 # Floors of the widths the coordinates are divided by: nm and radians.
 LENGTH_FLOOR_NM = 2e-4
@@ -37,6 +45,7 @@ class InternalArguments(TypedDict):
     turning: Sequence[int]
     constant: Sequence[int]
     heavy_atoms: Sequence[int]
+    bridged: NotRequired[Sequence[int]]
     lag_min_ps: float
     lag_max_ps: float
     n_lag_nodes: NotRequired[int]
@@ -59,6 +68,8 @@ class InternalPropagator(DiffusionPropagator):
         Rows of `tree` whose torsion turns; the others stay near one value.
     constant : sequence of int
         Which bond lengths (0 and 1: a-b and c-b; 2 + k: row k of `tree`) never change.
+    bridged : sequence of int, optional
+        Rows of `tree` that close a ring: their angle is a distance, see `InternalTree`.
     extra_noise : int
         Noise numbers of a jump besides those of the coordinates.
     n_atoms, heavy_atoms, lag_min_ps, ..., rho, network
@@ -85,6 +96,8 @@ class InternalPropagator(DiffusionPropagator):
     placing_rows: Tensor
     place: Tensor
     free: Tensor
+    bridged: Tensor
+    closes: Tensor
     begin: Tensor
     multiple: Tensor
     quarter: Tensor
@@ -104,6 +117,7 @@ class InternalPropagator(DiffusionPropagator):
         turning: Sequence[int],
         constant: Sequence[int],
         heavy_atoms: Sequence[int],
+        bridged: Sequence[int] = (),
         lag_min_ps: float,
         lag_max_ps: float,
         n_lag_nodes: int = 12,
@@ -116,7 +130,8 @@ class InternalPropagator(DiffusionPropagator):
     ) -> None:
         if n_atoms < 4:
             raise ValueError(f"n_atoms must be at least 4, got {n_atoms}")
-        plan = InternalTree(n_atoms, tuple(root), [tuple(row) for row in tree])
+        closing = tuple(int(k) for k in bridged)
+        plan = InternalTree(n_atoms, tuple(root), [tuple(row) for row in tree], closing)
         rows = n_atoms - 3
         for name, chosen, most in (("turning", turning, rows), ("constant", constant, rows + 2)):
             if any(not 0 <= k < most for k in chosen) or len(set(chosen)) != len(chosen):
@@ -142,6 +157,7 @@ class InternalPropagator(DiffusionPropagator):
                 "tree": [[int(i) for i in row] for row in tree],
                 "turning": turns,
                 "constant": sorted(int(k) for k in constant),
+                **({"bridged": list(closing)} if closing else {}),
             },
             network=network,
         )
@@ -175,6 +191,10 @@ class InternalPropagator(DiffusionPropagator):
         self.keep("free", torch.tensor(free, dtype=torch.int64))
         self.keep("turning", torch.tensor(turns, dtype=torch.int64))
         self.keep("stiff", torch.tensor(stiff, dtype=torch.int64))
+        self.n_bridged = len(closing)
+        rings = torch.tensor(closing, dtype=torch.int64)
+        self.keep("bridged", rings)
+        self.keep("closes", torch.zeros(rows).index_fill(0, rings, 1.0))
         self.keep("begin", begin)
         multiple = torch.arange(1.0, HARMONICS + 1).repeat_interleave(2)
         self.keep("multiple", multiple.unsqueeze(1))
@@ -224,6 +244,8 @@ class InternalPropagator(DiffusionPropagator):
     def measure(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Return stiff coordinates (B, S) in widths, and turning torsions (B, M), of frames."""
         lengths, angles, torsions = internal_coordinates(frame, self.root, self.rows)
+        if self.n_bridged > 0:
+            angles = with_bridges(angles, frame, self.rows, self.bridged)
         stiff = torch.cat([lengths[:, self.free], angles, torsions[:, self.stiff]], dim=-1)
         difference = stiff - self.stiff_mean
         difference = torch.cat(
@@ -236,9 +258,27 @@ class InternalPropagator(DiffusionPropagator):
 
         `turned` and `scale` are as in `solve`.
         """
-        n = y.shape[0]
+        lengths, angles, torsions = self.geometry(y, turned, scale)
+        if self.n_bridged > 0:
+            return bridged_positions_of(
+                lengths,
+                angles,
+                torsions,
+                self.placing_rows,
+                self.place,
+                self.stage_ends,
+                self.closes,
+            )
+        return positions_of(
+            lengths, angles, torsions, self.placing_rows, self.place, self.stage_ends
+        )
+
+    def geometry(self, y: Tensor, turned: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return lengths, angles and torsions of all rows from what is diffused, as in `build`."""
         stiff = self.stiff_mean + self.stiff_width * y[:, : self.n_stiff]
-        lengths = self.length_mean.expand(n, -1).index_copy(1, self.free, stiff[:, : self.n_free])
+        lengths = self.length_mean.expand(y.shape[0], -1)
+        lengths = lengths.index_copy(1, self.free, stiff[:, : self.n_free])
+        # The distances of bridged rows lie in this range as well.
         angles = stiff[:, self.n_free : self.n_straight].clamp(
             self.angle_margin, math.pi - self.angle_margin
         )
@@ -246,9 +286,7 @@ class InternalPropagator(DiffusionPropagator):
         torsions = torsions.index_copy(1, self.stiff, stiff[:, self.n_straight :])
         across, along = self.plane(y, scale)
         torsions = torsions.index_copy(1, self.turning, turned + torch.atan2(across, along))
-        return positions_of(
-            lengths, angles, torsions, self.placing_rows, self.place, self.stage_ends
-        )
+        return lengths, angles, torsions
 
     def plane(self, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return sine and cosine (not normalised) of how far torsions turn, (B, M) each."""

@@ -82,6 +82,48 @@ def symmetry_generators(
     return chosen
 
 
+def independent_symmetries(
+    molecule: Molecule, tree: InternalTree, turning: Sequence[int]
+) -> list[list[Symmetry]]:
+    """Return generators of a molecule's relabellings, sorted into groups to be drawn from in turn.
+
+    One group holds them all if it is not too large. Else each exchange or rotation that moves atoms
+    of its own is a group by itself; what moves atoms of several is left out.
+    """
+    generators = symmetry_generators(molecule, tree, turning)
+    identity = np.arange(molecule.n_atoms)
+    turned = [_rotation(molecule, heavy) for heavy in molecule.heavy]
+    if all(
+        order is None or (1, tuple(order)) in symmetry_group(generators, molecule.n_atoms)
+        for order in turned
+    ):
+        return [generators] if generators else []
+    moved: set[int] = set()
+    groups: list[list[Symmetry]] = []
+    for sign, order in sorted(generators, key=lambda g: int((np.array(g[1]) != identity).sum())):
+        support = set(np.flatnonzero(np.array(order) != identity).tolist())
+        if sign > 0 and not support & moved:
+            moved |= support
+            groups.append([(sign, order)])
+    rest = (tuple(order) for order in turned if order is not None)
+    for order in rest:
+        support = set(np.flatnonzero(np.array(order) != identity).tolist())
+        if not support & moved:
+            moved |= support
+            groups.append([(1, order)])
+    return groups
+
+
+def _rotation(molecule: Molecule, heavy: int) -> list[int] | None:
+    """Return the rotation of three hydrogens on an atom, if it has three."""
+    hydrogens = hydrogens_of(molecule, heavy)
+    if len(hydrogens) != 3:
+        return None
+    order = np.arange(molecule.n_atoms)
+    order[hydrogens] = np.roll(hydrogens, 1)
+    return [int(k) for k in order]
+
+
 def symmetry_group(generators: Sequence[Symmetry], n_atoms: int) -> list[Symmetry]:
     """Return all products of some relabellings, the identity first.
 

@@ -46,11 +46,16 @@ class InternalTree:
         grandparent g, reference r, and the row that leads or -1. The atom lies at its distance from
         p, at its angle to p-g, and at its torsion to p-g-r, which is counted from the leading row's
         where there is one.
+    bridged : tuple of int
+        Rows whose atom closes a ring: it is bonded to both p and g, which are not bonded to each
+        other, and its distance from g takes the place of the angle. So all bonds of a ring are
+        coordinates, and rings close whatever their values.
     """
 
     n_atoms: int
     root: tuple[int, ...]
     rows: list[tuple[int, ...]]
+    bridged: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.root) != 3 or len(self.rows) != self.n_atoms - 3:
@@ -210,6 +215,65 @@ def internal_coordinates(x: Tensor, root: Tensor, rows: Tensor) -> tuple[Tensor,
     leader = rows[:, 4]
     led = (leader >= 0).to(torsions.dtype)
     return lengths, angles, wrap(torsions - led * torsions[:, leader.clamp(min=0)])
+
+
+def with_bridges(angles: Tensor, x: Tensor, rows: Tensor, bridged: Tensor) -> Tensor:
+    """Put distances from the grandparent, nm, in the place of the angles of bridged rows.
+
+    The angles, (B, N - 2), and rows are as in `internal_coordinates`, the positions x (B, N, 3).
+    """
+    closing = rows[bridged]
+    far = torch.linalg.vector_norm(x[:, closing[:, 0]] - x[:, closing[:, 2]], dim=-1)
+    return angles.index_copy(1, bridged + 1, far)
+
+
+def bridged_positions_of(
+    lengths: Tensor,
+    angles: Tensor,
+    torsions: Tensor,
+    rows: Tensor,
+    place: Tensor,
+    ends: list[int],
+    bridged: Tensor,
+) -> Tensor:
+    """Build positions as `positions_of` does, of a tree with rings.
+
+    `angles` are from `with_bridges`; `bridged`, (N - 3,), is one for the rows that close a ring,
+    zero for the others. Where two distances cannot be met the atom lies on the line between.
+    """
+    leader = rows[:, 4]
+    led = (leader >= 0).to(torsions.dtype)
+    turn = torsions + led * torsions[:, leader.clamp(min=0)]
+    cosine, sine = torch.cos(turn), torch.sin(turn)
+    zero = torch.zeros_like(lengths[:, 0])
+    a = torch.stack([lengths[:, 0], zero, zero], dim=-1)
+    far = lengths[:, 1]
+    c = torch.stack([far * torch.cos(angles[:, 0]), far * torch.sin(angles[:, 0]), zero], dim=-1)
+    x = torch.stack([a, torch.zeros_like(a), c], dim=1)
+    length, bend = lengths[:, 2:], angles[:, 1:]
+    along, across = length * torch.cos(bend), length * torch.sin(bend)
+    begin = 0
+    for end in ends:
+        parent, grandparent = x[:, rows[begin:end, 1]], x[:, rows[begin:end, 2]]
+        reference = x[:, rows[begin:end, 3]]
+        axis = grandparent - parent
+        gap = torch.linalg.vector_norm(axis, dim=-1).clamp(min=1e-3)
+        own, other = length[:, begin:end], bend[:, begin:end]
+        # The law of cosines; the height is kept real.
+        foot = 0.5 * (own * own - other * other + gap * gap) / gap
+        foot = torch.minimum(torch.maximum(foot, -own), own)
+        height = torch.sqrt((own * own - foot * foot).clamp(min=1e-8))
+        closes = bridged[begin:end] > 0
+        part1 = torch.where(closes, foot, along[:, begin:end]).unsqueeze(-1)
+        reach = torch.where(closes, height, across[:, begin:end])
+        part2 = (reach * cosine[:, begin:end]).unsqueeze(-1)
+        part3 = (reach * sine[:, begin:end]).unsqueeze(-1)
+        e1 = axis / gap.unsqueeze(-1)
+        e3 = F.normalize(torch.linalg.cross(e1, reference - grandparent, dim=-1), dim=-1)
+        e2 = torch.linalg.cross(e3, e1, dim=-1)
+        x = torch.cat([x, parent + part1 * e1 + part2 * e2 + part3 * e3], dim=1)
+        begin = end
+    return x[:, place]
 
 
 def positions_of(
