@@ -22,6 +22,7 @@ from torch import Tensor
 from ..files.atomic import replacing
 from ..files.folder import interrupts, require_same
 from ..propagator.internal.family import FamilyDiffusion
+from ..propagator.internal.transferable import TransferableDiffusion
 from .networks import Network
 from .pairs import TransitionPairs
 from .rare import RareFirst
@@ -81,7 +82,7 @@ def denoising_loss(
         that share a batch use those that one would.
     """
     device, count = frame.device, len(frame)
-    if isinstance(model, FamilyDiffusion):
+    if isinstance(model, FamilyDiffusion | TransferableDiffusion):
         frame, later = model.draw_equivalent(frame, later, generator)
     # Geometry stays in float32: bfloat16 products would blur coordinates by 0.001 nm, which is
     # half a bond's thermal width.
@@ -116,7 +117,7 @@ def held_out_loss(
     for lag_ps in lags_ps:
         generator = torch.Generator(device).manual_seed(20_000 + round(1000 * lag_ps))
         frame, later, lag = pairs.draw(count, lag_ps, lag_ps, generator)
-        sigma = _draw_levels(count, settings, generator, device)
+        sigma = draw_levels(count, settings, generator, device)
         loss = denoising_loss(model, frame, later, lag, sigma, settings, generator)
         losses[float(lag_ps)] = float(loss.mean())
     return losses
@@ -176,7 +177,7 @@ class Part:
 
         def losses(count: int, step: int, generator: torch.Generator, rows: slice) -> Tensor:
             frame, later, lag, weight = source.draw(count, step, generator)
-            sigma = _draw_levels(count, settings, generator, device)
+            sigma = draw_levels(count, settings, generator, device)
             return weight[rows] * denoising_loss(
                 self.model, frame, later, lag, sigma, settings, generator, rows
             )
@@ -455,7 +456,7 @@ class _StepLoss(torch.nn.Module):
             return losses.sum() / settings.batch_size
 
 
-def _draw_levels(
+def draw_levels(
     count: int, settings: TrainSettings, generator: torch.Generator, device: torch.device
 ) -> Tensor:
     # Stratified: every batch covers each part of the range evenly.

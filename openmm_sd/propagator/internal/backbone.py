@@ -75,9 +75,7 @@ class _Builder:
         rows = len(self.rows)
         if rows != self.molecule.n_atoms - 3:
             raise NotInternal(f"a hydrogen of {self.molecule.name} is not bonded to one heavy atom")
-        tree = InternalTree(
-            self.molecule.n_atoms, (a, b, c), self.rows, tuple(self.bridged)
-        )
+        tree = InternalTree(self.molecule.n_atoms, (a, b, c), self.rows, tuple(self.bridged))
         x = torch.tensor(self.molecule.positions)[None]
         refuse_straight(tree, coordinates_of(tree, x)[1])
         return tree

@@ -8,7 +8,7 @@ by how they stand to each other in space: in the frame, and in what the draw loo
 # No postponed annotations here: TorchScript reads those of the class's tensors.
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ _RING_STEP_NM = 0.08
 _FIRST_RING_NM = 0.12
 #: Numbers that say how one unit stands to another.
 _STANDING = _RINGS + 3
+#: What a unit that is not there is heard with.
+_ABSENT: Final = -1e4
 
 
 class _Block(torch.nn.Module):
@@ -67,6 +69,8 @@ class _Block(torch.nn.Module):
         self.width = width
         self.heads = heads
         self.temperature = math.sqrt(width / heads)
+        # TorchScript sees attributes of the object, not the module's globals.
+        self.absent = _ABSENT
         self.project = torch.nn.Linear(width, 3 * width)
         self.output = torch.nn.Linear(width + heads * pair_width, width)
         self.path_bias = torch.nn.Embedding(MAX_PATH + 1, heads)
@@ -80,9 +84,7 @@ class _Block(torch.nn.Module):
     def forward(
         self,
         h: Tensor,
-        path: Tensor,
-        relation: Tensor,
-        absent: Tensor,
+        bonded: Tensor,
         pairs: Tensor,
         gain: Tensor,
         shift: Tensor,
@@ -91,19 +93,17 @@ class _Block(torch.nn.Module):
     ) -> Tensor:
         """Return the new features (B, U, width).
 
-        `path` and `relation` (B or 1, U, U) say how units are bonded and how they stand in the
-        tree, `absent` (B or 1, 1, 1, U) is a large negative number for units that are not there,
-        `pairs` (B, U, U, pair width) says how units stand in space; the others, (B, U, width) or
-        what broadcasts to it, carry noise level, lag and condition.
+        `bonded`, (B or 1, heads, U, U), is from `bonded`, `pairs`, (B, U, U, pair width), says how
+        units stand in space; the others, (B, U, width) or what broadcasts to it, carry noise level,
+        lag and condition.
         """
         batch, n = h.shape[0], h.shape[1]
         z = F.layer_norm(h, [self.width]) * (1.0 + gain) + shift
         query, key, value = (
             self.project(z).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        bonded = self.path_bias(path) + self.relation_bias(relation)
-        bias = (bonded + self.pair_bias(pairs)).permute(0, 3, 1, 2)
-        scores = torch.matmul(query, key.transpose(2, 3)) / self.temperature + bias + absent
+        bias = bonded + self.pair_bias(pairs).permute(0, 3, 1, 2)
+        scores = torch.matmul(query, key.transpose(2, 3)) / self.temperature + bias
         share = torch.softmax(scores, dim=-1).to(value.dtype)
         heard = torch.matmul(share, value).transpose(1, 2).flatten(2)
         # Where those listened to stand: (B, U, heads, U) times (B, U, U, pair width).
@@ -111,6 +111,19 @@ class _Block(torch.nn.Module):
         h = h + self.output(torch.cat([heard, seen], dim=-1))
         z = F.layer_norm(h, [self.width]) * (1.0 + inner_gain) + inner_shift
         return h + self.contract(F.silu(self.expand(z)))
+
+    def bonded(self, tables: Tensor, which: Tensor) -> Tensor:
+        """Return how bonds and tree let units hear each other.
+
+        `tables`, (M, 3, U, U), hold for each molecule how many bonds there are between two units,
+        how they stand in the tree, and one for those that are not there; `which`, (B,), says which
+        molecule a row is of, if there are several.
+        """
+        bias = self.path_bias(tables[:, 0]) + self.relation_bias(tables[:, 1])
+        bias = bias.permute(0, 3, 1, 2) + self.absent * tables[:, 2:]
+        if tables.shape[0] > 1:
+            bias = bias.index_select(0, which)
+        return bias
 
 
 class TransferableDiffusion(InternalPropagator):
@@ -157,9 +170,8 @@ class TransferableDiffusion(InternalPropagator):
     condition_index: Tensor
     noised_index: Tensor
     answer_index: Tensor
-    path: Tensor
-    relation: Tensor
-    absent: Tensor
+    tables: Tensor
+    one: Tensor
     frame_parent: Tensor
     frame_grand: Tensor
     unit_place: Tensor
@@ -279,11 +291,11 @@ class TransferableDiffusion(InternalPropagator):
         for k, row in enumerate(turning):
             shown[(*slot[plan.rows[row][0]], -1)] = known + k
         indices["condition_index"] = shown.reshape(-1)
-        for name in ("path", "relation"):
-            indices[name] = indices[name][None]
+        path, relation = indices.pop("path"), indices.pop("relation")
+        indices["tables"] = np.stack([path, relation, np.zeros_like(path)])[None]
+        indices["one"] = np.zeros(1)
         for name, array in indices.items():
             self.keep(name, torch.as_tensor(array.astype(np.int64)))
-        self.keep("absent", torch.zeros(1, 1, 1, n))
         # Units are in the order of placement, so that places of heavy atoms number units.
         placing = self.placing_rows[: n - 3]
         self.heavy_ends = InternalTree(n, (0, 1, 2), placing.tolist()).stage_ends()
@@ -423,9 +435,7 @@ class TransferableDiffusion(InternalPropagator):
         still = torch.cat([stiff, none, none], dim=-1)
         standing = self.standing(self.places(still, turned, scale))
         own = self.own(self.facts.unsqueeze(0), self.kinds().unsqueeze(0))
-        h, pairs = self.look(
-            shown, standing, own, lag, self.path, self.relation, self.absent
-        )
+        h, pairs = self.look(shown, standing, own, lag, self.tables, self.one)
         return torch.cat([h, pairs.flatten(2)], dim=-1), self.modulation_by_frame(h)
 
     def encode_noise(self, sigma: Tensor) -> Tensor:
@@ -442,9 +452,7 @@ class TransferableDiffusion(InternalPropagator):
         modulation: Tensor,
     ) -> Tensor:
         noised, standing = self.see(y, sigma, turned, scale)
-        answer = self.respond(
-            noised, standing, sigma, context, modulation, self.path, self.relation, self.absent
-        )
+        answer = self.respond(noised, standing, sigma, context, modulation, self.tables, self.one)
         return self.answered(answer, y, sigma)
 
     # What a network is shown of a molecule, in its slots.
@@ -454,9 +462,7 @@ class TransferableDiffusion(InternalPropagator):
         parts = [self.squashed(stiff), self.torsion_features(turned), torch.log(scale)]
         return self._slots(torch.cat(parts, dim=-1), self.condition_index)
 
-    def see(
-        self, y: Tensor, sigma: Tensor, turned: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def see(self, y: Tensor, sigma: Tensor, turned: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is shown of a noised sample (B, K): in slots, and how units stand."""
         c_skip, _, c_in = preconditioning(sigma.view(-1, 1))
         noised = self._slots(self.noised_features(y, c_in * y, turned, scale), self.noised_index)
@@ -524,9 +530,8 @@ class TransferableDiffusion(InternalPropagator):
         standing: Tensor,
         own: Tensor,
         lag: Tensor,
-        path: Tensor,
-        relation: Tensor,
-        absent: Tensor,
+        tables: Tensor,
+        which: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Look at a frame once a jump; see `encode` and `_Block`."""
         h = own + self.lag_in(self.lag_features(lag)).unsqueeze(1) + self.condition_in(shown)
@@ -534,7 +539,8 @@ class TransferableDiffusion(InternalPropagator):
         pairs = self.frame_in(standing)
         none = torch.zeros([1, 1, 1], dtype=h.dtype, device=h.device)
         for block in self.encoder:
-            h = block(h, path, relation, absent, F.silu(pairs), none, none, none, none)
+            bonded = block.bonded(tables, which)
+            h = block(h, bonded, F.silu(pairs), none, none, none, none)
         return h, pairs
 
     def respond(
@@ -544,9 +550,8 @@ class TransferableDiffusion(InternalPropagator):
         sigma: Tensor,
         context: Tensor,
         modulation: Tensor,
-        path: Tensor,
-        relation: Tensor,
-        absent: Tensor,
+        tables: Tensor,
+        which: Tensor,
     ) -> Tensor:
         """Answer to a noised sample, (B, U, SLOTS * PARTS); see `denoise` and `_Block`."""
         n = noised.shape[1]
@@ -559,9 +564,7 @@ class TransferableDiffusion(InternalPropagator):
         for k, block in enumerate(self.blocks):
             h = block(
                 h,
-                path,
-                relation,
-                absent,
+                block.bonded(tables, which),
                 pairs,
                 parts[4 * k],
                 parts[4 * k + 1],
