@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..molecule.molecule import Molecule
+from ..molecule.torsions import TorsionAtoms
 from ..system.structure import is_d, is_trans
 
 #: What to say of each.
@@ -57,6 +59,12 @@ class Amides:
         if not wrong:
             return ""
         return f"the amide bond {self._name(wrong[0])} has turned over"
+
+    def held(self, pulled: Sequence[TorsionAtoms]) -> list[tuple[tuple[int, int, int, int], float]]:
+        """Return what keeps them on their sides while other torsions are pulled: torsion, rad."""
+        bonds = {frozenset(torsion[1:3]) for torsion in pulled}
+        sides = zip(self.torsions, self.trans(self.molecule.positions), strict=True)
+        return [(t, np.pi * trans) for t, trans in sides if frozenset(t[1:3]) not in bonds]
 
     def _name(self, torsion: tuple[int, int, int, int]) -> str:
         m = self.molecule

@@ -25,6 +25,7 @@ from ..system.force_field import (
     make_water_system,
 )
 from ..system.structure import count_waters, nanometers
+from .peptides import Amides
 from .settings import GenerateSettings
 
 #: Name of the Context parameter that switches the pull of seeded runs, kJ/mol.
@@ -132,7 +133,7 @@ def make_start(
     if settings.solvent == "implicit":
         system = run_system(topology, settings)
         start = minimised(system, positions, None)
-        _add_pull(system, np.arange(n)[None], torsions)
+        _add_pull(system, molecule, np.arange(n)[None], torsions)
         return Start(molecule, system, start, None, np.arange(n)[None], 0, None)
 
     cell = filled(topology, positions, settings)
@@ -155,7 +156,7 @@ def make_start(
     if settings.copies > 1:
         sites = x[:n].mean(axis=0) + origins
         system.addForce(_sites(solutes, sites))
-    _add_pull(system, solutes, torsions)
+    _add_pull(system, molecule, solutes, torsions)
     edges = np.diag(nanometers(cell.topology.getPeriodicBoxVectors()))
     return Start(molecule, system, positions, box, solutes, cell.n_waters, edges)
 
@@ -367,9 +368,15 @@ def _sites(solutes: NDArray[np.int64], sites: NDArray[np.float64]) -> openmm.For
 
 
 def _add_pull(
-    system: openmm.System, solutes: NDArray[np.int64], torsions: Sequence[TorsionAtoms]
+    system: openmm.System,
+    molecule: Molecule,
+    solutes: NDArray[np.int64],
+    torsions: Sequence[TorsionAtoms],
 ) -> None:
-    """Add the force that turns torsions to their targets, switched off."""
+    """Add the force that turns torsions to their targets, switched off.
+
+    Amide bonds are held on their side by it, which a pull could turn over.
+    """
     force = openmm.CustomTorsionForce(f"{PULL}*(1-cos(theta-target))")
     force.setName(PULL)
     force.addGlobalParameter(PULL, 0.0)
@@ -377,6 +384,9 @@ def _add_pull(
     for atoms in solutes:
         for torsion in torsions:
             force.addTorsion(*(int(atoms[i]) for i in torsion), [0.0])
+    for torsion, side in Amides(molecule).held(torsions):
+        for atoms in solutes:
+            force.addTorsion(*(int(atoms[i]) for i in torsion), [side])
     system.addForce(force)
 
 

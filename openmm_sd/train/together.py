@@ -147,7 +147,7 @@ class Together:
             wanted = set(range(count)[rows])
             begin = 0
             for k, size in zip(which, counts, strict=True):
-                part, network = self.parts[k], self.model.member(k)
+                network = self.model.member(k)
                 frame, later, lag, weight = sources[k].draw(size, turn, generator)
                 sigma = draw_levels(size, settings, generator, frame.device)
                 frame, later = network.draw_equivalent(frame, later, generator)

@@ -135,8 +135,11 @@ class GromacsRun:
             stages.append((settings.steps(settings.warm_up_ps), text, True))
         else:
             steps = settings.steps(settings.pull_ps / len(PULL_KJ))
+            held = Amides(self.molecule).held(self.torsions)
+            torsions = [*self.torsions, *(torsion for torsion, _ in held)]
+            goal = [*self.goal, *(side for _, side in held)]
             for strength in PULL_KJ:
-                pull = pulled(text, self.torsions, self.goal, strength)
+                pull = pulled(text, torsions, goal, strength)
                 stages.append((steps, pull, not stages))
             stages.append((settings.steps(settings.drop_ps), text, True))
         new = True

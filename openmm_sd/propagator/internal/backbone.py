@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import networkx as nx
@@ -202,7 +203,7 @@ def _backbone(molecule: Molecule, skeleton: nx.Graph, classes: Sequence[int]) ->
         for target, path in nx.single_source_shortest_path(skeleton, source).items():
             if target not in ends or target == source:
                 continue
-            steps = list(zip(path, path[1:], strict=False))
+            steps = list(pairwise(path))
             forwards = sum(amide(i, j) for i, j in steps)
             backwards = sum(amide(j, i) for i, j in steps)
             rank = (-forwards - backwards, -forwards, -len(path), *(classes[k] for k in path))

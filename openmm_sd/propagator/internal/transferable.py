@@ -84,7 +84,8 @@ class _Block(torch.nn.Module):
     def forward(
         self,
         h: Tensor,
-        bonded: Tensor,
+        tables: Tensor,
+        which: Tensor,
         pairs: Tensor,
         gain: Tensor,
         shift: Tensor,
@@ -93,15 +94,21 @@ class _Block(torch.nn.Module):
     ) -> Tensor:
         """Return the new features (B, U, width).
 
-        `bonded`, (B or 1, heads, U, U), is from `bonded`, `pairs`, (B, U, U, pair width), says how
-        units stand in space; the others, (B, U, width) or what broadcasts to it, carry noise level,
-        lag and condition.
+        `tables`, (M, 3, U, U), hold for each molecule how many bonds there are between two units,
+        how they stand in the tree, and one for those that are not there; `which`, (B,), says which
+        molecule a row is of, if there are several. `pairs`, (B, U, U, pair width), says how units
+        stand in space; the others, (B, U, width) or what broadcasts to it, carry noise level, lag
+        and condition.
         """
         batch, n = h.shape[0], h.shape[1]
         z = F.layer_norm(h, [self.width]) * (1.0 + gain) + shift
         query, key, value = (
             self.project(z).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         )
+        bonded = self.path_bias(tables[:, 0]) + self.relation_bias(tables[:, 1])
+        bonded = bonded.permute(0, 3, 1, 2) + self.absent * tables[:, 2:]
+        if tables.shape[0] > 1:
+            bonded = bonded.index_select(0, which)
         bias = bonded + self.pair_bias(pairs).permute(0, 3, 1, 2)
         scores = torch.matmul(query, key.transpose(2, 3)) / self.temperature + bias
         share = torch.softmax(scores, dim=-1).to(value.dtype)
@@ -111,19 +118,6 @@ class _Block(torch.nn.Module):
         h = h + self.output(torch.cat([heard, seen], dim=-1))
         z = F.layer_norm(h, [self.width]) * (1.0 + inner_gain) + inner_shift
         return h + self.contract(F.silu(self.expand(z)))
-
-    def bonded(self, tables: Tensor, which: Tensor) -> Tensor:
-        """Return how bonds and tree let units hear each other.
-
-        `tables`, (M, 3, U, U), hold for each molecule how many bonds there are between two units,
-        how they stand in the tree, and one for those that are not there; `which`, (B,), says which
-        molecule a row is of, if there are several.
-        """
-        bias = self.path_bias(tables[:, 0]) + self.relation_bias(tables[:, 1])
-        bias = bias.permute(0, 3, 1, 2) + self.absent * tables[:, 2:]
-        if tables.shape[0] > 1:
-            bias = bias.index_select(0, which)
-        return bias
 
 
 class TransferableDiffusion(InternalPropagator):
@@ -539,8 +533,7 @@ class TransferableDiffusion(InternalPropagator):
         pairs = self.frame_in(standing)
         none = torch.zeros([1, 1, 1], dtype=h.dtype, device=h.device)
         for block in self.encoder:
-            bonded = block.bonded(tables, which)
-            h = block(h, bonded, F.silu(pairs), none, none, none, none)
+            h = block(h, tables, which, F.silu(pairs), none, none, none, none)
         return h, pairs
 
     def respond(
@@ -564,7 +557,8 @@ class TransferableDiffusion(InternalPropagator):
         for k, block in enumerate(self.blocks):
             h = block(
                 h,
-                block.bonded(tables, which),
+                tables,
+                which,
                 pairs,
                 parts[4 * k],
                 parts[4 * k + 1],
