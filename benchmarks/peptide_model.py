@@ -111,7 +111,11 @@ def train_model(options: argparse.Namespace) -> None:
         for network, data in zip(networks, members, strict=True)
     ]
     settings = TrainSettings(
-        minutes=options.minutes, batch_size=options.batch, learning_rate=options.rate
+        minutes=options.minutes,
+        batch_size=options.batch,
+        learning_rate=options.rate,
+        optimizer="muon",
+        warmup_steps=100,
     )
     task = Together(parts)
     record = train([task], settings, checkpoint=options.output + ".checkpoint")

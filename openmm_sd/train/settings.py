@@ -33,6 +33,11 @@ class TrainSettings(Settings):
     learning_rate: float = setting(
         1e-3, "peak of the rate, after the warm-up; it falls to zero as a cosine"
     )
+    optimizer: str = setting(
+        "adam",
+        "muon (of PyTorch 2.9 on) needs about half as many steps for networks of many molecules",
+        choices=("adam", "muon"),
+    )
     warmup_steps: int = setting(300, "steps of linear warm-up")
     ema_decay: float = setting(
         0.9995,

@@ -37,6 +37,17 @@ Lessons = Callable[[int, int, torch.Generator, slice], Tensor]
 _LEVEL_CENTRE = 0.25
 _LEVEL_LOG_WIDTH = 1.3
 _UNIFORM_SHARE = 1.0 / 3.0
+# Modules whose matrices Muon learns, and its rate relative to Adam's.
+_INNER = (
+    "encoder",
+    "blocks",
+    "kind_in",
+    "facts_in",
+    "facts_out",
+    "condition_out",
+    "condition_neck",
+)
+_MUON_FACTOR = 4.0
 
 
 @dataclass
@@ -271,9 +282,7 @@ class _Training:
         self.step_loss = _StepLoss(self.model, lessons, counts, settings, self.generator, team)
         self.shared = team.wrap(self.step_loss)
         self.average = copy.deepcopy(self.model).eval()
-        self.optimiser = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
-        )
+        self.optimiser = make_optimiser(self.model, settings)
         self.record = TrainingRecord()
         self.path = Path(checkpoint) if checkpoint is not None else None
         # What the weights and buffers of a checkpoint belong to.
@@ -329,7 +338,7 @@ class _Training:
         rate = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         rate *= min(1.0, (record.steps + 1) / settings.warmup_steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         self.optimiser.zero_grad(set_to_none=True)
         if self.team.size == 1:
             # Molecule by molecule, so that the memory is that of one.
@@ -423,6 +432,55 @@ class _Training:
             self.optimiser.load_state_dict(content["optimiser"])
             self.generator.set_state(content["generator"])
             self.record = TrainingRecord(**content["record"])
+
+
+class _Both(torch.optim.Optimizer):
+    """Muon for what maps features to features, Adam for the rest, as one optimiser."""
+
+    def __init__(self, model: torch.nn.Module, rate: float) -> None:
+        shared = dict(model.named_parameters())  # each once
+        inner = {
+            name
+            for name, value in shared.items()
+            if value.ndim == 2 and any(f".{part}." in f".{name}" for part in _INNER)
+        }
+        muon = torch.optim.Muon(
+            [shared[name] for name in sorted(inner)],
+            lr=_MUON_FACTOR * rate,
+            weight_decay=0.0,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        rest = [value for name, value in shared.items() if name not in inner]
+        adam = torch.optim.Adam(rest, lr=rate, betas=(0.9, 0.99), fused=True)
+        self.parts = (muon, adam)
+        for group in muon.param_groups:
+            group["factor"] = _MUON_FACTOR
+        super().__init__(list(shared.values()), {"lr": rate})
+        self.param_groups = [*muon.param_groups, *adam.param_groups]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Make a step of both."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict:  # type: ignore[override]
+        """Return the state of both."""
+        return {str(k): part.state_dict() for k, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state_dict: dict) -> None:  # type: ignore[override]
+        """Go on from the state of both."""
+        for k, part in enumerate(self.parts):
+            part.load_state_dict(state_dict[str(k)])
+        self.param_groups = [g for part in self.parts for g in part.param_groups]
+
+
+def make_optimiser(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings ask for."""
+    if settings.optimizer == "muon":
+        return _Both(model, settings.learning_rate)
+    return torch.optim.Adam(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
+    )
 
 
 class _StepLoss(torch.nn.Module):
