@@ -14,6 +14,7 @@ from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate.peptides import Amides
 from openmm_sd.prepare import PrepareSettings, from_sequence, repair
 from openmm_sd.propagator.internal.backbone import backbone_tree
+from openmm_sd.propagator.internal.members import Members
 from openmm_sd.propagator.internal.physics import springs_of
 from openmm_sd.propagator.internal.symmetry import independent_symmetries, relabelled
 from openmm_sd.propagator.internal.transferable import TransferableDiffusion
@@ -21,7 +22,7 @@ from openmm_sd.propagator.internal.tree import NotInternal
 from openmm_sd.system.force_field import make_system
 from openmm_sd.system.solute import force_field_terms
 from openmm_sd.train import Part, TrainSettings, TransitionPairs, train
-from openmm_sd.train.together import Members, Together
+from openmm_sd.train.together import Together
 
 WATER = Path(__file__).parents[1] / "data" / "peptides-water"
 FIELD = ["amber99sbildn.xml"]

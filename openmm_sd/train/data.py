@@ -26,7 +26,7 @@ from ..propagator.alignment import align_frames
 from ..version import __version__
 from .markov import CellModel, Cells
 from .pairs import TransitionPairs, methyl_rotors
-from .settings import FAMILY, StageSettings
+from .settings import FAMILY, TRANSFERABLE, StageSettings
 from .windows import angle_windows, bond_windows, contact_distances, torsion_windows
 
 #: Frames at which a network looks to choose its coordinates.
@@ -251,6 +251,8 @@ def make_card(
     card.kind = {
         "internal": "dense network in internal coordinates: this one molecule only",
         "dense": "dense network on a local frame: this one molecule only",
+        TRANSFERABLE: "network in internal coordinates, one set of weights for any molecule that a "
+        "force field knows",
         FAMILY: "network in internal coordinates, one set of weights for several molecules",
     }[training["network"]]
     card.lag_range = [round(lags[0], 6), round(lags[1], 6)]

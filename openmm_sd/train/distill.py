@@ -26,6 +26,7 @@ from ..progress import Progress, silence
 from ..propagator.device import chosen_device
 from ..propagator.internal.base import InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
+from ..propagator.internal.transferable import TransferableDiffusion
 from ..propagator.sampler import interpolate_by_lag
 from .driver import check_bundle_path, checkpoint_of, finish, history_entry, progress_report
 from .networks import Network
@@ -257,7 +258,7 @@ class _Chains:
         jitter = torch.randn(self.frames.shape, generator=generator, device=device)
         with torch.autocast(device.type, enabled=False):
             frame = self.frames
-            if isinstance(teacher, FamilyDiffusion):
+            if isinstance(teacher, FamilyDiffusion | TransferableDiffusion):
                 frame, _ = teacher.draw_equivalent(frame, frame, generator)
             frame = frame + self.settings.condition_noise_nm * jitter
         stiff, turned, scale = known(teacher, frame, lag)

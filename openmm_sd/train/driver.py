@@ -35,14 +35,22 @@ from .networks import (
     Network,
     build_family,
     build_network,
+    build_transferable,
     family_statistics,
     fit_statistics,
-    is_of_a_family,
     network_name,
+    network_of,
 )
-from .relatives import card_of_relative, check_family, torsion_terms_of, windows_of_relatives
-from .settings import AUTO, FAMILY, StageSettings, TrainSettings
+from .relatives import (
+    card_of_relative,
+    check_family,
+    terms_of,
+    torsion_terms_of,
+    windows_of_relatives,
+)
+from .settings import AUTO, FAMILIES, FAMILY, TRANSFERABLE, StageSettings, TrainSettings
 from .team import Team, join_team, leads
+from .together import Together
 from .trainer import Part, TrainingRecord, held_out_loss, train
 
 #: Lags of the reported losses, ps, as far as the model covers them.
@@ -87,9 +95,12 @@ def train_bundle(
     check_output(output, datasets)
     several = read_by_molecule(datasets, say)
     check_names(settings.without, [run for data in several for run in data.runs])
-    family = len(several) > 1 or settings.network == FAMILY
-    if settings.network == AUTO and settings.init is not None:
-        family = family or is_of_a_family(settings.init)
+    kind = settings.network
+    if kind == AUTO and settings.init is not None:
+        kind = network_of(settings.init)
+    if kind not in FAMILIES and len(several) > 1:
+        kind = FAMILY
+    family = kind in FAMILIES
     with join_team(chosen_device(settings.device)) as team:
         extra = _extra_data(several, settings, family)
         taught = [TrainingData.of(data, settings, team.device, say) for data in (*several, *extra)]
@@ -98,7 +109,7 @@ def train_bundle(
         torch.manual_seed(settings.training.seed)
         if family:
             say("measuring the coordinates", f"{len(members)} molecules")
-            networks = _family(taught, members, lags, settings, team.device)
+            networks = _family(kind, taught, members, lags, settings, team.device)
         else:
             networks = [_single(taught[0], lags, settings, team.device)]
         # A step has more pairs of a larger molecule.
@@ -109,7 +120,7 @@ def train_bundle(
         began = time.monotonic()
         shown = [lag for lag in _REPORT_LAGS if lags[0] * 0.999 <= lag <= lags[1] * 1.001]
         record = train(
-            parts,
+            [Together(parts)] if kind == TRANSFERABLE else parts,
             settings.training,
             lags_ps=shown[:: 3 if family else 2],
             checkpoint=checkpoint_of(output),
@@ -154,9 +165,9 @@ def _extra_data(several: Sequence[Dataset], settings: StageSettings, family: boo
     if not family:
         if settings.also or settings.extra_data:
             what = "also: a molecule without data" if settings.also else "aside: data of no member"
-            raise ValueError(f"{what} can only join a family; take --network family")
+            raise ValueError(f"{what} can only join a family; take --network {FAMILY}")
         return []
-    if settings.network not in (AUTO, FAMILY):
+    if settings.network not in (AUTO, *FAMILIES):
         names = ", ".join(data.molecule.name for data in several)
         raise ValueError(
             f"the data sets are of several molecules ({names}), which only --network family can "
@@ -190,6 +201,7 @@ def _single(
 
 
 def _family(
+    kind: str,
     taught: Sequence[TrainingData],
     members: Sequence[TrainingData],
     lags: tuple[float, float],
@@ -198,6 +210,21 @@ def _family(
 ) -> list[Network]:
     """Return networks that share their weights: of those with data, then of those without."""
     arguments = {**settings.network_settings, "lag_min_ps": lags[0], "lag_max_ps": lags[1]}
+    if kind == TRANSFERABLE:
+        molecules = [*(data.molecule for data in taught), *settings.also]
+        known = [data.dataset for data in taught] + [taught[0].dataset] * len(settings.also)
+        return [
+            *build_transferable(
+                [(data.molecule, data.pairs) for data in taught],
+                settings.also,
+                [terms_of(molecule, data) for molecule, data in zip(molecules, known, strict=True)],
+                float(taught[0].dataset.provenance["temperature_K"]),
+                arguments,
+                settings.init,
+                settings.training.seed,
+                device,
+            )
+        ]
     statistics = family_statistics(
         [(data.molecule, data.pairs) for data in members],
         *lags,
@@ -253,7 +280,7 @@ def _models(
     """Return the models of the molecules with data."""
     # What is recommended goes for the slowest of them.
     recommended = max(data.recommended_lag_ps(lags, say) for data in members)
-    family = training["network"] == FAMILY
+    family = training["network"] in FAMILIES
     models = []
     for network, data in zip(networks, members, strict=False):
         molecule = data.molecule

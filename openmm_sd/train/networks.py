@@ -15,14 +15,16 @@ from torch import Tensor
 from ..model.model import ScoreModel
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
+from ..molecule.terms import ForceFieldTerms
 from ..propagator.cartesian.dense import DenseDiffusion
-from ..propagator.internal.base import InternalPropagator
+from ..propagator.internal.base import TURN_FLOOR, InternalPropagator
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.internal.single import InternalDiffusion
 from ..propagator.internal.statistics import CoordinateStatistics
+from ..propagator.internal.transferable import TransferableDiffusion
 from ..propagator.internal.tree import InternalTree, NotInternal, constant_lengths, turning_torsions
 from .pairs import TransitionPairs
-from .settings import AUTO, FAMILY
+from .settings import AUTO, FAMILY, TRANSFERABLE
 
 Network = DenseDiffusion | InternalPropagator
 """What can be trained."""
@@ -50,13 +52,13 @@ _STATISTICS_PAIRS = 8192
 
 def network_name(network: torch.nn.Module) -> str:
     """Return the name that ``--network`` takes for a network; empty where it has none."""
-    known = {**NETWORKS, FAMILY: FamilyDiffusion}
+    known = {**NETWORKS, FAMILY: FamilyDiffusion, TRANSFERABLE: TransferableDiffusion}
     return next((name for name, cls in known.items() if isinstance(network, cls)), "")
 
 
-def is_of_a_family(bundle: str) -> bool:
-    """Whether the weights of a bundle, and with them the network, are a family's."""
-    return isinstance(ScoreModel.load(bundle).members[0].propagator, FamilyDiffusion)
+def network_of(bundle: str) -> str:
+    """Return the name of a bundle's network; see `network_name`."""
+    return network_name(ScoreModel.load(bundle).members[0].propagator)
 
 
 def build_network(
@@ -109,6 +111,53 @@ def build_family(
         networks[0].load_weights(first.weights())
     for network in networks[1:]:
         network.share_weights(networks[0])
+    return networks
+
+
+def build_transferable(
+    members: Sequence[tuple[Molecule, TransitionPairs]],
+    also: Sequence[Molecule],
+    terms: Sequence[ForceFieldTerms],
+    temperature_K: float,
+    arguments: dict[str, Any],
+    init: str | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[TransferableDiffusion]:
+    """Build the networks of molecules with data, then of those without; they share their weights.
+
+    There are terms of each. How far torsions turn is measured on the data and told to all.
+    """
+    molecules = [*(molecule for molecule, _ in members), *also]
+    networks = [
+        TransferableDiffusion.for_molecule(
+            molecule, terms=own, temperature_K=temperature_K, **arguments
+        )
+        for molecule, own in zip(molecules, terms, strict=True)
+    ]
+    squares: dict[str, list[Tensor]] = {}
+    for network, (_, pairs) in zip(networks, members, strict=False):
+        _, at_lags = _drawn(pairs, network.lag_nodes(), seed)
+        measured = torch.stack(
+            [network.measure_scale(frame.cpu(), later.cpu()) for frame, later in at_lags]
+        )
+        for keys, row in zip(network.turn_kinds(), (measured**2).unbind(1), strict=True):
+            for key in keys:
+                squares.setdefault(key, []).append(row)
+    scales = {
+        key: torch.stack(rows).mean(0).sqrt().clamp(min=TURN_FLOOR).tolist()
+        for key, rows in squares.items()
+    }
+    for network in networks:
+        network.set_turn_scales(scales)
+    if init is not None:
+        first = ScoreModel.load(init).members[0].propagator
+        if not isinstance(first, TransferableDiffusion):
+            raise ValueError(f"{init} holds a {type(first).__name__}, wanted is {TRANSFERABLE}")
+        networks[0].load_weights(first.weights())
+    for network in networks:
+        network.share_weights(networks[0])
+        network.to(device)
     return networks
 
 

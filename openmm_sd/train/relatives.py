@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import networkx as nx
 import numpy as np
@@ -15,7 +15,11 @@ from ..model.card import Card, Distance, Entry, Rows, Window
 from ..molecule.graph import atom_kinds, bond_graph, distant_pairs, heavy_bonds
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
+from ..molecule.terms import ForceFieldTerms
 from .windows import angle_ends
+
+if TYPE_CHECKING:
+    import openmm
 
 #: What must be the same of all data.
 _MADE_ALIKE: Final = ("temperature_K", "force_field", "water", "constraints", "friction_per_ps")
@@ -83,19 +87,40 @@ def torsion_terms_of(
 
 
 def _terms_without_data(molecule: Molecule, data: Dataset) -> list[list[float]]:
+    from ..system.solute import torsion_terms
+
+    return torsion_terms(_system_of(molecule, data), range(molecule.n_atoms))
+
+
+def terms_of(molecule: Molecule, data: Dataset) -> ForceFieldTerms:
+    """Return what the force field of some data says of a molecule, its own or another one.
+
+    ValueError if the data do not say which it is, or it does not know the molecule.
+    """
+    from ..system.solute import force_field_terms
+
+    return force_field_terms(_system_of(molecule, data), range(molecule.n_atoms))
+
+
+def _system_of(molecule: Molecule, data: Dataset) -> openmm.System:
+    """Return the System of a molecule alone in the force field of some data, constrained alike."""
     from openmm import app
 
     from ..system.force_field import make_system
-    from ..system.solute import torsion_terms
 
     files = data.provenance.get("force_field")
     if not files:
         raise ValueError(
             f"{molecule.name}: the data do not say with which force field they were made, from "
-            "which its torsion terms would come"
+            "which its terms would come"
         )
-    system = make_system(files, molecule.to_topology(), nonbondedMethod=app.NoCutoff)
-    return torsion_terms(system, range(molecule.n_atoms))
+    return make_system(
+        files,
+        molecule.to_topology(),
+        nonbondedMethod=app.NoCutoff,
+        constraints=app.HBonds if data.provenance.get("constraints") else None,
+        flexibleConstraints=True,
+    )
 
 
 def windows_of_relatives(

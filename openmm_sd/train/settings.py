@@ -16,6 +16,12 @@ AUTO: Final = "auto"
 FAMILY: Final = "family"
 """The network for several molecules, and what ``auto`` takes for them."""
 
+TRANSFERABLE: Final = "transferable"
+"""The network for several molecules, and others that a force field knows, with rings or without."""
+
+FAMILIES: Final = (FAMILY, TRANSFERABLE)
+"""Networks whose weights serve several molecules."""
+
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
@@ -99,8 +105,9 @@ class StageSettings(Settings):
     network: str = setting(
         AUTO,
         "in internal coordinates (internal, one molecule without rings and straight chains), "
-        "Cartesian (dense, one molecule), or for several molecules (family); auto takes what suits",
-        choices=(AUTO, "internal", "dense", FAMILY),
+        "Cartesian (dense, one molecule), for several molecules (family), or for those and others "
+        "that a force field knows, rings included (transferable); auto takes what suits",
+        choices=(AUTO, "internal", "dense", *FAMILIES),
     )
     network_settings: dict[str, Any] = setting(
         factory=dict, text='arguments of the network\'s class, e.g. ``{"width": 256}``', option=""

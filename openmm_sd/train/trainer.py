@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..files.atomic import replacing
 from ..files.folder import interrupts, require_same
 from ..propagator.internal.family import FamilyDiffusion
+from ..propagator.internal.members import Members
 from ..propagator.internal.transferable import TransferableDiffusion
 from .networks import Network
 from .pairs import TransitionPairs
@@ -138,8 +139,8 @@ class Task(Protocol):
     """What one network is taught: `Part`, or `~openmm_sd.train.distill.Imitation`."""
 
     @property
-    def model(self) -> Network:
-        """The network, on its device."""
+    def model(self) -> Network | Members:
+        """The network or networks, on their device."""
 
     @property
     def share(self) -> float:
@@ -155,9 +156,12 @@ class Task(Protocol):
         """
 
     def held_out_losses(
-        self, model: Network, settings: TrainSettings, lags_ps: Sequence[float]
+        self, model: Any, settings: TrainSettings, lags_ps: Sequence[float]
     ) -> dict[float, float]:
-        """Return the loss of other weights on what is held out, by lag in ps."""
+        """Return the loss of other weights on what is held out, by lag in ps.
+
+        The model is a copy of the task's own, with those weights.
+        """
 
 
 @dataclass(frozen=True)

@@ -408,7 +408,7 @@ class FamilyDiffusion(InternalPropagator):
 
         ValueError if names or shapes differ; nothing is changed then.
         """
-        for name, value in self._matching(weights).items():
+        for name, value in matching_parameters(self, weights).items():
             value.copy_(weights[name])
 
     def share_weights(self, other: "FamilyDiffusion") -> None:
@@ -416,22 +416,7 @@ class FamilyDiffusion(InternalPropagator):
 
         ValueError if names or shapes differ; nothing is changed then.
         """
-        theirs = dict(other.named_parameters())
-        self._matching(theirs)
-        for name, value in theirs.items():
-            module, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(module), leaf, value)
-
-    def _matching(self, weights: Mapping[str, Tensor]) -> dict[str, torch.nn.Parameter]:
-        own = dict(self.named_parameters())
-        different = sorted(
-            name
-            for name in own.keys() | weights.keys()
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        )
-        if different:
-            raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
-        return own
+        use_parameters(self, other)
 
     # What training needs.
 
@@ -451,6 +436,30 @@ class FamilyDiffusion(InternalPropagator):
     def _spread(self, frames: Tensor) -> Tensor:
         which = torch.arange(len(frames), device=frames.device) % self.n_symmetries
         return relabelled(frames, self.orders[which], self.signs[which])
+
+
+def use_parameters(network: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Let a network use the very parameters of another one; ValueError if they do not match."""
+    theirs = dict(other.named_parameters())
+    matching_parameters(network, theirs)
+    for name, value in theirs.items():
+        module, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(module), leaf, value)
+
+
+def matching_parameters(
+    network: torch.nn.Module, weights: Mapping[str, Tensor]
+) -> dict[str, torch.nn.Parameter]:
+    """Return a network's parameters; ValueError if names or shapes are not those of `weights`."""
+    own = dict(network.named_parameters())
+    different = sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+    if different:
+        raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
+    return own
 
 
 def _checked_group(symmetries: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> list[Symmetry]:

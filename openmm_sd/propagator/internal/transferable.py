@@ -24,6 +24,7 @@ from ..diffusion import LAG_FEATURES, check_atoms, start_at_zero
 from ..sampler import preconditioning
 from .backbone import backbone_tree
 from .base import HARMONICS, InternalArguments, InternalPropagator
+from .family import matching_parameters, use_parameters
 from .family_tree import MAX_HYDROGENS
 from .physics import Springs, springs_of
 from .symmetry import Symmetry, independent_symmetries, relabelled, symmetry_group
@@ -341,9 +342,22 @@ class TransferableDiffusion(InternalPropagator):
             **settings,
         )
         network._take(springs, terms)
-        kinds = turn_kinds(molecule, tree, springs.turning)
-        network.scale.copy_(pooled_scale(kinds, turn_scales or {}, network.n_lag_nodes))
+        network.set_turn_scales(turn_scales or {})
         return network
+
+    def turn_kinds(self) -> list[list[str]]:
+        """Name the bonds about which torsions turn, see `turn_kinds`."""
+        known = self.hyperparameters
+        rows = [known["tree"][k] for k in known["turning"]]
+        return turn_kinds(known["atomic_numbers"], known["bonds"], [row[2:0:-1] for row in rows])
+
+    @torch.no_grad()
+    def set_turn_scales(self, scales: Mapping[str, Sequence[float]]) -> None:
+        """Take how far torsions typically turn from what is known of their kinds."""
+        self.hyperparameters["turn_scales"] = {
+            key: [float(v) for v in row] for key, row in sorted(scales.items())
+        }
+        self.scale.copy_(pooled_scale(self.turn_kinds(), scales, self.n_lag_nodes))
 
     @torch.no_grad()
     def _take(self, springs: Springs, terms: ForceFieldTerms) -> None:
@@ -579,16 +593,15 @@ class TransferableDiffusion(InternalPropagator):
 
         ValueError if names or shapes differ; nothing is changed then.
         """
-        own = dict(self.named_parameters())
-        different = sorted(
-            name
-            for name in own.keys() | weights.keys()
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        )
-        if different:
-            raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
-        for name, value in own.items():
+        for name, value in matching_parameters(self, weights).items():
             value.copy_(weights[name])
+
+    def share_weights(self, other: "TransferableDiffusion") -> None:
+        """Use the very parameters of another molecule's network: training either trains both.
+
+        ValueError if names or shapes differ; nothing is changed then.
+        """
+        use_parameters(self, other)
 
 
 def _group(generators: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> list[Symmetry]:
@@ -603,9 +616,11 @@ def _group(generators: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> lis
     return symmetry_group(chosen, n_atoms)
 
 
-def turn_kinds(molecule: Molecule, tree: InternalTree, turning: Sequence[int]) -> list[list[str]]:
-    """Name the bonds about which torsions turn by the atoms at their ends, special names first."""
-    kinds = atom_kinds(molecule.atomic_numbers, molecule.bonds)
+def turn_kinds(
+    numbers: Sequence[int], bonds: Sequence[Sequence[int]], ends: Sequence[Sequence[int]]
+) -> list[list[str]]:
+    """Name bonds about which torsions turn by the atoms at their ends, special names first."""
+    kinds = atom_kinds(numbers, bonds)
 
     def exact(atom: int) -> str:
         number, hydrogens, heavy = kinds[atom]
@@ -615,11 +630,7 @@ def turn_kinds(molecule: Molecule, tree: InternalTree, turning: Sequence[int]) -
         # What is at the end of a bond and turns fast, and what does not.
         return "end" if kinds[atom][2] == 1 else "inner"
 
-    found = []
-    for k in turning:
-        _, parent, grand = tree.rows[k][:3]
-        found.append([f"{of(grand)} {of(parent)}" for of in (exact, rough)] + ["any"])
-    return found
+    return [[f"{of(i)} {of(j)}" for of in (exact, rough)] + ["any"] for i, j in ends]
 
 
 def pooled_scale(
