@@ -1,6 +1,7 @@
 """The network for molecules it never saw: coordinates, springs, symmetry, padding, training."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from contract_checks import assert_contract_kept
 from openmm import app
 
-from openmm_sd import Molecule
-from openmm_sd.data.dataset import read_dataset
+from openmm_sd import Molecule, ScoreModel
+from openmm_sd.data.dataset import read_dataset, write_dataset
 from openmm_sd.generate.peptides import Amides
 from openmm_sd.prepare import PrepareSettings, from_sequence, repair
 from openmm_sd.propagator.internal.backbone import backbone_tree
@@ -21,7 +22,15 @@ from openmm_sd.propagator.internal.transferable import TransferableDiffusion
 from openmm_sd.propagator.internal.tree import NotInternal
 from openmm_sd.system.force_field import make_system
 from openmm_sd.system.solute import force_field_terms
-from openmm_sd.train import Part, TrainSettings, TransitionPairs, train
+from openmm_sd.train import (
+    Part,
+    StageSettings,
+    TrainSettings,
+    TransitionPairs,
+    driver,
+    train,
+    train_bundle,
+)
 from openmm_sd.train.together import Together
 
 WATER = Path(__file__).parents[1] / "data" / "peptides-water"
@@ -287,3 +296,37 @@ def test_a_pull_holds_amide_bonds():
     held = amides.held([(4, 6, 8, 14)])
     assert [side for _, side in held] == pytest.approx([np.pi, np.pi])
     assert len(amides.held([held[0][0]])) == 1
+
+
+def test_a_bundle_serves_a_molecule_without_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "_HELD_OUT_PAIRS", 64)
+    settings = StageSettings(
+        network="transferable",
+        network_settings=SMALL,
+        lag_max_ps=50.0,
+        start_frames=20,
+        also=(peptide("ACE-PRO-NME"),),
+        device="cpu",
+        training=TrainSettings(max_steps=2, minutes=60.0, batch_size=16, optimizer="muon"),
+    )
+    files = []
+    for name in ("ALA", "GLY"):
+        first = data(name).runs[0]
+        some = replace(first, positions=first.positions[:400])
+        files.append(tmp_path / f"{name}.h5")
+        write_dataset(files[-1], data(name).molecule, [some], data(name).provenance)
+    train_bundle(files, tmp_path / "m.safetensors", settings)
+    model = ScoreModel.load(tmp_path / "m.safetensors")
+    assert [m.name for m in model.molecules] == ["ACE-ALA-NME", "ACE-GLY-NME", "ACE-PRO-NME"]
+    proline = model.member("ACE-PRO-NME")
+    assert proline.propagator.n_bridged == 1
+    start = torch.from_numpy(proline.start_frames)
+    noise = torch.zeros(1, proline.noise_size)
+    lag = torch.tensor([10.0])
+    with torch.no_grad():
+        assert torch.isfinite(proline.propagator(start, lag, noise)).all()
+        assert torch.allclose(
+            proline.scripted()(start, lag, noise),
+            proline.propagator(start, lag, noise),
+            atol=1e-5,
+        )
