@@ -1,7 +1,8 @@
 """What works on this machine: a real jump through every bridge on every platform.
 
-Every try runs in a process of its own: ``python -m openmm_sd.doctor BRIDGE PLATFORM`` evaluates one
-bridge on one platform and jumps through it, and prints a line of JSON for each of the two.
+Every bridge runs in a process of its own: ``python -m openmm_sd.doctor BRIDGE PLATFORM ...``
+evaluates one bridge on platforms and jumps through it, and prints a line of JSON for each of the
+two. After a crash another process goes on with the platforms that are left.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from .progress import Progress, silence
 
@@ -23,7 +25,6 @@ from openmm import app
 
 from .bridges import BRIDGES, platform_names
 from .bridges.probe import (
-    TIMEOUT,
     Probe,
     answers_of,
     attempt,
@@ -47,8 +48,14 @@ _CONSTRAINT = 1e-4
 _SHIFT_NM = (0.03, -0.02, 0.01)
 _BURST_STEPS = 5
 _STEP_PS = 0.001
+# All tries of a bridge take some twenty seconds on a quiet machine; after so many it hangs.
+_TIMEOUT = 600.0
 # A learned model may refuse some proposals; of so many jumps one has to be accepted.
 _MODEL_JUMPS = 5
+
+_OPENCL_DRIVERS = Path("/etc/OpenCL/vendors")
+
+_INSTALLED = "is installed as it should be, so that installing it again changes nothing"
 
 _PACKAGES = (
     *("openmm-sd", "openmm-sd-native", "openmm", "torch", "openmmtorch"),
@@ -59,14 +66,14 @@ _PACKAGES = (
 # -- one bridge on one platform, in this process -------------------------------------------------
 
 
-def try_jumps(bridge: str, platform: str) -> str:
-    """Jump through the integrator, with a known answer and with each shipped model.
+def try_jumps(bridge: str, platform: str, models: Sequence[str] | None = None) -> str:
+    """Jump through the integrator, with a known answer and with models, if not told all shipped.
 
     Returns what was found, where all is well. RuntimeError if the solute did not land where it
     should or the state after it is broken. A crash in here is a crash of the caller; use `examine`.
     """
     details = [_known_answer(bridge, platform)]
-    for name in ScoreModel.shipped():
+    for name in ScoreModel.shipped() if models is None else models:
         # Of a family one member stands for all.
         model = ScoreModel.load(name).members[0]
         details.append(f"{name}: {_learned_jump(model, bridge, platform)}")
@@ -182,6 +189,10 @@ def _check_state(context: openmm.Context, integrator: ScoreDynamicsIntegrator) -
             raise RuntimeError(f"a constraint is off by {error:.0e} after the jump")
 
 
+#: What the evaluation gave, whether the jumps went well, and details of them.
+Try: TypeAlias = tuple[Probe, bool, str]
+
+
 # -- all of them, each in a process of its own ---------------------------------------------------
 
 
@@ -200,10 +211,14 @@ def examine(
         raise ValueError(f"platform must be one of {here}, got {unknown[0]!r}")
     chosen = [name for name in here if platforms is None or name in platforms]
     say = progress or silence
-    pairs = [(bridge, platform) for bridge in BRIDGES for platform in chosen]
-    say("jumping", f"{len(pairs)} tries, two at a time")
+    say("jumping", f"{len(BRIDGES)} bridges on {', '.join(chosen)}, two at a time")
     with ThreadPoolExecutor(2) as pool:
-        tries = dict(zip(pairs, pool.map(lambda pair: _in_process(*pair), pairs), strict=True))
+        rows = list(pool.map(lambda bridge: _in_processes(bridge, chosen), BRIDGES))
+    tries = {
+        (bridge, platform): row[platform]
+        for bridge, row in zip(BRIDGES, rows, strict=True)
+        for platform in chosen
+    }
     probes = {pair: probe for pair, (probe, _, _) in tries.items()}
     remember(probes)
     bridges: dict[str, dict[str, dict[str, Any]]] = {}
@@ -221,17 +236,25 @@ def examine(
     }
 
 
-def _in_process(bridge: str, platform: str) -> tuple[Probe, bool, str]:
-    """Return what the evaluation gave, whether the jumps went well, and details of them."""
-    if (absent := not_installed(bridge, platform)) is not None:
-        return absent, False, absent.detail
-    answers, failure = answers_of("openmm_sd.doctor", bridge, platform, 2 * TIMEOUT)
-    probe = Probe(**answers[0]) if answers else unanswered(bridge, platform, failure)
-    if not probe.ok:
-        return probe, False, probe.detail
-    if len(answers) < 2:
-        return probe, False, f"no jump: {failure}"
-    return probe, answers[1]["ok"], answers[1]["detail"]
+def _in_processes(bridge: str, platforms: Sequence[str]) -> dict[str, Try]:
+    """Try a bridge on platforms; each process goes on where a crash has ended the last."""
+    tries: dict[str, Try] = {}
+    while left := [platform for platform in platforms if platform not in tries]:
+        if (absent := not_installed(bridge, left[0])) is not None:
+            tries[left[0]] = (absent, False, absent.detail)
+            continue
+        answers, failure = answers_of("openmm_sd.doctor", bridge, left, _TIMEOUT)
+        for platform in left:
+            said = [answer for answer in answers if answer["platform"] == platform]
+            probe = Probe(**said[0]) if said else unanswered(bridge, platform, failure)
+            if len(said) == 2:
+                tries[platform] = (probe, said[1]["ok"], said[1]["detail"])
+            elif said and not probe.ok:
+                tries[platform] = (probe, False, probe.detail)
+            else:  # here the process ended
+                tries[platform] = (probe, False, f"no jump: {failure}" if said else probe.detail)
+                break
+    return tries
 
 
 def _hints(
@@ -245,11 +268,15 @@ def _hints(
         broken = [platform for platform, cell in bridges[name].items() if not cell["ok"]]
         if not broken:
             continue
-        if name == "torchforce" and versions["openmmtorch"] is not None:
+        here = versions["openmmtorch"] if name == "torchforce" else bridge.installed()
+        if not here:
+            hints.append(f"{name}: {bridge.install_hint}")
+        elif name == "torchforce":
             hints.append(_torchforce_hint(broken, versions))
         else:
-            hints.append(f"{name}: {bridge.install_hint}")
-    if "OpenCL" not in platforms and not {"CUDA", "HIP"} & set(platforms):
+            hints.append(f"{name} {_INSTALLED}")
+    drivers = any(_OPENCL_DRIVERS.glob("*.icd"))
+    if "OpenCL" not in platforms and not {"CUDA", "HIP"} & set(platforms) and not drivers:
         hints.append(
             "OpenCL is not here; on a machine without a GPU the Debian package pocl-opencl-icd "
             "brings it"
@@ -259,18 +286,17 @@ def _hints(
 
 def _torchforce_hint(broken: list[str], versions: dict[str, str | None]) -> str:
     ours, build = versions["torch"] or "", versions["openmmtorch"] or ""
-    install_hint = BRIDGES["torchforce"].install_hint
     if not ours.startswith(("2.10.", "2.11.", "2.12.")):
         return (
-            f"torchforce: openmm-torch 1.10 works with torch 2.10 to 2.12, here is {ours}: "
-            f"{install_hint}"
+            f"torchforce: openmm-torch 1.10 works with torch 2.10 to 2.12, here is {ours}; "
+            "pythonforce works with any"
         )
     if broken == ["CUDA"] and build.endswith("+cpu"):
         return (
             "torchforce on CUDA: acellera-openmmtorch-cpu has no kernels for it; uninstall it and "
             "install acellera-openmmtorch-cu13 (with torch 2.10: acellera-openmmtorch-cu12)"
         )
-    return f"torchforce on {', '.join(broken)}: {install_hint}"
+    return f"torchforce on {', '.join(broken)} {_INSTALLED}"
 
 
 def as_text(findings: dict[str, Any]) -> str:
@@ -293,16 +319,21 @@ def as_text(findings: dict[str, Any]) -> str:
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m openmm_sd.doctor", description=__doc__)
     parser.add_argument("bridge")
-    parser.add_argument("platform")
+    parser.add_argument("platforms", nargs="+", metavar="platform")
     arguments = parser.parse_args()
-    probe = attempt(arguments.bridge, arguments.platform)
-    print(json.dumps(asdict(probe)), flush=True)
-    if probe.ok:
+    # Compiling a network takes a second: where all jump on one platform, one will on the others.
+    models = ScoreModel.shipped()
+    for platform in arguments.platforms:
+        probe = attempt(arguments.bridge, platform)
+        print(json.dumps(asdict(probe)), flush=True)
+        if not probe.ok:
+            continue
         try:
-            ok, detail = True, try_jumps(arguments.bridge, arguments.platform)
+            ok, detail = True, try_jumps(arguments.bridge, platform, models)
+            models = models[:1]
         except Exception as error:  # whatever went wrong is the finding
             ok, detail = False, f"{type(error).__name__}: {one_line(error)}"
-        print(json.dumps({"ok": ok, "detail": detail}), flush=True)
+        print(json.dumps({"platform": platform, "ok": ok, "detail": detail}), flush=True)
 
 
 if __name__ == "__main__":

@@ -62,16 +62,82 @@ def script(tmp_path, monkeypatch, text):
     monkeypatch.setattr(sys, "executable", str(program))
 
 
-def test_a_crash_is_an_answer(tmp_path, monkeypatch):
+@pytest.fixture
+def installed(monkeypatch):
+    """As if every bridge's package were there."""
+    monkeypatch.setattr(module, "not_installed", lambda *pair: None)
+
+
+def test_a_crash_is_an_answer(tmp_path, monkeypatch, installed):
     script(tmp_path, monkeypatch, "echo 'some library: symbol lookup error' >&2; exit 127")
-    result = probe("pythonforce", "CPU")
+    result = probe("torchforce", "CPU")
     assert not result.ok
     assert "exit code 127" in result.detail
     assert "symbol lookup error" in result.detail
     script(tmp_path, monkeypatch, "kill -SEGV $$")
-    assert "killed by signal 11" in probe("pythonforce", "CPU").detail
+    assert "killed by signal 11" in probe("torchforce", "CPU").detail
     script(tmp_path, monkeypatch, "sleep 30")
-    assert "no answer within" in probe("pythonforce", "CPU", timeout=0.5).detail
+    assert "no answer within" in probe("torchforce", "CPU", timeout=0.5).detail
+
+
+def test_an_answer_is_waited_for(tmp_path, monkeypatch, installed):
+    """However busy the machine is; after a moment it is said what takes so long."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    slow = """while [ ! -e "$0.go" ]; do sleep 0.02; done
+        echo '{"bridge": "native", "platform": "CPU", "ok": true, "detail": "fine"}'"""
+    script(tmp_path, monkeypatch, slow)
+    said = []
+
+    def say(what, how_far):
+        said.append(f"{what}: {how_far}")
+        (tmp_path / "python.go").touch()  # the bridge answers after this was said
+
+    assert choose_bridge("CPU", say=say) == "native"
+    assert said == ["trying the bridge: native on CPU"]
+    monkeypatch.setattr(module, "_read_cache", dict)
+    monkeypatch.setattr(module, "_on_stderr", say)
+    (tmp_path / "python.go").unlink()
+    assert choose_bridge("CPU") == "native"
+    assert len(said) == 2
+    assert choose_bridge("CPU") == "native"  # at once, in silence
+    assert module.probe.__defaults__[0] is None  # no time-out
+
+
+def test_what_is_known_says_nothing(fake, capsys):
+    fake.works = {(b, "CPU"): True for b in BRIDGES}
+    choose_bridge("CPU")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_answer_is_no_verdict(fake):
+    """What did not answer is asked again by the next."""
+    late = Probe(
+        "native", "CPU", False, "no answer within 1 s, which is no verdict", timed_out=True
+    )
+    module.remember({("native", "CPU"): late})
+    assert module._read_cache() == {}
+    fake.works = {("native", "CPU"): True}
+    assert choose_bridge("CPU") == "native"
+
+
+def test_pythonforce_is_tried_in_this_process(tmp_path, monkeypatch):
+    """It is made of nothing that this process has not loaded."""
+    script(tmp_path, monkeypatch, "kill -SEGV $$")
+    assert probe("pythonforce", "Reference").ok
+
+
+def test_the_cache_knows_the_environment(tmp_path, monkeypatch):
+    """Python under another name has the same answers, another plugin or torch has not."""
+    file = module._cache_file()
+    monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python3")
+    assert module._cache_file() == file
+    monkeypatch.setattr(module, "versions", lambda packages: {"torch": "9.9"})
+    assert module._cache_file() != file
+    monkeypatch.undo()
+    (tmp_path / "openmmtorch.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert module._cache_file() != file
 
 
 @pytest.fixture
@@ -80,21 +146,30 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     world = types.SimpleNamespace(works={}, asked=[])
 
-    def answer_for(bridge, platform):
+    def answer_for(bridge, platform, say=None):
         world.asked.append((bridge, platform))
         ok = world.works.get((bridge, platform), False)
         return Probe(bridge, platform, ok, "fine" if ok else "broken on purpose")
 
     monkeypatch.setattr(module, "probe", answer_for)
-    monkeypatch.setattr(module, "platform_names", lambda: ["CPU", "OpenCL"])
+    monkeypatch.setattr(module, "default_platform", lambda: "OpenCL")
     return world
 
 
-def test_auto_takes_the_first_that_works_everywhere(fake):
+def test_auto_asks_about_the_platform_that_is_used(fake):
     first, second, _ = list(BRIDGES)
     fake.works = {(first, "CPU"): True, (second, "CPU"): True, (second, "OpenCL"): True}
     assert choose_bridge() == second
+    assert fake.asked == [(first, "OpenCL"), (second, "OpenCL")]
     assert choose_bridge("CPU") == first
+    assert fake.asked[2:] == [(first, "CPU")]
+
+
+def test_the_default_platform_is_that_of_a_context():
+    system = openmm.System()
+    system.addParticle(1.0)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001))
+    assert module.default_platform() == context.getPlatform().getName()
 
 
 def test_auto_passes_over_what_will_not_do(fake):
@@ -108,7 +183,7 @@ def test_auto_remembers_answers_and_can_ask_again(fake):
     choose_bridge()
     asked = len(fake.asked)
     choose_bridge()
-    assert len(fake.asked) == asked == 2
+    assert len(fake.asked) == asked == 1
     module.probe_all([next(iter(BRIDGES))], ["CPU"], fresh=True)
     assert len(fake.asked) == asked + 1
 

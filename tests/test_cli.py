@@ -218,16 +218,22 @@ def test_doctor_of_several_platforms(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = tmp_path / "python"
-    answer = '{"bridge": "\'$3\'", "platform": "\'$4\'", "ok": true, "detail": "fine"}'
+    answer = '{"bridge": "\'$bridge\'", "platform": "\'$1\'", "ok": true, "detail": "fine"}'
+    jumped = '{"platform": "\'$1\'", "ok": true, "detail": "jumped"}'
     program.write_text(
         f"""#!/bin/sh
-        case $3-$4 in native-CPU) echo library missing >&2; exit 127;; esac
-        echo '{answer}'
-        case $3-$4 in
-        native-*) kill -SEGV $$;;
-        torchforce-CPU) echo '{{"ok": false, "detail": "astray"}}';;
-        *) echo '{{"ok": true, "detail": "jumped"}}';;
-        esac"""
+        echo "$@" >> "$0.asked"
+        bridge=$3; shift 3
+        while [ $# -gt 0 ]; do
+            case $bridge-$1 in native-CPU) echo library missing >&2; exit 127;; esac
+            echo '{answer}'
+            case $bridge-$1 in
+            native-*) kill -SEGV $$;;
+            torchforce-CPU) echo '{jumped}' | sed 's/true/false/; s/jumped/astray/';;
+            *) echo '{jumped}';;
+            esac
+            shift
+        done"""
     )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
@@ -246,6 +252,9 @@ def test_doctor_of_several_platforms(tmp_path, monkeypatch, capsys):
         "torchforce": {"Reference": fine, "CPU": {"ok": False, "detail": "astray"}},
         "pythonforce": {"Reference": fine, "CPU": fine},
     }
+    # A process a bridge, and after a crash another one for what is left.
+    assert (tmp_path / "python.asked").read_text().count("doctor native") == 2
+    assert len((tmp_path / "python.asked").read_text().splitlines()) == 4
     # The evaluations decide about that, not the jumps.
     assert findings["auto"] == {"Reference": "native", "CPU": "pythonforce"}
     assert {hint.split(":")[0].split()[0] for hint in findings["hints"]} >= {"native", "torchforce"}
@@ -272,9 +281,10 @@ def test_doctor_where_nothing_works(tmp_path, monkeypatch, capsys):
     assert set(bridges.BRIDGES) == {hint.split()[0].strip(":") for hint in findings["hints"]}
 
 
-def test_doctor_without_openmmtorch(monkeypatch):
+def test_doctor_without_openmmtorch(monkeypatch, tmp_path):
     from openmm_sd import doctor
 
+    monkeypatch.setattr(doctor, "_OPENCL_DRIVERS", tmp_path)
     cells = {"CPU": {"ok": False, "detail": "openmm-torch cannot be imported"}}
     fine = {"CPU": {"ok": True, "detail": ""}}
     bridges = {"torchforce": cells, "pythonforce": fine, "native": fine}
@@ -286,6 +296,21 @@ def test_doctor_without_openmmtorch(monkeypatch):
     bridges["torchforce"] = {"CPU": fine["CPU"], "CUDA": {"ok": False, "detail": "no kernel"}}
     hint = doctor._hints(bridges, {"openmmtorch": "1.10+cpu", "torch": "2.12.1"}, ["CUDA"])[0]
     assert "acellera-openmmtorch-cu13" in hint
+
+
+def test_doctor_does_not_advise_what_is_installed(monkeypatch, tmp_path):
+    from openmm_sd import doctor
+    from openmm_sd.bridges.base import Bridge
+
+    monkeypatch.setattr(Bridge, "installed", lambda bridge: True)
+    monkeypatch.setattr(doctor, "_OPENCL_DRIVERS", tmp_path)
+    (tmp_path / "pocl.icd").touch()
+    broken = {name: {"CPU": {"ok": False, "detail": "crashed"}} for name in BRIDGES}
+    for torch in ("2.12.1", "2.13.0"):
+        here = {"openmmtorch": "1.10+cpu", "torch": torch}
+        hints = doctor._hints(broken, here, ["CPU"])
+        assert {hint.split()[0].strip(":") for hint in hints} == set(BRIDGES)
+        assert not any("pip install" in hint or "pocl" in hint for hint in hints)
 
 
 def test_a_wrong_landing_is_found(monkeypatch):

@@ -74,7 +74,7 @@ def run_benchmark(
     wanted = _wanted(settings.only)
     model = ScoreModel.load(settings.model).only()
     say("trying the bridges", "")
-    platform, bridge = platform_and_bridge(settings.platform, "auto")
+    platform, bridge = platform_and_bridge(settings.platform, "auto", say)
     scene = Scene(
         model=model,
         platform=platform,

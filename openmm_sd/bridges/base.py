@@ -8,6 +8,7 @@ particles and *the status* as its energy.
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -73,6 +74,10 @@ class Bridge(ABC):
     name: ClassVar[str]
     install_hint: ClassVar[str]
     package: ClassVar[str | None] = None
+
+    def installed(self) -> bool:
+        """Whether what it needs is there, be it in working order or not."""
+        return self.package is None or importlib.util.find_spec(self.package) is not None
 
     @abstractmethod
     def create_force(

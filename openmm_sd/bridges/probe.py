@@ -1,12 +1,15 @@
-"""Finding out whether a bridge works, by evaluating it for real in a process of its own.
+"""Finding out whether a bridge works, by evaluating it for real.
 
 An import proves nothing: builds of openmm-torch exist that import and then crash the process at the
-first force evaluation. So a bridge is tried by a jump with a known answer, in a subprocess, and a
-crash of that process is an answer too.
+first force evaluation. So a bridge is tried by a jump with a known answer. One with binaries of its
+own is tried in a process of its own, whose crash is an answer too. That a busy machine is slow is
+none: an answer is waited for, however long it takes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -14,7 +17,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,14 +27,16 @@ from typing import Any
 import openmm
 
 from ..files.atomic import first_line, write_atomically
+from ..progress import Progress
 from ..version import versions
-from .base import CANDIDATES, NUMBER, platform_names
+from .base import CANDIDATES, NUMBER
 from .registry import BRIDGES
 
-#: Seconds after which a probe counts as failed. Importing torch and compiling kernels takes a few.
-TIMEOUT = 180.0
+#: Seconds after which it is said that a bridge is being tried.
+PATIENCE = 2.0
 
 _PACKAGES = ("openmm", "torch", "openmmtorch", "openmm-sd", "openmm-sd-native")
+_MODULES = ("openmm", "torch", "openmmtorch", "openmm_sd_native")
 
 
 @dataclass(frozen=True)
@@ -116,21 +122,43 @@ def evaluate(bridge_name: str, platform_name: str) -> Probe:
     )
 
 
-def probe(bridge: str, platform: str, timeout: float = TIMEOUT) -> Probe:
-    """Evaluate a bridge on a platform in a process of its own; the timeout is in s.
+def probe(
+    bridge: str, platform: str, timeout: float | None = None, say: Progress | None = None
+) -> Probe:
+    """Evaluate a bridge on a platform; without a timeout (s) it takes as long as it takes.
 
     Never raises for a bridge that does not work: that is its answer.
     """
     if (absent := not_installed(bridge, platform)) is not None:
         return absent
-    answers, failure = answers_of("openmm_sd.bridges", bridge, platform, timeout)
+    with _announced(bridge, platform, say or _on_stderr):
+        if BRIDGES[bridge].package is None:
+            # Made of nothing but OpenMM and torch, which this process has loaded.
+            return attempt(bridge, platform)
+        answers, failure = answers_of("openmm_sd.bridges", bridge, [platform], timeout)
     return Probe(**answers[-1]) if answers else unanswered(bridge, platform, failure)
+
+
+@contextlib.contextmanager
+def _announced(bridge: str, platform: str, say: Progress) -> Iterator[None]:
+    """Say what takes so long, if it does."""
+    timer = threading.Timer(PATIENCE, say, ("trying the bridge", f"{bridge} on {platform}"))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _on_stderr(what: str, how_far: str) -> None:
+    print(f"openmm-sd: {what} {how_far}", file=sys.stderr, flush=True)
 
 
 def not_installed(bridge: str, platform: str) -> Probe | None:
     """Return the answer of a bridge whose package is not there."""
     package = BRIDGES[bridge].package if bridge in BRIDGES else None
-    if package is not None and importlib.util.find_spec(package) is None:
+    if package is not None and not BRIDGES[bridge].installed():
         return Probe(bridge, platform, False, f"{package} is not installed")
     return None
 
@@ -150,9 +178,9 @@ def attempt(bridge: str, platform: str) -> Probe:
 
 
 def answers_of(
-    module: str, bridge: str, platform: str, timeout: float
+    module: str, bridge: str, platforms: Sequence[str], timeout: float | None
 ) -> tuple[list[dict[str, Any]], Exception]:
-    """Run a module for a bridge and a platform in a process of its own, which may crash.
+    """Run a module for a bridge and platforms in a process of its own, which may crash.
 
     Returns what its lines of JSON hold, and why there are no more of them. The timeout is in s.
     """
@@ -164,7 +192,7 @@ def answers_of(
     failure: Exception
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, bridge, platform],
+            [sys.executable, "-m", module, bridge, *platforms],
             capture_output=True,
             timeout=timeout,
             env=environment,
@@ -172,7 +200,7 @@ def answers_of(
         )
     except subprocess.TimeoutExpired as late:
         said = late.stdout or b""
-        failure = TimeoutError(f"no answer within {timeout:.0f} s")
+        failure = TimeoutError(f"no answer within {timeout:g} s, which is no verdict")
     else:
         said = done.stdout
         if done.returncode < 0:
@@ -185,9 +213,11 @@ def answers_of(
 
 
 def _cache_file() -> Path:
-    """Where probes of this installation are remembered; another version is another file."""
-    parts = [sys.executable, os.uname().nodename, ",".join(platform_names())]
-    parts.append(str(versions(_PACKAGES)))
+    """Where probes of this installation are remembered; another one is another file."""
+    parts = [os.uname().nodename, str(versions(_PACKAGES))]
+    for module in _MODULES:
+        spec = importlib.util.find_spec(module)
+        parts.append(os.path.realpath(spec.origin) if spec and spec.origin else "")
     try:
         # Built again, for whatever reason, it deserves another try.
         parts.append(importlib.metadata.distribution("openmm-sd-native").read_text("RECORD") or "")
@@ -215,7 +245,7 @@ def _write_cache(results: dict[str, dict]) -> None:
 
 
 def probe_all(
-    bridges: list[str], platforms: list[str], fresh: bool = False
+    bridges: list[str], platforms: list[str], fresh: bool = False, say: Progress | None = None
 ) -> dict[tuple[str, str], Probe]:
     """Probe several bridges on several platforms, each with each, two at a time.
 
@@ -224,8 +254,15 @@ def probe_all(
     cache = {} if fresh else _read_cache()
     pairs = [(b, p) for b in bridges for p in platforms]
     missing = [pair for pair in pairs if "/".join(pair) not in cache]
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(missing, pool.map(lambda pair: probe(*pair), missing), strict=True))
+
+    def ask(pair: tuple[str, str]) -> Probe:
+        return probe(*pair, say=say)
+
+    if len(missing) > 1:
+        with ThreadPoolExecutor(2) as pool:
+            found = dict(zip(missing, pool.map(ask, missing), strict=True))
+    else:
+        found = {pair: ask(pair) for pair in missing}
     results = {
         pair: found[pair] if pair in found else Probe(**cache["/".join(pair)]) for pair in pairs
     }
@@ -236,25 +273,34 @@ def probe_all(
 
 def remember(found: Mapping[tuple[str, str], Probe]) -> None:
     """Keep answers for later runs of the same versions."""
-    # A time-out may be a busy machine, so only real answers are remembered.
+    # No answer is no verdict.
     kept = {"/".join(k): asdict(v) for k, v in found.items() if not v.timed_out}
     _write_cache({**_read_cache(), **kept})
 
 
-def choose_bridge(platform: str | None = None, without: Collection[str] = ()) -> str:
+@functools.cache
+def default_platform() -> str:
+    """Return the platform that OpenMM takes where it is left to choose."""
+    system = openmm.System()
+    system.addParticle(1.0)
+    return openmm.Context(system, openmm.VerletIntegrator(0.001)).getPlatform().getName()
+
+
+def choose_bridge(
+    platform: str | None = None, without: Collection[str] = (), say: Progress | None = None
+) -> str:
     """Return the name of the first bridge that passes a real evaluation.
 
-    Without a platform it must work on every platform of this machine, because OpenMM then chooses
-    the platform itself, later. Bridges named in `without` will not do.
+    Without a platform it is the one that OpenMM takes by default. Bridges named in `without` will
+    not do. What is being tried is said to `say`, else on standard error, if it takes long.
     """
-    platforms = [platform] if platform else platform_names()
+    name = platform or default_platform()
     failures = []
     for bridge in (name for name in BRIDGES if name not in without):
-        results = probe_all([bridge], platforms)
-        bad = [r for r in results.values() if not r.ok]
-        if not bad:
+        answer = probe_all([bridge], [name], say=say)[bridge, name]
+        if answer.ok:
             return bridge
-        failures.append(f"{bridge} on {bad[0].platform}: {bad[0].detail}")
+        failures.append(f"{bridge} on {name}: {answer.detail}")
     raise RuntimeError(
         "no bridge works here (" + "; ".join(failures) + "); 'openmm-sd doctor' says more"
     )

@@ -148,6 +148,9 @@ class PythonForceBridge(Bridge):
     name = "pythonforce"
     install_hint = "pip install 'openmm>=8.6'"
 
+    def installed(self) -> bool:
+        return hasattr(getattr(openmm, "PythonForce", None), "setParticles")
+
     def create_force(
         self, jump: Jump, particles: Sequence[int], periodic: bool, file: str | None = None
     ) -> openmm.Force:
@@ -158,7 +161,7 @@ class PythonForceBridge(Bridge):
         return force
 
     def versions(self) -> dict[str, str]:
-        if not hasattr(openmm, "PythonForce") or not hasattr(openmm.PythonForce, "setParticles"):
+        if not self.installed():
             raise ImportError(
                 f"OpenMM {openmm.__version__} has no PythonForce with particles; 8.6 or newer has"
             )

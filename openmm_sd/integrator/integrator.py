@@ -248,8 +248,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
             Which copy of the molecule jumps, where there are several: its number in the order of
             the Topology, its chain's id, or its atoms' indices.
         platform : str or openmm.Platform, optional
-            The platform the Context will use. It only helps ``bridge="auto"``, which without it
-            asks for a bridge that works on all platforms of this machine.
+            The platform the Context will use, for ``bridge="auto"``; by default the one that
+            OpenMM takes when it is left to choose.
         allowBias : bool
             Accept forces on the solute that are none of its force field: collective variables
             (metadynamics), restraints, alchemical parameters. Jumps know nothing of them and undo

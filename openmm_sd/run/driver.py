@@ -174,7 +174,7 @@ class _Run:
             # A run keeps its platform, where it is there.
             before = str(checkpoint.state["engine"]["platform"])
             wanted = before if before in platform_names() else None
-        self._platform, self._bridge = platform_and_bridge(wanted, settings.bridge)
+        self._platform, self._bridge = platform_and_bridge(wanted, settings.bridge, self._say)
         if settings.precision is not None and self._platform not in PRECISE_PLATFORMS:
             raise ValueError(
                 f"precision: the {self._platform} platform, which is the one that works here, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..progress import Progress, silence
+
 # OpenCL is left to those who ask for it: on a machine without a GPU it is an emulation that runs
 # slower than the CPU platform, yet OpenMM would choose it.
 _PLATFORMS = ("CUDA", "HIP", "CPU")
@@ -17,11 +19,13 @@ def known_platform(name: str) -> str:
     return here[str(name).lower()]
 
 
-def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
+def platform_and_bridge(
+    platform: str | None, bridge: str, say: Progress = silence
+) -> tuple[str, str]:
     """Choose what was left open, by evaluating bridges for real.
 
-    The platform is a GPU's if one works here, else CPU. RuntimeError if nothing works, with the
-    reason for each.
+    The platform is a GPU's if one works here, else CPU. What is being tried is said, if it takes
+    long. RuntimeError if nothing works, with the reason for each.
     """
     from ..bridges import BRIDGES, choose_bridge
     from ..bridges.probe import probe_all
@@ -29,14 +33,15 @@ def platform_and_bridge(platform: str | None, bridge: str) -> tuple[str, str]:
     reasons = []
     for name in _usual_platforms() if platform is None else [platform]:
         if bridge != "auto":
-            answer = probe_all([bridge], [name])[bridge, name]
+            answer = probe_all([bridge], [name], say=say)[bridge, name]
             if answer.ok:
                 return name, bridge
-            hint = BRIDGES[bridge].install_hint
-            reasons.append(f"{bridge} on {name}: {answer.detail} ({hint})")
+            there = BRIDGES[bridge].installed()
+            hint = "" if there else f" ({BRIDGES[bridge].install_hint})"
+            reasons.append(f"{bridge} on {name}: {answer.detail}{hint}")
             continue
         try:
-            return name, choose_bridge(name)
+            return name, choose_bridge(name, say=say)
         except RuntimeError as error:
             reasons.append(str(error))
     raise RuntimeError("; ".join(reasons))
