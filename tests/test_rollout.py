@@ -1,13 +1,16 @@
 """Rollouts: chains against known answers, independence, exact restart, and the files they write."""
 
+import functools
 import json
+import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from programs import launch
+from programs import Program, launch
 from torch import Tensor
 
 from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
@@ -15,6 +18,7 @@ from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
 from openmm_sd.files.folder import locked
 from openmm_sd.jump.jump import Jump, build_gates, read_status
+from openmm_sd.molecule.topology import pdb_text
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
 from openmm_sd.propagator.noise import standard_normal, standard_normal_rows
 from openmm_sd.rollout.driver import read_rollout, rollout_chains, run_rollout
@@ -525,6 +529,52 @@ def test_stopping_after_some_minutes(jitter, tmp_path):
     before = (tmp_path / "trajectory.h5").stat().st_mtime_ns
     assert run_rollout(jitter, tmp_path, SETTINGS, format="h5") == summary
     assert (tmp_path / "trajectory.h5").stat().st_mtime_ns == before
+
+
+def resident(name):
+    """VmRSS or VmHWM, the peak, of this process, MB."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+
+def print_memory(bundle, folder, chains):
+    """How much memory the second of two rollouts takes, MB."""
+    model = ScoreModel.load(bundle)
+    start = np.repeat(model.molecules[0].positions[None], 1000, axis=0)
+    for count in (1000, chains):
+        before = resident("VmRSS")
+        run_rollout(
+            model,
+            folder / str(count),
+            RolloutSettings(chains=count, steps=1),
+            start=start,
+        )
+    print(resident("VmHWM") - before)
+
+
+def test_memory_of_many_chains(on_disk, tmp_path):
+    """Some copies of all frames, and not of all that is made on the way to them."""
+    chains, bundle = 50_000, on_disk / "model.safetensors"
+    program = Program(functools.partial(print_memory, bundle, tmp_path, chains), tmp_path)
+    assert program.wait(60) == 0, program.stderr
+    frames = chains * 22 * 12 / 1e6
+    assert float(program.stdout) < 7.5 * frames
+
+
+@pytest.mark.parametrize("format", ["xtc", "h5"])
+def test_a_full_disk_is_said_and_the_same_command_goes_on(on_disk, tmp_path, format):
+    (tmp_path / "start.pdb").write_text(pdb_text(CHAIN.to_topology(), CHAIN.positions))
+    ScoreModel(OrnsteinUhlenbeck(2, 1000.0, 0.01), CHAIN).save(tmp_path / "model.safetensors")
+    words = ["rollout", tmp_path / "model.safetensors", "--start", tmp_path / "start.pdb"]
+    words += ["--chains", 300, "--steps", 150, "--lag", 10, "--format", format, "-o"]
+    full = launch(*words, tmp_path / "out", folder=tmp_path, largest=900_000)
+    assert full.wait(60) == 1
+    last = full.stderr.strip().splitlines()[-1]
+    assert "cannot write" in last
+    assert "the same command goes on from there" in last
+    assert main([*map(str, words), str(tmp_path / "out")]) == 0
+    assert main([*map(str, words), str(tmp_path / "whole")]) == 0
+    name = f"trajectory.{format}"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_an_output_that_is_something_else_is_left_alone(jitter, tmp_path):

@@ -76,7 +76,7 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def write_atomically(target: Path, data: bytes | str) -> None:
+def write_atomically(target: Path, data: bytes | memoryview | str) -> None:
     """Write a file that is there whole, and on the disk, or not at all."""
     with replacing(target) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -92,7 +92,7 @@ def write_arrays(target: Path, compress: bool = False, /, **arrays: ArrayLike) -
     memory = io.BytesIO()
     save: Callable[..., None] = np.savez_compressed if compress else np.savez
     save(memory, **arrays)
-    write_atomically(target, memory.getvalue())
+    write_atomically(target, memory.getbuffer())
 
 
 def read_arrays(

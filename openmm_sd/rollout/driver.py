@@ -249,7 +249,7 @@ class _Run:
         settings = rollout.settings
         self._arguments = {
             "model": model_digest(rollout.model),
-            "start": hashlib.sha256(rollout.frames.tobytes()).hexdigest(),
+            "start": hashlib.sha256(rollout.frames).hexdigest(),
             "chains": settings.chains,
             "steps": settings.steps,
             "lag_ps": rollout.lag_ps,
@@ -338,13 +338,15 @@ class _Run:
         step = self._rollout.step_number
         if step % self._every:
             return
-        self._buffer.append((step, self._rollout.frames))
-        if len(self._buffer) * self._rollout.settings.chains >= _CHUNK_FRAMES:
-            self._flush()
+        frames = self._rollout.frames
+        for begin in range(0, len(frames), _CHUNK_FRAMES):
+            self._buffer.append((step, frames[begin : begin + _CHUNK_FRAMES]))
+            if sum(len(some) for _, some in self._buffer) >= _CHUNK_FRAMES:
+                self._flush()
 
     def _flush(self) -> None:
         if self._buffer:
-            steps = np.repeat([step for step, _ in self._buffer], self._rollout.settings.chains)
+            steps = np.concatenate([np.full(len(f), step) for step, f in self._buffer])
             with writing(self._stream.path, _KEPT):
                 self._stream.write(
                     self._encode(np.concatenate([f for _, f in self._buffer]), steps)

@@ -55,16 +55,21 @@ class Mover:
 
         ValueError if such a frame is a mirror image of the model's molecule.
         """
-        start = torch.from_numpy(frames[numbers]).to(self.device)
-        order, mirrored = self._jump.relabel(start)
-        if bool(mirrored.any()):
-            frame = int(numbers[int(mirrored.cpu().numpy().argmax())])
-            raise ValueError(
-                f"start frame {frame} is a mirror image of the model's {self.molecule.name} "
-                "at a stereocentre"
-            )
-        start = self._jump.constrain(self._jump.reorder(start, order))
-        return _centred(start).to(torch.float32)
+        places = []
+        # Some at a time, here as below: what is made on the way takes several times their memory.
+        for begin in range(0, len(numbers), self.settings.batch):
+            some = numbers[begin : begin + self.settings.batch]
+            start = torch.from_numpy(frames[some]).to(self.device)
+            order, mirrored = self._jump.relabel(start)
+            if bool(mirrored.any()):
+                frame = int(some[int(mirrored.cpu().numpy().argmax())])
+                raise ValueError(
+                    f"start frame {frame} is a mirror image of the model's {self.molecule.name} "
+                    "at a stereocentre"
+                )
+            start = self._jump.constrain(self._jump.reorder(start, order))
+            places.append(_centred(start).to(torch.float32))
+        return torch.cat(places)
 
     @torch.inference_mode()
     def __call__(
@@ -80,7 +85,6 @@ class Mover:
         number of the first of these chains, the others follow it. JumpError if what the propagator
         returns is no frame; StepStopped if `stopped`, asked before every batch, says so.
         """
-        start = _centred(frames.to(torch.float64))
         new = frames.clone()
         chains = len(frames)
         counts: Counter[str] = Counter()
@@ -91,7 +95,8 @@ class Mover:
             for rows in pending.split(self.settings.batch):
                 if stopped is not None and stopped():
                     raise StepStopped
-                moved, status, tallies = self._draws(start[rows], rows + first, step, attempt)
+                start = _centred(frames[rows].to(torch.float64))
+                moved, status, tallies = self._draws(start, rows + first, step, attempt)
                 passed = status == STATUS_ACCEPTED
                 new[rows] = torch.where(passed.reshape(-1, 1, 1), moved, new[rows])
                 failed[rows] = ~passed
