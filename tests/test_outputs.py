@@ -79,3 +79,17 @@ def test_a_demonstration_that_cannot_begin_keeps_what_is_there(tmp_path, capfd):
     line = said(capfd, "demo", "--force", "-o", tmp_path, "--model", "./none")
     assert "./none: neither a file nor a shipped model" in line
     assert (tmp_path / "summary.json").read_text() == "an earlier one's"
+
+
+@pytest.mark.parametrize("command", [*FOLDER, "validate"])
+def test_a_folder_by_a_link_to_nowhere_is_refused_before_the_work(command, tmp_path, capfd):
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to("/nowhere/data")
+    file.write_text("mine")
+    arguments = [command, *FOLDER.get(command, (SHIPPED,))]
+    for output in (link, link / "deeper"):
+        line = said(capfd, *arguments, "-o", output)
+        assert line.endswith("link is a link to /nowhere/data, which is not there")
+    assert said(capfd, *arguments, "-o", file).endswith("file is a file, wanted is a directory")
+    assert file.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]

@@ -17,7 +17,7 @@ import numpy as np
 from openmm import app, unit
 
 from ..files.atomic import why
-from ..files.folder import interrupts, locked
+from ..files.folder import check_folder, interrupts, locked
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion, backbone_torsions
 from ..progress import Progress, silence
@@ -87,8 +87,7 @@ def run_demo(
 
 
 def _output_folder(folder: Path, force: bool) -> Path:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {folder} is a file, wanted is a directory")
+    check_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise ValueError(
             f"output: {folder} holds files already; --force replaces the demonstration's own "

@@ -19,6 +19,20 @@ from .atomic import why
 _SHOWN: Final = 120
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse an output directory that is no directory, or leads through a link to nowhere.
+
+    ValueError in one line; a long work begins with it.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and not place.exists():
+            raise ValueError(
+                f"output: {place} is a link to {os.readlink(place)}, which is not there"
+            )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file, wanted is a directory")
+
+
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Make an output directory and keep other processes out of it; `what` names who writes to it.
@@ -26,8 +40,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     ValueError if it is a file, cannot be written, or another process holds it. After an exception a
     directory that was made here is removed, if it is still empty.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {folder} is a file, wanted is a directory")
+    check_folder(folder)
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from openmm import unit
 
 from ..files.atomic import why, write_atomically
-from ..files.folder import interrupts
+from ..files.folder import check_folder, interrupts
 from ..molecule.topology import pdb_text
 from ..progress import Progress, silence
 from ..system.box import PreparedBox, count_ions, equilibrate, in_implicit_solvent, solvate
@@ -338,10 +338,9 @@ def _next_steps(
 
 
 def _check_target(target: Path, force: bool) -> None:
+    check_folder(target)
     if not target.exists():
         return
-    if not target.is_dir():
-        raise ValueError(f"output: {target} is a file, wanted is a directory")
     others = sorted(file.name for file in target.iterdir() if file.name not in (*FILES, SOLUTE))
     if others:
         raise ValueError(

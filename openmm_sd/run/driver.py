@@ -20,7 +20,7 @@ from openmm import app, unit
 
 from ..bridges import platform_names
 from ..files.atomic import finite, one_line, writing
-from ..files.folder import interrupts, locked, refuse_others, require_same, sweep
+from ..files.folder import check_folder, interrupts, locked, refuse_others, require_same, sweep
 from ..files.trajectories import FORMATS
 from ..integrator.notes import OTHER, Note, dropped_jumps, ensemble_notes, mismatches
 from ..integrator.reporter import ScoreDynamicsReporter
@@ -127,10 +127,11 @@ def run_mixed(
         If stopped, after the checkpoint is written.
     """
     say = progress or silence
+    folder = Path(output)
+    check_folder(folder)
     plan = plan_run(model, start, settings, say)
     for note in plan.notes:
         say("note", note)
-    folder = Path(output)
     asked = interrupts() if stopped is None else contextlib.nullcontext(stopped)
     with asked as stop, locked(folder, "run"):
         return _Run(plan, folder, say, stop)()

@@ -23,7 +23,7 @@ from ..analysis.figures import Baseline, durations
 from ..analysis.sample import Sample
 from ..analysis.timeline import Timeline, mean_error, visits
 from ..files.atomic import write_json
-from ..files.folder import interrupts, locked, refuse_others
+from ..files.folder import check_folder, interrupts, locked, refuse_others
 from ..model.model import ScoreModel, model_digest
 from ..prepare import PreparedSystem, read_prepared, write_prepared
 from ..progress import Progress, silence
@@ -119,8 +119,9 @@ def run_ensemble(
         if value is not None and not value:
             raise ValueError(f"{name} must name at least one, got {value!r}")
     environments = _environments(settings, copies, devices, processes)
-    plan = plan_run(model, start, settings, say)
     folder = Path(output)
+    check_folder(folder)
+    plan = plan_run(model, start, settings, say)
     with interrupts() as stopped, locked(folder, "ensemble"):
         known = {ENSEMBLE, START, _MODEL}
         refuse_others(folder, "ensemble", lambda name: name in known or _NAME.fullmatch(name))

@@ -28,7 +28,7 @@ from ..data.reference import (
     reference_from_trajectory,
 )
 from ..files.atomic import finite, write_json
-from ..files.folder import locked
+from ..files.folder import check_folder, locked
 from ..model.model import ScoreModel
 from ..molecule.torsions import Torsion
 from ..progress import Progress, silence
@@ -539,8 +539,7 @@ def _most_common_spacing(runs: Sequence[ReferenceRun]) -> list[ReferenceRun]:
 
 
 def _checked_output(folder: Path, force: bool) -> Path:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {folder} is a file, wanted is a directory")
+    check_folder(folder)
     there = [name for name in FILES if (folder / name).exists()]
     if there and not force:
         raise ValueError(f"output: {folder} holds a report already; --force replaces it")
