@@ -32,6 +32,7 @@ from openmm_sd.prepare import (
     prepare_system,
     read_prepared,
     repair,
+    repairs,
     solvate,
 )
 from openmm_sd.prepare.sequence import placed
@@ -263,6 +264,28 @@ def test_missing_atoms_of_side_chain_and_end(peptide_pdb, tmp_path):
     assert "--caps makes it neutral" in " ".join(found.notes)
     whole = load_structure(peptide_pdb)
     assert found.topology.getNumAtoms() == whole.topology.getNumAtoms()
+
+
+def test_a_minimisation_of_pdbfixer_ends(peptide_pdb, tmp_path, monkeypatch, capfd):
+    """It sets no end itself, and C++ hears no signals."""
+    minimize = openmm.LocalEnergyMinimizer.minimize
+    file = write(tmp_path / "torn.pdb", lines(without=("CD2", "HD2"), text=peptide_pdb.read_text()))
+    whole = fixed(file)
+    monkeypatch.setattr(repairs, "_MOST_ITERATIONS", 1)
+    assert np.abs(fixed(file).positions - whole.positions).max() > 1e-3
+    monkeypatch.setattr(repairs, "_SAID_EVERY", 0.0)
+
+    def stop(what, how_far):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repair(load_structure(file), PrepareSettings(), stop)
+    monkeypatch.setattr(repairs, "_MOST_SECONDS", 0.0)
+    assert main(["prepare", str(file), "-o", str(tmp_path / "out")]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "cannot build what is missing (the minimisation is not done after 0 s)" in line
+    assert openmm.LocalEnergyMinimizer.minimize is minimize
+    assert os.listdir(tmp_path) == ["torn.pdb"]
 
 
 @pytest.mark.parametrize(

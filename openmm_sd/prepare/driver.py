@@ -153,7 +153,7 @@ def _prepared(
 ) -> tuple[PreparedSystem, Repaired]:
     structure = read_source(source, positions, settings.frame)
     say("repairing", structure.name)
-    repaired = repair(structure, settings)
+    repaired = repair(structure, settings, say)
     say("looking for a model", "")
     implicit = settings.solvent == "implicit"
     fitting, reasons = fitting_models(repaired.topology, implicit)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from openmm import app, unit
 
 from ..files.atomic import one_line
 from ..molecule.whole import make_whole
+from ..progress import Progress, silence
 from ..system.box import seeded
 from ..system.force_field import (
     DEFAULT_FORCE_FIELD,
@@ -51,6 +53,10 @@ _KNOWN: Final = _PROTEIN | _NUCLEIC | _CAPS
 _BROKEN_NM: Final = 0.28
 # Above so many atoms the Reference platform takes longer than the CPU platform, seconds to minutes.
 _REFERENCE_ATOMS: Final = 500
+# PDBFixer's minimisations take tens to hundreds of iterations, and seconds for a large protein.
+_MOST_ITERATIONS: Final = 5000
+_MOST_SECONDS: Final = 300.0
+_SAID_EVERY: Final = 1.0
 # What tells the forms of a residue apart: hydrogens, and the form that has them.
 _FORMS: Final = {
     "HIS": ((("HD1", "HE2"), "HIP"), (("HD1",), "HID"), (("HE2",), "HIE"), ((), "HIN")),
@@ -75,13 +81,16 @@ class Repaired:
     notes: list[str] = field(default_factory=list)
 
 
-def repair(structure: Structure, settings: PrepareSettings) -> Repaired:
+def repair(
+    structure: Structure, settings: PrepareSettings, progress: Progress = silence
+) -> Repaired:
     """Complete a structure, which is not changed.
 
-    ValueError in one line: what cannot be repaired without a decision, or at all.
+    ValueError in one line: what cannot be repaired without a decision, or at all. What `progress`
+    raises, called once a second while atoms are built, ends it.
     """
     files: ForceFieldLike = settings.force_field or DEFAULT_FORCE_FIELD
-    work = _Work(structure, settings)
+    work = _Work(structure, settings, progress)
     work.leave_out()
     work.replace_nonstandard(files)
     hydrogens = work.take_heterogens(files)
@@ -96,9 +105,10 @@ def repair(structure: Structure, settings: PrepareSettings) -> Repaired:
 class _Work:
     """The state of a repair, in PDBFixer's hands."""
 
-    def __init__(self, structure: Structure, settings: PrepareSettings) -> None:
+    def __init__(self, structure: Structure, settings: PrepareSettings, say: Progress) -> None:
         self.settings = settings
         self.name = structure.name
+        self._say = say
         self._given: set[tuple[str, str, str]] = set()
         self.notes: list[str] = []
         self.record: dict[str, Any] = {
@@ -364,7 +374,8 @@ class _Work:
             )
         if fixer.missingResidues or fixer.missingAtoms or fixer.missingTerminals:
             try:
-                fixer.addMissingAtoms(seed=self.settings.seed)
+                with _ending_minimiser(lambda: self._say("repairing", self.name)):
+                    fixer.addMissingAtoms(seed=self.settings.seed)
             except Exception as error:  # it fails in many ways
                 raise ValueError(
                     f"{self.name}: PDBFixer cannot build what is missing ({one_line(error)})"
@@ -590,6 +601,46 @@ def _platform(atoms: int) -> openmm.Platform:
         if atoms > _REFERENCE_ATOMS:
             return openmm.Platform.getPlatformByName("CPU")
     return openmm.Platform.getPlatformByName("Reference")
+
+
+class _End(openmm.MinimizationReporter):
+    """Ends a minimisation that takes too long, or that the user has given up."""
+
+    def __init__(self, say: Callable[[], None]) -> None:
+        super().__init__()
+        self._say = say
+        self._began = self._said = time.monotonic()
+        self.reason: BaseException | None = None
+
+    def report(self, iteration: int, x: object, gradient: object, numbers: object) -> bool:
+        now = time.monotonic()
+        if now - self._began > _MOST_SECONDS:
+            self.reason = ValueError(f"the minimisation is not done after {_MOST_SECONDS:g} s")
+        elif now - self._said > _SAID_EVERY:
+            self._said = now
+            try:
+                self._say()
+            except BaseException as error:  # through OpenMM's C++ it would not come
+                self.reason = error
+        return self.reason is not None
+
+
+@contextlib.contextmanager
+def _ending_minimiser(say: Callable[[], None]) -> Iterator[None]:
+    """Give minimisations of others an end: PDBFixer sets none, and C++ hears no signals."""
+    before = openmm.LocalEnergyMinimizer.minimize
+
+    def minimize(context: openmm.Context) -> None:
+        end = _End(say)
+        before(context, maxIterations=_MOST_ITERATIONS, reporter=end)
+        if end.reason is not None:
+            raise end.reason
+
+    openmm.LocalEnergyMinimizer.minimize = staticmethod(minimize)
+    try:
+        yield
+    finally:
+        openmm.LocalEnergyMinimizer.minimize = staticmethod(before)
 
 
 def _known_hydrogens() -> dict[str, Any]:

@@ -249,7 +249,7 @@ class _Run:
         settings = rollout.settings
         self._arguments = {
             "model": model_digest(rollout.model),
-            "start": hashlib.sha256(rollout.frames).hexdigest(),
+            "start": hashlib.sha256(rollout.frames.data).hexdigest(),
             "chains": settings.chains,
             "steps": settings.steps,
             "lag_ps": rollout.lag_ps,
