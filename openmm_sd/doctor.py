@@ -212,8 +212,14 @@ def examine(
     chosen = [name for name in here if platforms is None or name in platforms]
     say = progress or silence
     say("jumping", f"{len(BRIDGES)} bridges on {', '.join(chosen)}, two at a time")
+
+    def one(bridge: str) -> dict[str, Try]:
+        row = _in_processes(bridge, chosen)
+        say("jumping", f"{bridge} is done")
+        return row
+
     with ThreadPoolExecutor(2) as pool:
-        rows = list(pool.map(lambda bridge: _in_processes(bridge, chosen), BRIDGES))
+        rows = list(pool.map(one, BRIDGES))
     tries = {
         (bridge, platform): row[platform]
         for bridge, row in zip(BRIDGES, rows, strict=True)

@@ -24,7 +24,7 @@ from conftest import IMPLICIT, advance, answer, model_of, positions_of
 from openmm_sd import Propagator, ScoreDynamicsIntegrator, ScoreModel
 from openmm_sd.bridges import BRIDGES, choose_bridge, platform_names
 from openmm_sd.bridges.base import FORCE_NAME, LAG, NUMBER, PARAMETERS
-from openmm_sd.bridges.probe import probe_all
+from openmm_sd.bridges.probe import attempt, probe_all
 from openmm_sd.jump.jump import Jump, build_gates
 from openmm_sd.propagator.kernels import Identity, Shift
 
@@ -251,6 +251,13 @@ def test_another_torch_is_a_clear_answer(tmp_path, monkeypatch):
     assert f"torch {torch.__version__}" in detail
     assert "build it again" in detail
     assert choose_bridge("Reference") == "pythonforce"
+
+
+def test_a_plugin_of_before_is_a_clear_answer(monkeypatch):
+    """One that holds whole modules only."""
+    monkeypatch.delattr(openmm_sd_native, "VERSION")
+    detail = attempt("native", "Reference").detail
+    assert "is older than this openmm-sd: build it again, 'pip install" in detail
 
 
 def test_auto_takes_it(monkeypatch, tmp_path):
