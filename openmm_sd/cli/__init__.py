@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or "no further message"
-        wrong_input = isinstance(error, ValueError) and _is_ours(error)
+        wrong_input = isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)
         kind = "" if wrong_input else f"{type(error).__name__}: "
         print(f"openmm-sd {arguments.command}: {kind}{message}", file=sys.stderr)
         return 2 if wrong_input else 1

@@ -76,9 +76,13 @@ def config_text(
 def _read(path: Path) -> Mapping[str, Any]:
     import yaml
 
+    if path.exists() and not path.is_file():  # reading a pipe need not end
+        raise ValueError(f"config: {path} is not a file")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except UnicodeError:
+        raise ValueError(f"config: {path} is no text") from None
+    except (OSError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"config: {path} cannot be read: {reason}") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.atomic import check_target, one_line
-from ..files.trajectories import ascii_path
+from ..files.atomic import check_target
+from ..files.trajectories import ascii_path, unreadable
 from ..molecule.frames import FrameCheck, constraint_lengths, missing_hydrogens
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
@@ -155,7 +155,7 @@ def _read_solute(path: Path, settings: ImportSettings) -> _Solute:
         with ascii_path(path) as name:
             topology = _quietly(mdtraj.load_topology, name)
     except Exception as error:
-        raise ValueError(f"topology: {path} cannot be read: {_line(error)}") from error
+        raise ValueError(f"topology: {path} cannot be read: {unreadable(error)}") from error
     _add_bonds(topology, path)
     table = read_topology(topology)
     components = table.components()
@@ -230,7 +230,7 @@ def _selected(
     try:
         wanted = {int(i) for i in topology.select(selection)}
     except Exception as error:
-        raise ValueError(f"solute: {selection!r} is no selection: {_line(error)}") from error
+        raise ValueError(f"solute: {selection!r} is no selection: {unreadable(error)}") from error
     if not wanted:
         raise ValueError(f"solute: {selection!r} selects no atom")
     copies: list[list[int]] = []
@@ -371,7 +371,7 @@ class _Reader:
                     chunk = _quietly(next, chunks, None)
                 except Exception as error:
                     raise ValueError(
-                        f"{path} cannot be read with this topology: {_line(error)}"
+                        f"{path} cannot be read with this topology: {unreadable(error)}"
                     ) from error
                 if chunk is None:
                     return
@@ -505,7 +505,7 @@ def _log_weights(settings: ImportSettings, frames: int) -> NDArray[np.float64] |
     try:
         given = np.load(path) if path.suffix == ".npy" else np.loadtxt(path)
     except ValueError as error:
-        raise ValueError(f"{path}: {_line(error)}") from None
+        raise ValueError(f"{path}: {unreadable(error)}") from None
     kept = np.asarray(given, dtype=np.float64).reshape(-1)[:: settings.stride]
     if len(kept) != frames or not np.isfinite(kept).all():
         raise ValueError(
@@ -534,10 +534,3 @@ def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function(*arguments)
-
-
-def _line(error: BaseException) -> str:
-    text = one_line(error)
-    if isinstance(error, ImportError) and "PyTables" in text:
-        return "reading HDF5 trajectories needs PyTables (pip install tables)"
-    return text[:300]

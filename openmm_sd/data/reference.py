@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..analysis import dihedral
 from ..analysis.sample import Sample
-from ..files.atomic import file_sha256, one_line
-from ..files.trajectories import ascii_path
+from ..files.atomic import file_sha256
+from ..files.trajectories import ascii_path, unreadable
 from ..model.card import Card, DataSet
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
@@ -350,9 +350,8 @@ def reference_from_trajectory(
         try:
             first = mdtraj.load_frame(name, 0, **keywords)
         except Exception as error:  # mdtraj raises whatever its readers stumble over
-            hint = "" if keywords else "; formats without a topology need --topology"
             raise ValueError(
-                f"reference {path.name}: mdtraj cannot read it ({one_line(error)}){hint}"
+                f"reference: mdtraj cannot read {path}: {unreadable(error)}"
             ) from error
         return _from_pieces(
             path,

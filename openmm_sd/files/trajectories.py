@@ -73,6 +73,25 @@ def ascii_path(path: str | os.PathLike[str]) -> Iterator[str]:
             yield str(link / os.path.basename(whole))
 
 
+#: What mdtraj and its libraries say of files that are something else, and what that means.
+_PLAIN_WORDS: Final = {
+    "HDF5 error": "it is no HDF5 file",
+    "group ``/`` does not have": "it is HDF5, but no trajectory of mdtraj's",
+    "Malformed XTC file": "it is empty, damaged or no XTC file",
+    "Could not open file": "it is empty, damaged or of another format than its name says",
+    "Sorry, no loader": "mdtraj knows no trajectories with that ending",
+    '"top" argument': "its format holds no topology and needs one beside it (--topology)",
+}
+
+
+def unreadable(error: BaseException) -> str:
+    """Return, in a few words, why mdtraj could not read a file."""
+    text = one_line(error)
+    if isinstance(error, ImportError) and "PyTables" in text:
+        return "reading HDF5 trajectories needs PyTables (pip install tables)"
+    return next((plain for said, plain in _PLAIN_WORDS.items() if said in text), text[:300])
+
+
 def xtc_bytes(
     frames: NDArray[np.float32],
     times: NDArray[np.float32],

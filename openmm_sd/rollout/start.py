@@ -9,8 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files.atomic import one_line
-from ..files.trajectories import ascii_path
+from ..files.trajectories import ascii_path, unreadable
 from ..molecule.graph import spanning_edges
 from ..molecule.matching import find_copies
 from ..molecule.molecule import Molecule
@@ -54,8 +53,7 @@ def read_start_frames(
     except _NotFound as error:
         raise ValueError(f"start: {file}: {error}") from None
     except Exception as error:  # readers of many formats raise whatever they stumble over
-        hint = "" if topology is not None else "; a format without a topology needs one beside it"
-        raise ValueError(f"start: mdtraj cannot read {file}: {one_line(error)}{hint}") from error
+        raise ValueError(f"start: mdtraj cannot read {file}: {unreadable(error)}") from error
     place = np.searchsorted(np.unique(copies), copies)
     frames = np.asarray(trajectory.xyz[:, place], dtype=np.float64).reshape(-1, molecule.n_atoms, 3)
     if trajectory.unitcell_vectors is not None:

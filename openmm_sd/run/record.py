@@ -148,8 +148,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no run with a checkpoint: it has no {SUMMARY}") from None
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file, wanted is the directory of a run") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / SUMMARY} cannot be read: {error}") from None
+        raise ValueError(f"{folder / SUMMARY} cannot be read: {one_line(error)}") from None
     if not isinstance(summary, dict) or not {"jumps_tried", "solute_atoms"} <= summary.keys():
         raise ValueError(f"{folder / SUMMARY} is not that of a run by this version of openmm-sd")
     log = _read_log(folder / LOG)
