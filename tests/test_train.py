@@ -14,6 +14,8 @@ from test_internal import lively
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Dataset, Run, write_dataset
+from openmm_sd.model.relatives import constraints_of_relatives, windows_of_relatives
+from openmm_sd.model.windows import angle_windows, bond_windows, contact_distances, torsion_windows
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.propagator.internal.family import FamilyDiffusion
 from openmm_sd.propagator.internal.single import InternalDiffusion
@@ -35,9 +37,7 @@ from openmm_sd.train.data import TrainingData, make_card, split_runs
 from openmm_sd.train.markov import Cells, _conformations, reversible_transitions
 from openmm_sd.train.networks import NETWORKS
 from openmm_sd.train.rare import RareFirst
-from openmm_sd.train.relatives import constraints_of_relatives, windows_of_relatives
 from openmm_sd.train.settings import StageSettings
-from openmm_sd.train.windows import angle_windows, bond_windows, contact_distances, torsion_windows
 
 
 def diffuse(start, frames, rng):
@@ -530,14 +530,14 @@ def test_contact_distances_are_the_shortest_of_all_frames(monkeypatch):
     straight = np.asarray(molecule.positions, dtype=np.float32)
     frames = np.stack([straight * scale for scale in (1.1, 1.2, 1.0, 1.3, 1.4)])
     # In the shortest frame pairs k bonds apart are k times 0.1 nm apart: from six on out of reach.
-    monkeypatch.setattr("openmm_sd.train.windows._CONTACT_REACH_NM", 0.55)
+    monkeypatch.setattr("openmm_sd.model.windows._CONTACT_REACH_NM", 0.55)
     pairs = [(i, j) for i in range(8) for j in range(i + 3, min(i + 6, 8))]
     expected = [[i, j, 0.1 * (j - i) - 0.01] for i, j in pairs]
     found = contact_distances(molecule, frames)
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     np.testing.assert_allclose(found, expected, atol=2e-5)
     # In parts of two frames, and from several runs: the same.
-    monkeypatch.setattr("openmm_sd.train.windows._CONTACT_CHUNK", 2 * 15)
+    monkeypatch.setattr("openmm_sd.model.windows._CONTACT_CHUNK", 2 * 15)
     assert contact_distances(molecule, frames) == found
     assert contact_distances(molecule, frames[:1], frames[1:]) == found
     assert contact_distances(chain_of(3), frames[:, :3]) == []

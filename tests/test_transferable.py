@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from contract_checks import assert_contract_kept
-from openmm import app
+from openmm import app, unit
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.data.dataset import read_dataset, write_dataset
@@ -20,7 +20,10 @@ from openmm_sd.propagator.internal.physics import springs_of
 from openmm_sd.propagator.internal.symmetry import independent_symmetries, relabelled
 from openmm_sd.propagator.internal.transferable import TransferableDiffusion
 from openmm_sd.propagator.internal.tree import NotInternal
+from openmm_sd.propagator.kernels import Identity
+from openmm_sd.run import RunSettings, run_mixed
 from openmm_sd.system.force_field import make_system
+from openmm_sd.system.prepared import PreparedSystem
 from openmm_sd.system.solute import force_field_terms
 from openmm_sd.train import (
     Part,
@@ -330,3 +333,40 @@ def test_a_bundle_serves_a_molecule_without_data(tmp_path, monkeypatch):
             proline.propagator(start, lag, noise),
             atol=1e-5,
         )
+
+
+def test_a_run_serves_a_solute_that_was_not_trained_on(water_box, tmp_path):
+    known = data("GLY").molecule
+    card = {"temperature_K": 300.0, "constraints": "HBonds", "lag_range_ps": [1.0, 100.0]}
+    model = ScoreModel(network(known), known, card)
+    assert model.serves_others
+    out = tmp_path / "out"
+    vectors = np.array(water_box.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    start = PreparedSystem(water_box.topology, water_box.system(), water_box.positions, vectors)
+    summary = run_mixed(
+        model, start, out, RunSettings(jumps=2, burst_ps=0.02, bridge="pythonforce", seed=1)
+    )
+    assert summary["jumps_tried"] == 2
+    said = (out / "summary.json").read_text()
+    assert "No frame of ACE-ALA-NME was seen in training" in said
+    again = run_mixed(
+        model, start, out, RunSettings(jumps=3, burst_ps=0.02, bridge="pythonforce", seed=1)
+    )
+    assert again["jumps_tried"] == 3, "the same model is made again, and the run goes on"
+
+
+def test_a_served_molecule_has_windows_from_its_springs():
+    known = data("GLY").molecule
+    model = ScoreModel(network(known), known, {"temperature_K": 300.0})
+    proline = model.serve(peptide("ACE-PRO-NME"), terms(peptide("ACE-PRO-NME")))
+    assert torch.equal(proline.propagator.head.weight, model.propagator.head.weight)
+    rows = {tuple(row[:2]): row[2:] for row in proline.bond_windows}
+    x = peptide("ACE-PRO-NME").positions
+    for i, j in peptide("ACE-PRO-NME").bonds:
+        if (i, j) in rows:
+            assert rows[i, j][0] < np.linalg.norm(x[i] - x[j]) < rows[i, j][1]
+    assert len(proline.constraint_lengths) == 14
+    assert any("No frame of" in line for line in proline.card.limits)
+    plain = ScoreModel(Identity(known.n_atoms), known)
+    with pytest.raises(ValueError, match="knows its own molecules only"):
+        plain.serve(peptide("ACE-PRO-NME"), terms(peptide("ACE-PRO-NME")))

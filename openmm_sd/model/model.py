@@ -18,11 +18,13 @@ from torch import Tensor
 
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
+from ..molecule.terms import ForceFieldTerms
 from .bundle import FORMAT_VERSION, BundleError, load_bundle, save_bundle
 from .card import Card, Distance, Window, common
 from .member import Member, restored
 from .names import bundle_path, registered, shipped
 from .novelty import Novelty
+from .relatives import served
 
 if TYPE_CHECKING:
     import openmm
@@ -180,6 +182,11 @@ class ScoreModel:
     def is_family(self) -> bool:
         """Whether this is a model of several molecules, made by `family`."""
         return self._own is None
+
+    @property
+    def serves_others(self) -> bool:
+        """Whether the network knows molecules that are none of `molecules`, see `serve`."""
+        return hasattr(type(self.members[0].propagator), "drawn_from_springs")
 
     @property
     def members(self) -> tuple[ScoreModel, ...]:
@@ -383,6 +390,31 @@ class ScoreModel:
             if any(known.name == wanted for known in model.molecules):
                 return model
         raise ValueError(f"the model does not know {wanted!r}, but {self._names()}")
+
+    def serve(self, molecule: Molecule, terms: ForceFieldTerms) -> ScoreModel:
+        """Return the model of a molecule that is none of `molecules`.
+
+        For networks that know any molecule of a force field (`train --network transferable`).
+        What is known of the molecule is the terms alone: validate before use.
+
+        Parameters
+        ----------
+        molecule : Molecule
+            With a whole structure of the right hands.
+        terms : ForceFieldTerms
+            What `openmm_sd.system.solute.force_field_terms` returns, in the force field and with
+            the constraints of the training data.
+
+        Raises
+        ------
+        ValueError
+            If the network knows its own molecules only, or the molecule has no such coordinates.
+        """
+        relatives = [(member.molecules[0], member.card) for member in self.members]
+        network, card = served(self.members[0].propagator, relatives, molecule, terms)
+        model = ScoreModel(network, molecule, card, np.asarray(molecule.positions)[None])
+        model.name = self.name
+        return model
 
     def only(self, molecule: str | None = None) -> ScoreModel:
         """Return the member that is named, or the only one there is."""

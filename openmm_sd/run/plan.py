@@ -22,9 +22,9 @@ from ..integrator.notes import OTHER, Note
 from ..jump.jump import ERRORS, Jump
 from ..model.model import ScoreModel, model_digest
 from ..progress import Progress
-from ..system.fitting import fitting_model
+from ..system.fitting import fitting_model, serving
 from ..system.force_field import water_box
-from ..system.solute import find_solute
+from ..system.solute import NoSoluteError, find_solute
 from ..system.structure import nanometers
 from .settings import RunSettings
 from .start import Source, force_field, model_mismatch, open_start, other_force_field
@@ -86,8 +86,12 @@ class Plan:
         self.notes: list[Note] = []
         prepared = source.prepared
         self._refuse_idle_options()
+        system = prepared.system if prepared is not None else None
         try:
-            system = prepared.system if prepared is not None else None
+            try:
+                find_solute(model.molecules, source.topology)
+            except NoSoluteError:
+                model = self._serving(model) or model
             self.solute = find_solute(model.molecules, source.topology, system, settings.solute)
         except ValueError as error:
             raise model_mismatch(source, error) from None
@@ -120,6 +124,21 @@ class Plan:
             self.every_steps = max(1, round(settings.every_ps / self.step_ps))
         self._check_system()
         self._check_hand()
+
+    def _serving(self, model: ScoreModel) -> ScoreModel | None:
+        """Return the model of a solute that was not trained on, with a note, if there can be."""
+        source, prepared = self.source, self.source.prepared
+        served = serving(
+            model,
+            source.topology,
+            source.positions,
+            prepared.system if prepared is not None else None,
+            prepared.box_vectors if prepared is not None else None,
+            force_field(self.settings, model),
+        )
+        if served is not None:
+            self.notes.append(Note(OTHER, served.card.limits[-1]))
+        return served
 
     def integrator(self, bridge: str, seed: int) -> ScoreDynamicsIntegrator:
         """Make an integrator; the seed is that of this part of the run."""

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app
+
 from ..model.model import ScoreModel
-from .solute import NoSoluteError, find_solute
+from ..molecule.molecule import Molecule
+from ..molecule.topology import read_topology
+from ..molecule.whole import make_whole
+from .force_field import ForceFieldLike, make_system
+from .solute import NoSoluteError, find_solute, force_field_terms
+
+#: Molecules of fewer atoms are solvent or ions.
+_SMALLEST_SOLUTE = 6
 
 
 def fitting_models(
@@ -66,3 +78,50 @@ def fitting_model(topology: Any, implicit: bool = False) -> ScoreModel:
         f"none of the shipped models fits ({', '.join(reasons)})",
         "; ".join(dict.fromkeys(reasons.values())),
     )
+
+
+def serving(
+    model: ScoreModel,
+    topology: Any,
+    positions: NDArray[np.float64],
+    system: openmm.System | None = None,
+    box: NDArray[np.float64] | None = None,
+    files: ForceFieldLike | None = None,
+) -> ScoreModel | None:
+    """Return the model of what is solvated, which was not trained on, if the network can serve it.
+
+    That is one molecule among solvent and ions, whose structure is taken from the positions, nm,
+    and whose terms from the System, or from the files of a force field. None where there is no such
+    molecule, or the network knows its own only.
+    """
+    if not model.serves_others:
+        return None
+    table = read_topology(topology)
+    found = [atoms for atoms in table.components() if len(atoms) >= _SMALLEST_SOLUTE]
+    if len(found) != 1 or (system is None and files is None):
+        return None
+    atoms = found[0]
+    if box is not None and box.any():
+        positions = make_whole(topology, positions, box)
+    number = {atom: k for k, atom in enumerate(atoms)}
+    residues = list(dict.fromkeys((table.residue_ids[k], table.residue_names[k]) for k in atoms))
+    molecule = Molecule(
+        "-".join(name for _, name in residues),
+        tuple(table.atomic_numbers[k] for k in atoms),
+        tuple((number[i], number[j]) for i, j in table.bonds if i in number),
+        tuple(table.names[k] for k in atoms),
+        tuple(table.residue_names[k] for k in atoms),
+        tuple(table.residue_ids[k] for k in atoms),
+        positions[atoms] - positions[atoms].mean(axis=0),
+    )
+    particles = atoms
+    if system is None:
+        assert files is not None
+        system = make_system(
+            files,
+            molecule.to_topology(),
+            nonbondedMethod=app.NoCutoff,
+            constraints=app.HBonds if model.card.constraints else None,
+        )
+        particles = list(range(len(atoms)))
+    return model.serve(molecule, force_field_terms(system, particles))

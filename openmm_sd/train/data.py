@@ -17,6 +17,7 @@ from ..analysis import dihedral
 from ..data.dataset import BIASED, Dataset, Run, merge, read_dataset
 from ..model.card import Card, NoveltyOrigin, Training
 from ..model.novelty import Novelty, fit_novelty, hold_out
+from ..model.windows import angle_windows, bond_windows, contact_distances, torsion_windows
 from ..molecule.frames import constraint_lengths
 from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
@@ -27,7 +28,6 @@ from ..version import __version__
 from .markov import CellModel, Cells
 from .pairs import TransitionPairs, methyl_rotors
 from .settings import FAMILY, TRANSFERABLE, StageSettings
-from .windows import angle_windows, bond_windows, contact_distances, torsion_windows
 
 #: Frames at which a network looks to choose its coordinates.
 _LOOK_AT: Final = 2000

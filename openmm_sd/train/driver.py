@@ -18,6 +18,7 @@ from ..data.dataset import Dataset, read_dataset
 from ..files.atomic import check_target, file_sha256
 from ..model.card import Training
 from ..model.model import ScoreModel
+from ..model.relatives import card_of_relative, windows_of_relatives
 from ..molecule.matching import difference
 from ..progress import Progress, silence
 from ..propagator.device import chosen_device
@@ -31,6 +32,7 @@ from .data import (
     read_by_molecule,
     sizes_of,
 )
+from .family import check_family, terms_of, torsion_terms_of
 from .networks import (
     Network,
     build_family,
@@ -40,13 +42,6 @@ from .networks import (
     fit_statistics,
     network_name,
     network_of,
-)
-from .relatives import (
-    card_of_relative,
-    check_family,
-    terms_of,
-    torsion_terms_of,
-    windows_of_relatives,
 )
 from .settings import AUTO, FAMILIES, FAMILY, TRANSFERABLE, StageSettings, TrainSettings
 from .team import Team, join_team, leads

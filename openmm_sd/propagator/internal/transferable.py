@@ -345,6 +345,35 @@ class TransferableDiffusion(InternalPropagator):
         network.set_turn_scales(turn_scales or {})
         return network
 
+    def of(
+        self, molecule: Molecule, terms: ForceFieldTerms, temperature_K: float
+    ) -> "TransferableDiffusion":
+        """Return a network of another molecule with the same weights."""
+        own = self.hyperparameters
+        names = [
+            *("turn_scales", "width", "heads", "pair_width", "depth", "encoder_depth"),
+            *("lag_min_ps", "lag_max_ps", "n_lag_nodes", "n_calls"),
+            *("sigma_min", "sigma_max", "rho"),
+        ]
+        other = TransferableDiffusion.for_molecule(
+            molecule, terms=terms, temperature_K=temperature_K, **{k: own[k] for k in names}
+        )
+        other.load_weights(self.weights())
+        return other
+
+    @torch.jit.ignore
+    def drawn_from_springs(self, count: int) -> np.ndarray:
+        """Return structures (T, N, 3), nm, with stiff coordinates as wide as the springs are.
+
+        Torsions that turn are anywhere; atoms may overlap.
+        """
+        generator = torch.Generator().manual_seed(1)
+        none = torch.zeros(count, 2 * self.n_turning)
+        stiff = torch.randn(count, self.n_stiff, generator=generator)
+        turned = 2.0 * math.pi * torch.rand(count, self.n_turning, generator=generator)
+        y = torch.cat([stiff, none], dim=1)
+        return self.build(y, turned, self.scale[:1].expand(count, -1)).detach().numpy()
+
     def turn_kinds(self) -> list[list[str]]:
         """Name the bonds about which torsions turn, see `turn_kinds`."""
         known = self.hyperparameters

@@ -1,28 +1,22 @@
-"""What the molecules of a family that have no data take from those that have."""
+"""What a molecule that a model was not trained on takes from those that it was."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import networkx as nx
 import numpy as np
+import torch
 
-from ..data.dataset import Dataset
-from ..model.card import Card, Distance, Entry, Rows, Window
 from ..molecule.graph import atom_kinds, bond_graph, distant_pairs, heavy_bonds
-from ..molecule.matching import difference
 from ..molecule.molecule import Molecule
 from ..molecule.terms import ForceFieldTerms
-from .windows import angle_ends
+from ..propagator.internal.transferable import TransferableDiffusion
+from .card import Card, Distance, Entry, Rows, Window
+from .windows import angle_ends, angle_windows, bond_windows, torsion_windows
 
-if TYPE_CHECKING:
-    import openmm
-
-#: What must be the same of all data.
-_MADE_ALIKE: Final = ("temperature_K", "force_field", "water", "constraints", "friction_per_ps")
 #: Entries of a card that a molecule without data takes from its relatives as they are.
 _SHARED: Final = tuple(
     entry.key
@@ -32,95 +26,15 @@ _SHARED: Final = tuple(
         *(Card.temperature, Card.force_field, Card.constraints, Card.solvent),
     )
 )
+#: What the card of a molecule says that was not trained on.
+_UNSEEN: Final = (
+    "No frame of {} was seen in training: all that is known of it is its force field. There is no "
+    "novelty score."
+)
+#: Structures drawn from the force field's springs that windows are measured on.
+_DRAWN: Final = 2000
 #: Constrained bonds of one kind agree to this, nm.
 _SAME_LENGTH_NM: Final = 1e-4
-
-
-def check_family(several: Sequence[Dataset], also: Sequence[Molecule]) -> None:
-    """Refuse two molecules of one name, data of what shall have none, and data made differently.
-
-    There is one data set of each molecule with data; `also` are those without.
-    """
-    seen: set[str] = set()
-    for molecule in (*(data.molecule for data in several), *also):
-        if molecule.name in seen:
-            raise ValueError(
-                f"{molecule.name} is the name of two of the molecules: give them different ones"
-            )
-        seen.add(molecule.name)
-    for molecule in also:
-        for data in several:
-            if not difference(data.molecule, molecule):
-                raise ValueError(
-                    f"{molecule.name} shall have no data, but {data.molecule.name} is it"
-                )
-    # One set of weights would mix their laws.
-    for key in _MADE_ALIKE:
-        values = {data.molecule.name: data.provenance.get(key) for data in several}
-        if len({json.dumps(value) for value in values.values()}) > 1:
-            found = ", ".join(f"{name} {value}" for name, value in values.items())
-            raise ValueError(f"the data sets differ in {key}: {found}")
-
-
-def torsion_terms_of(
-    several: Sequence[Dataset], also: Sequence[Molecule]
-) -> list[list[list[float]]]:
-    """Return the torsion terms of molecules with data, then of those without (`also`).
-
-    They are as `openmm_sd.system.solute.torsion_terms` has them, from the provenance of the data,
-    and of the others from the force field that the data were made with; none at all where no data
-    has any. ValueError if some data have them and others do not, or the force field does not know a
-    molecule.
-    """
-    found: list[list[list[float]]] = [
-        data.provenance.get("torsion_terms") or [] for data in several
-    ]
-    without = [data.molecule.name for data, terms in zip(several, found, strict=True) if not terms]
-    if len(without) == len(found):
-        return [[]] * (len(several) + len(also))
-    if without:
-        raise ValueError(
-            f"the data of {', '.join(without)} do not say what torsion terms the force field has "
-            "(torsion_terms in their provenance), those of the others do: make them alike"
-        )
-    return [*found, *(_terms_without_data(molecule, several[0]) for molecule in also)]
-
-
-def _terms_without_data(molecule: Molecule, data: Dataset) -> list[list[float]]:
-    from ..system.solute import torsion_terms
-
-    return torsion_terms(_system_of(molecule, data), range(molecule.n_atoms))
-
-
-def terms_of(molecule: Molecule, data: Dataset) -> ForceFieldTerms:
-    """Return what the force field of some data says of a molecule, its own or another one.
-
-    ValueError if the data do not say which it is, or it does not know the molecule.
-    """
-    from ..system.solute import force_field_terms
-
-    return force_field_terms(_system_of(molecule, data), range(molecule.n_atoms))
-
-
-def _system_of(molecule: Molecule, data: Dataset) -> openmm.System:
-    """Return the System of a molecule alone in the force field of some data, constrained alike."""
-    from openmm import app
-
-    from ..system.force_field import make_system
-
-    files = data.provenance.get("force_field")
-    if not files:
-        raise ValueError(
-            f"{molecule.name}: the data do not say with which force field they were made, from "
-            "which its terms would come"
-        )
-    return make_system(
-        files,
-        molecule.to_topology(),
-        nonbondedMethod=app.NoCutoff,
-        constraints=app.HBonds if data.provenance.get("constraints") else None,
-        flexibleConstraints=True,
-    )
 
 
 def windows_of_relatives(
@@ -270,3 +184,39 @@ def _displacement(molecule: Molecule, relatives: Sequence[tuple[Molecule, Card]]
         return float(np.exp(bounds.max()))
     slope, level = np.polyfit(sizes, bounds, 1)
     return float(math.exp(max(bounds.min(), slope * math.log(molecule.n_atoms) + level)))
+
+
+def served(
+    propagator: torch.nn.Module,
+    relatives: Sequence[tuple[Molecule, Card]],
+    molecule: Molecule,
+    terms: ForceFieldTerms,
+) -> tuple[TransferableDiffusion, Card]:
+    """Return network and card of a molecule that is none of a model's; see `ScoreModel.serve`."""
+    if not isinstance(propagator, TransferableDiffusion):
+        raise ValueError(
+            f"{type(propagator).__name__} knows its own molecules only: {molecule.name} is none of "
+            f"{', '.join(known.name for known, _ in relatives)}"
+        )
+    first = relatives[0][1]
+    network = propagator.of(molecule, terms, first.temperature or 300.0)
+    named = [(_Kinds(known), card) for known, card in relatives]
+    card = Card({key: first[key] for key in _SHARED if key in first})
+    frames = network.drawn_from_springs(_DRAWN)
+    card.bond_windows = bond_windows(molecule, frames)
+    card.angle_windows = angle_windows(molecule, frames)
+    card.torsion_windows = torsion_windows(molecule, frames)
+    apart = distant_pairs(molecule, hydrogens=True).tolist()
+    apart = sorted([min(pair), max(pair)] for pair in apart)
+    card.contact_distances = _alike(apart, _Kinds(molecule), _pooled(named, Card.contact_distances))
+    lengths = {frozenset(row[:2]): row[2] for row in terms.bonds}
+    card.constraint_lengths = [
+        [*sorted(pair, key=lambda k: molecule.atomic_numbers[k] == 1), lengths[frozenset(pair)]]
+        for pair in terms.constrained
+    ]
+    if all(Card.max_displacement.key in known for _, known in relatives):
+        card.max_displacement = round(_displacement(molecule, relatives), 4)
+    card.name = molecule.name
+    card.data = {"none": f"no frame of {molecule.name} was seen in training"}
+    card.limits = [*first.limits, _UNSEEN.format(molecule.name)]
+    return network, card
