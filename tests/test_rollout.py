@@ -610,7 +610,7 @@ def test_an_output_that_is_something_else_is_left_alone(jitter, tmp_path):
     with locked(folder, "rollout"), pytest.raises(ValueError, match="another rollout is writing"):
         run_rollout(jitter, folder, SETTINGS)
     (folder / "checkpoint.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="checkpoint.npz is damaged"):
+    with pytest.raises(ValueError, match="checkpoint.npz is damaged: it is no NumPy archive"):
         run_rollout(jitter, folder, SETTINGS)
 
 

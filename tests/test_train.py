@@ -422,6 +422,14 @@ def test_training_resumes(data, tmp_path, capfd):
     assert not parts.exists()
     with pytest.raises(ValueError, match="other settings .batch_size"):
         train_bundle([data], parts, settings(batch_size=8))
+    checkpoint = tmp_path / "parts.safetensors.checkpoint"
+    kept = checkpoint.read_bytes()
+    for damaged in (b"", b"no checkpoint", kept[: len(kept) // 2]):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged, or no checkpoint; remove that file"):
+            train_bundle([data], parts, settings())
+        assert checkpoint.read_bytes() == damaged
+    checkpoint.write_bytes(kept)
     train_bundle([data], parts, settings())
     one, other = (ScoreModel.load(path).propagator.state_dict() for path in (whole, parts))
     for key, value in one.items():

@@ -100,11 +100,16 @@ def read_arrays(
 ) -> Content:
     """Return what `decode` makes of a NumPy archive; ValueError in one line if it is damaged."""
     try:
-        # Through memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+        memory = io.BytesIO(file.read_bytes())  # NumPy leaves a damaged file open
+    except OSError as error:
+        raise ValueError(f"output: {file} cannot be read: {why(error)}{advice}") from None
+    try:
+        with np.load(memory, allow_pickle=False) as content:
             return decode(content)
     except Exception as error:  # a damaged archive fails in many ways
-        raise ValueError(f"output: {file} is damaged: {one_line(error)}{advice}") from None
+        # NumPy takes anything that it does not know for pickled, and tells how to execute it.
+        said = "it is no NumPy archive" if "pickle" in str(error) else one_line(error)
+        raise ValueError(f"output: {file} is damaged: {said}{advice}") from None
 
 
 def finite(value: Any) -> Any:

@@ -413,7 +413,11 @@ class _Training:
         """Read the checkpoint, if there is one; return why not if it is of another training."""
         if self.path is None or not self.path.exists():
             return None
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            content["settings"], content["record"]
+        except Exception:  # a damaged file fails in many ways, of which torch says a page
+            return f"{self.path} is damaged, or no checkpoint; remove that file to begin again"
         advice = "give the same settings, or remove that file"
         try:
             require_same(f"{self.path} was", content["settings"], self._kept(), advice)
