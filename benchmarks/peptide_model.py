@@ -20,8 +20,7 @@ from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate.peptides import Amides
 from openmm_sd.molecule.molecule import Molecule
 from openmm_sd.molecule.terms import ForceFieldTerms
-from openmm_sd.propagator.internal.transferable import TransferableDiffusion, turn_kinds
-from openmm_sd.propagator.internal.tree import InternalTree
+from openmm_sd.propagator.internal.transferable import TransferableDiffusion
 from openmm_sd.system.force_field import make_system
 from openmm_sd.system.solute import force_field_terms
 from openmm_sd.train.data import TrainingData
@@ -85,12 +84,7 @@ def scales_of(members: list[TrainingData], networks: list[TransferableDiffusion]
             frame, later, _ = data.pairs.draw(2048, lag, lag, generator)
             rows.append(network.measure_scale(frame, later).numpy() ** 2)
         table = np.array(rows)
-        tree = InternalTree(
-            network.n_atoms,
-            tuple(network.hyperparameters["root"]),
-            [tuple(r) for r in network.hyperparameters["tree"]],
-        )
-        for k, keys in enumerate(turn_kinds(data.molecule, tree, network.turning.tolist())):
+        for k, keys in enumerate(network.turn_kinds()):
             for key in keys:
                 squares.setdefault(key, []).append(table[:, k])
     return {k: np.sqrt(np.mean(v, 0)).clip(0.03).tolist() for k, v in squares.items()}
