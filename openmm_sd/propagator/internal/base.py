@@ -251,7 +251,7 @@ class InternalPropagator(DiffusionPropagator):
         difference = torch.cat(
             [difference[:, : self.n_straight], wrap(difference[:, self.n_straight :])], dim=-1
         )
-        return difference / self.stiff_width, torsions[:, self.turning]
+        return self.uncoupled(difference / self.stiff_width), torsions[:, self.turning]
 
     def build(self, y: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
         """Return frames (B, N, 3), placed somewhere, from what is diffused, (B, K).
@@ -275,7 +275,7 @@ class InternalPropagator(DiffusionPropagator):
 
     def geometry(self, y: Tensor, turned: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return lengths, angles and torsions of all rows from what is diffused, as in `build`."""
-        stiff = self.stiff_mean + self.stiff_width * y[:, : self.n_stiff]
+        stiff = self.stiff_mean + self.stiff_width * self.coupled(y[:, : self.n_stiff])
         lengths = self.length_mean.expand(y.shape[0], -1)
         lengths = lengths.index_copy(1, self.free, stiff[:, : self.n_free])
         # The distances of bridged rows lie in this range as well.
@@ -287,6 +287,14 @@ class InternalPropagator(DiffusionPropagator):
         across, along = self.plane(y, scale)
         torsions = torsions.index_copy(1, self.turning, turned + torch.atan2(across, along))
         return lengths, angles, torsions
+
+    def coupled(self, stiff: Tensor) -> Tensor:
+        """Return stiff coordinates (B, S) in widths, from those that are diffused."""
+        return stiff
+
+    def uncoupled(self, stiff: Tensor) -> Tensor:
+        """Return what is diffused, (B, S), from stiff coordinates in widths."""
+        return stiff
 
     def plane(self, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return sine and cosine (not normalised) of how far torsions turn, (B, M) each."""

@@ -36,6 +36,9 @@ _RIGID: Final = 40.0
 _PUCKERED: Final = 0.25
 """A ring whose last atom is further than this from its plane (radians) can pucker both ways."""
 
+_LEAST_SHARE: Final = 1e-3
+"""Correlated coordinates keep this share of freedom at least."""
+
 _STEPS: Final = 60
 
 
@@ -46,7 +49,9 @@ class Springs:
     `turning` are the rows of the tree whose torsion turns, `potentials` what `turning_potentials`
     says of them; `constant` are the lengths that never change. `length_mean` is (N - 1,), nm;
     `stiff_mean` and `stiff_width`, (S,) in nm and radians, are of lengths that vary, angles (of
-    bridged rows distances) and torsions that do not turn.
+    bridged rows distances) and torsions that do not turn. `coupling`, (S, S), is the symmetric root
+    of their correlations: it makes of independent numbers of width one such that move together as
+    the springs do, and leaves each as near to itself as can be.
     """
 
     tree: InternalTree
@@ -56,6 +61,7 @@ class Springs:
     length_mean: Tensor
     stiff_mean: Tensor
     stiff_width: Tensor
+    coupling: Tensor
 
 
 def springs_of(
@@ -69,21 +75,23 @@ def springs_of(
     turning, potentials = _turning(molecule, tree, terms)
     model = _Harmonic(molecule, tree, terms, turning)
     start = model.measure(torch.tensor(molecule.positions, dtype=torch.float64)[None])
-    rests, variances = [], []
-    for begin in model.puckers(start):
-        rest, variance = model.solve(begin, _GAS_CONSTANT * temperature_K)
-        rests.append(rest)
-        variances.append(variance)
-    first = rests[0]
-    shifts = torch.stack([model.difference(rest, first) for rest in rests])
-    mean = first + shifts.mean(0)
-    width = torch.sqrt(torch.stack(variances).mean(0) + shifts.var(0, unbiased=False))
     n = molecule.n_atoms - 1
     held = {frozenset(pair) for pair in terms.constrained}
     constant = [k for k, pair in enumerate(model.bonds) if frozenset(pair) in held]
-    stiff = [k for k in range(len(mean)) if k not in set(constant) | model.turning]
-    floor = torch.full_like(width, ANGLE_FLOOR)
-    floor[: n + len(model.bridged_distances)] = LENGTH_FLOOR_NM
+    stiff = [k for k in range(3 * n - 3) if k not in set(constant) | model.turning]
+    found = [
+        model.solve(begin, stiff, _GAS_CONSTANT * temperature_K) for begin in model.puckers(start)
+    ]
+    first = found[0][0]
+    shifts = torch.stack([model.difference(rest, first) for rest, _ in found])
+    mean = first + shifts.mean(0)
+    apart = (shifts - shifts.mean(0))[:, stiff]
+    covariance = torch.stack([own for _, own in found]).mean(0) + apart.T @ apart / len(found)
+    floor = torch.full((len(stiff),), ANGLE_FLOOR, dtype=torch.float64)
+    floor[: n - len(constant)] = LENGTH_FLOOR_NM
+    width = torch.maximum(covariance.diagonal().sqrt(), floor)
+    values, vectors = torch.linalg.eigh(covariance / width[:, None] / width)
+    coupling = (vectors * values.clamp(min=_LEAST_SHARE).sqrt()) @ vectors.T
     return Springs(
         tree,
         turning,
@@ -91,7 +99,8 @@ def springs_of(
         potentials,
         mean[:n].float(),
         mean[stiff].float(),
-        torch.maximum(width, floor)[stiff].float(),
+        width.float(),
+        coupling.float(),
     )
 
 
@@ -216,8 +225,11 @@ class _Harmonic:
         phi = torch.atan2(y, (n1 * n2).sum(-1))
         return total + (k * (1.0 + torch.cos(turns * phi - phase))).sum()
 
-    def solve(self, begin: Tensor, kT: float) -> tuple[Tensor, Tensor]:
-        """Return the minimum near a place, turning torsions held, and the thermal variances."""
+    def solve(self, begin: Tensor, stiff: list[int], kT: float) -> tuple[Tensor, Tensor]:
+        """Return the minimum near a place, turning torsions held, and the thermal covariance.
+
+        The latter is of the coordinates `stiff`, (S, S), when all others are held.
+        """
 
         def moved(s: Tensor) -> Tensor:
             return begin.index_add(0, self.free, s * self.unit[self.free])
@@ -235,10 +247,12 @@ class _Harmonic:
 
         search.step(closure)
         best = s.detach()
-        hessian = torch.func.hessian(lambda z: self.energy(moved(z)))(best)
+        rest = moved(best)
+        unit, index = self.unit[stiff], torch.tensor(stiff)
+        hessian = torch.func.hessian(lambda z: self.energy(rest.index_add(0, index, z * unit)))(
+            torch.zeros(len(stiff), dtype=torch.float64)
+        )
         # Directions that no term holds would be infinitely wide.
         values, vectors = torch.linalg.eigh(hessian)
-        spread = (vectors * vectors / values.clamp(min=1e-2 * kT)).sum(1) * kT
-        variance = torch.zeros_like(begin)
-        variance[self.free] = spread * self.unit[self.free] ** 2
-        return moved(best), variance
+        spread = (vectors / values.clamp(min=1e-2 * kT)) @ vectors.T * kT
+        return rest, spread * unit[:, None] * unit

@@ -151,6 +151,11 @@ class TransferableDiffusion(InternalPropagator):
     springs, and the potential of a torsion that turns: buffers of the molecule, from
     `for_molecule`. No parameter's shape depends on the molecule.
 
+    **Stiff coordinates are uncoupled.** Angles at one atom and around a ring move together. What is
+    diffused is each stiff coordinate without its neighbours' part in it, as far as springs say:
+    independent numbers of width one, of which even an untrained network makes structures a few kT
+    above those of dynamics.
+
     **Geometry.** How two units stand to each other (distance, and direction in the frame of the one
     that listens) enters the attention and what is heard, for the frame and for the noised sample,
     shrunk to what is expected of it and rebuilt from internal coordinates at each call. Directions
@@ -172,6 +177,8 @@ class TransferableDiffusion(InternalPropagator):
     unit_place: Tensor
     rings: Tensor
     facts: Tensor
+    coupling: Tensor
+    uncoupling: Tensor
     orders: Tensor
     signs: Tensor
     n_elements: list[int]
@@ -299,6 +306,8 @@ class TransferableDiffusion(InternalPropagator):
         self.keep("unit_place", torch.arange(n))
         self.keep("rings", _FIRST_RING_NM + _RING_STEP_NM * torch.arange(_RINGS))
         self.register_buffer("facts", torch.zeros(n, SLOTS * FACTS))
+        self.register_buffer("coupling", torch.eye(self.n_stiff))
+        self.register_buffer("uncoupling", torch.eye(self.n_stiff))
 
     @classmethod
     def for_molecule(
@@ -394,6 +403,8 @@ class TransferableDiffusion(InternalPropagator):
         self.length_mean.copy_(springs.length_mean)
         self.stiff_mean.copy_(springs.stiff_mean)
         self.stiff_width.copy_(springs.stiff_width)
+        self.coupling.copy_(springs.coupling)
+        self.uncoupling.copy_(torch.linalg.inv(springs.coupling.double()))
         plan = springs.tree
         numbers = self.hyperparameters["atomic_numbers"]
         _, slot = units_of(plan, numbers, self.hyperparameters["bonds"])
@@ -426,6 +437,14 @@ class TransferableDiffusion(InternalPropagator):
         for row, potential in zip(springs.turning, springs.potentials, strict=True):
             table[slot[plan.rows[row][0]]][11:] = torch.tensor(potential) / _POTENTIAL
         self.facts.copy_(table.flatten(1))
+
+    # Stiff coordinates, uncoupled.
+
+    def coupled(self, stiff: Tensor) -> Tensor:
+        return torch.matmul(stiff, self.coupling)
+
+    def uncoupled(self, stiff: Tensor) -> Tensor:
+        return torch.matmul(stiff, self.uncoupling)
 
     # Symmetry.
 
