@@ -144,6 +144,24 @@ def test_springs_are_as_wide_as_the_dynamics_is(name):
     assert float(stiff.mean(0).abs().max()) < 2.0
 
 
+def test_uncoupled_coordinates_are_independent():
+    """In phenylalanine's ring angles are coupled: their springs say how."""
+    molecule = peptide("ACE-PHE-NME")
+    springs = springs_of(molecule, backbone_tree(molecule), terms(molecule), 300.0)
+    coupling = springs.coupling
+    assert torch.allclose(coupling, coupling.T, atol=1e-6)
+    correlation = coupling @ coupling
+    assert torch.allclose(correlation.diagonal(), torch.ones(len(coupling)), atol=0.02)
+    off = correlation - torch.diag(correlation.diagonal())
+    assert float(off.abs().max()) > 0.5
+    made = network(molecule)
+    q = torch.randn(5, made.n_stiff, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(made.uncoupled(made.coupled(q)), q, atol=1e-4)
+    stiff = network(data("ALA").molecule).measure(frames_of("ALA", 2000))[0]
+    found = torch.corrcoef(stiff.T)
+    assert float((found - torch.eye(len(found))).abs().max()) < 0.35
+
+
 def test_what_turns_is_told_by_the_force_field():
     molecule = peptide("ACE-PHE-NME")
     springs = springs_of(molecule, backbone_tree(molecule), terms(molecule), 300.0)
