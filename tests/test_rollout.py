@@ -17,6 +17,7 @@ from openmm_sd import JumpError, Molecule, Propagator, ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
 from openmm_sd.files.folder import locked
+from openmm_sd.files.journal import write_checkpoint
 from openmm_sd.jump.jump import Jump, build_gates, read_status
 from openmm_sd.molecule.topology import pdb_text
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
@@ -575,6 +576,23 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(on_disk, tmp_path, for
     assert main([*map(str, words), str(tmp_path / "whole")]) == 0
     name = f"trajectory.{format}"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_rollout_of_which_files_are_gone(jitter, tmp_path):
+    summary = run_rollout(jitter, tmp_path, SETTINGS)
+    for content in (None, "", "[]"):
+        (tmp_path / "rollout.json").unlink()
+        if content is not None:
+            (tmp_path / "rollout.json").write_text(content)
+        assert run_rollout(jitter, tmp_path, SETTINGS) == summary
+        assert json.loads((tmp_path / "rollout.json").read_text()) == summary
+    (tmp_path / "trajectory.xtc").unlink()
+    with pytest.raises(ValueError, match="trajectory.xtc is missing, and the rollout was finished"):
+        run_rollout(jitter, tmp_path, SETTINGS)
+    (tmp_path / "trajectory.xtc").mkdir()
+    write_checkpoint(tmp_path / "checkpoint.npz", frames=np.zeros(3), state={"size": 3})
+    with pytest.raises(ValueError, match="checkpoint.npz is damaged: it lacks 'arguments'"):
+        run_rollout(jitter, tmp_path, SETTINGS)
 
 
 def test_an_output_that_is_something_else_is_left_alone(jitter, tmp_path):

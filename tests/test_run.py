@@ -415,8 +415,9 @@ def test_files_that_were_changed_are_refused(vacuum, jitter, tmp_path):
     flipped = checkpoint[:middle] + bytes([checkpoint[middle] ^ 1]) + checkpoint[middle + 1 :]
     for damaged in (b"no archive", checkpoint[:-200], flipped, b""):
         (out / "checkpoint.npz").write_bytes(damaged)
-        with pytest.raises(ValueError, match="checkpoint.npz is damaged"):
+        with pytest.raises(ValueError, match="checkpoint.npz is damaged") as caught:
             run_mixed(jitter, vacuum, out, longer)
+        assert "pickle" not in str(caught.value)
     (out / "checkpoint.npz").write_bytes(checkpoint)
     # What a kill in the middle of writing leaves is taken away.
     (out / ".checkpoint.npz.99.tmp").write_bytes(checkpoint[:50])
@@ -429,6 +430,12 @@ def test_files_that_were_changed_are_refused(vacuum, jitter, tmp_path):
     path.write_bytes(path.read_bytes()[:-5] + b"wrong")
     with pytest.raises(ValueError, match="changed after the run was stopped"):
         run_mixed(jitter, vacuum, tmp_path / "once", longer)
+    log = out / "log.csv"
+    log.write_bytes(
+        log.read_bytes()[:-20] + bytes(range(128, 148)) + b",,,,,,,,,,,,,,,,,,,,,,,,,,,,"
+    )
+    with pytest.raises(ValueError, match=r"log.csv, line \d+: could not convert string to float"):
+        read_run(out)
 
 
 @pytest.mark.parametrize("jumps", [12, 20])

@@ -908,6 +908,9 @@ def test_a_training_of_several_goes_on(tmp_path):
 
     settings = replace(TOGETHER, max_steps=12)
     whole = two_parts()
+    nowhere = tmp_path / "none" / "state"
+    with pytest.raises(OSError, match="cannot write .*state: No such file .* is intact"):
+        train(two_parts(), replace(settings, max_steps=1), checkpoint=nowhere)
     train(whole, settings, progress=lambda record: None)
     file = tmp_path / "state"
     with pytest.raises(Stop):

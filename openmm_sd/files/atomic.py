@@ -106,6 +106,8 @@ def read_arrays(
     try:
         with np.load(memory, allow_pickle=False) as content:
             return decode(content)
+    except KeyError as error:
+        raise ValueError(f"output: {file} is damaged: it lacks {error}{advice}") from None
     except Exception as error:  # a damaged archive fails in many ways
         # NumPy takes anything that it does not know for pickled, and tells how to execute it.
         said = "it is no NumPy archive" if "pickle" in str(error) else one_line(error)

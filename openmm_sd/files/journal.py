@@ -111,6 +111,8 @@ class GrowingFile:
     def _size(self, least: int, most: float) -> tuple[bool, int]:
         """Return whether the file is new, and its size; refuse one that is not what it was."""
         new = not self.path.exists()
+        if not new and not self.path.is_file():
+            raise ValueError(f"output: {self.path} is no regular file")
         size = 0 if new else self.path.stat().st_size
         if not least <= size <= most:
             raise ValueError(

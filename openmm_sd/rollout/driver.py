@@ -25,7 +25,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -266,11 +266,8 @@ class _Run:
     def __call__(self, minutes: float | None, interval: float, say: Progress) -> dict[str, Any]:
         rollout, settings = self._rollout, self._rollout.settings
         if self._resume():
-            summary: dict[str, Any] = json.loads(
-                (self._folder / _SUMMARY).read_text(encoding="utf-8")
-            )
             say("done before", f"{self._folder} holds this rollout already")
-            return summary
+            return self._told()
         began = last = said = time.monotonic()
         before = self._wall
         say("rollout", f"step {rollout.step_number} of {settings.steps}, {settings.chains} chains")
@@ -311,9 +308,7 @@ class _Run:
 
     def _resume(self) -> bool:
         """Take up an earlier run; return whether it was finished."""
-        found = read_checkpoint(
-            self._folder / _CHECKPOINT, lambda state, data: (state, data["frames"])
-        )
+        found = read_checkpoint(self._folder / _CHECKPOINT, _decoded)
         if found is None:
             refuse_others(self._folder, "rollout", {_TOPOLOGY}.__contains__)
             self._write_topology()
@@ -326,13 +321,27 @@ class _Run:
         if "auto" in (there.get("device"), here["device"]):
             here = {**here, "device": there.get("device")}  # workers elsewhere choose their devices
         require_same(f"output: {self._folder} holds a rollout", there, here)
-        if state["complete"]:
-            self._drop_raw()
-            return True
         self._rollout.load_state_dict({**state["rollout"], "frames": frames})
         self._wall = float(state["wall_seconds"])
+        if state["complete"]:
+            trajectory = self._folder / self._trajectory
+            if not trajectory.is_file():
+                raise ValueError(
+                    f"output: {trajectory} is missing, and the rollout was finished: give a new "
+                    "directory to make it again"
+                )
+            self._drop_raw()
+            return True
         self._stream.cut(int(state["size"]))
         return False
+
+    def _told(self) -> dict[str, Any]:
+        """Return the summary of a rollout that was finished before, written again if it is gone."""
+        try:
+            summary = json.loads((self._folder / _SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            summary = None
+        return summary if isinstance(summary, dict) else self._summary(complete=True)
 
     def _record(self) -> None:
         step = self._rollout.step_number
@@ -455,6 +464,14 @@ class _Run:
                     "coordinates": block.reshape(len(steps), n_atoms, 3),
                     "time": (steps * rollout.lag_ps).astype("<f4"),
                 }
+
+
+def _decoded(
+    state: dict[str, Any], data: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, Any], NDArray[Any]]:
+    """Return what a checkpoint holds; KeyError where something is missing."""
+    names = ("arguments", "rollout", "size", "wall_seconds", "complete")
+    return {name: state[name] for name in names}, data["frames"]
 
 
 def _raw_bytes(frames: NDArray[np.float32], steps: NDArray[np.int64]) -> bytes:

@@ -179,7 +179,7 @@ def _mismatches(folder: Path) -> tuple[Note, ...] | None:
 def _read_log(file: Path) -> dict[str, NDArray[np.float64]]:
     columns = {name: array.array("d") for name in COLUMNS.values()}
     if file.exists():
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(newline="", encoding="utf-8", errors="replace") as stream:
             lines = csv.reader(stream)
             head = next(lines, [])
             missing = [name for name in COLUMNS if name not in head]
@@ -189,8 +189,11 @@ def _read_log(file: Path) -> dict[str, NDArray[np.float64]]:
             for line in lines:
                 if len(line) < len(head):
                     break  # cut short by a kill
-                for place, column in places:
-                    column.append(float(line[place]) if line[place] else math.nan)
+                try:
+                    for place, column in places:
+                        column.append(float(line[place]) if line[place] else math.nan)
+                except ValueError as error:
+                    raise ValueError(f"{file}, line {lines.line_num}: {error}") from None
     return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
 

@@ -8,6 +8,7 @@ the network learns to take the noise away. The same code runs on CPU and GPU.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..files.atomic import replacing
+from ..files.atomic import write_atomically, writing
 from ..files.folder import interrupts, require_same
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.internal.members import Members
@@ -406,8 +407,11 @@ class _Training:
             "generator": self.generator.get_state().cpu(),
             "record": asdict(self.record),
         }
-        with replacing(self.path) as temporary, open(temporary, "wb") as file:
-            torch.save(content, file)
+        kept = io.BytesIO()  # of a full disk torch says "unexpected pos 704 vs 598"
+        torch.save(content, kept)
+        safe = "what was there before is intact, the same command goes on from there"
+        with writing(self.path, safe):
+            write_atomically(self.path, kept.getbuffer())
 
     def _read(self) -> dict | str | None:
         """Read the checkpoint, if there is one; return why not if it is of another training."""
