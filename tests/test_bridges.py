@@ -76,8 +76,15 @@ def test_a_crash_is_an_answer(tmp_path, monkeypatch, installed):
     assert "symbol lookup error" in result.detail
     script(tmp_path, monkeypatch, "kill -SEGV $$")
     assert "killed by signal 11" in probe("torchforce", "CPU").detail
+    assert not probe("torchforce", "CPU").timed_out
     script(tmp_path, monkeypatch, "sleep 30")
-    assert "no answer within" in probe("torchforce", "CPU", timeout=0.5).detail
+    late = probe("torchforce", "CPU", timeout=0.5)
+    assert "no answer within" in late.detail
+    script(tmp_path, monkeypatch, "kill -KILL $$")  # as Linux does where memory is short
+    killed = probe("torchforce", "CPU")
+    assert "killed by signal 9, which is no verdict" in killed.detail
+    assert late.timed_out
+    assert killed.timed_out
 
 
 def test_an_answer_is_waited_for(tmp_path, monkeypatch, installed):

@@ -376,8 +376,10 @@ def test_a_run_serves_a_solute_that_was_not_trained_on(water_box, tmp_path):
 def test_a_served_molecule_has_windows_from_its_springs():
     known = data("GLY").molecule
     model = ScoreModel(network(known), known, {"temperature_K": 300.0})
+    model.file = "/where/the.weights.are"
     proline = model.serve(peptide("ACE-PRO-NME"), terms(peptide("ACE-PRO-NME")))
     assert torch.equal(proline.propagator.head.weight, model.propagator.head.weight)
+    assert proline.file == model.file, "of which a System that holds a jump makes use"
     rows = {tuple(row[:2]): row[2:] for row in proline.bond_windows}
     x = peptide("ACE-PRO-NME").positions
     for i, j in peptide("ACE-PRO-NME").bonds:

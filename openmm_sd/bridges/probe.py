@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +36,9 @@ from .registry import BRIDGES
 #: Seconds after which it is said that a bridge is being tried.
 PATIENCE = 2.0
 
+#: Signals that come from outside, as for want of memory; a crash has others.
+_KILLED = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU}
+
 _PACKAGES = ("openmm", "torch", "openmmtorch", "openmm-sd", "openmm-sd-native")
 _MODULES = ("openmm", "torch", "openmmtorch", "openmm_sd_native")
 
@@ -44,7 +48,7 @@ class Probe:
     """What the evaluation of one bridge on one platform gave.
 
     `ok` if the known answer came out; `detail` is the deviation from it, or the reason of the
-    failure. `timed_out` may be the fault of a busy machine.
+    failure. If `timed_out` the process was too slow or was ended: no verdict.
     """
 
     bridge: str
@@ -53,6 +57,10 @@ class Probe:
     detail: str
     versions: dict[str, str] = field(default_factory=dict)
     timed_out: bool = False
+
+
+class NoAnswer(Exception):
+    """A process that tries a bridge was ended from outside, or by its time-out."""
 
 
 def evaluate(bridge_name: str, platform_name: str) -> Probe:
@@ -165,8 +173,8 @@ def not_installed(bridge: str, platform: str) -> Probe | None:
 
 def unanswered(bridge: str, platform: str, failure: Exception) -> Probe:
     """Return the answer of a process that ended without one."""
-    late = isinstance(failure, TimeoutError)
-    return Probe(bridge, platform, False, str(failure), timed_out=late)
+    ended = isinstance(failure, NoAnswer)
+    return Probe(bridge, platform, False, str(failure), timed_out=ended)
 
 
 def attempt(bridge: str, platform: str) -> Probe:
@@ -200,7 +208,7 @@ def answers_of(
         )
     except subprocess.TimeoutExpired as late:
         said = late.stdout or b""
-        failure = TimeoutError(f"no answer within {timeout:g} s, which is no verdict")
+        failure = NoAnswer(f"no answer within {timeout:g} s, which is no verdict")
     else:
         said = done.stdout
         if done.returncode < 0:
@@ -208,7 +216,11 @@ def answers_of(
         else:
             reason = f"the process ended with exit code {done.returncode}"
         lines = [line.strip() for line in done.stderr.decode().splitlines() if line.strip()]
-        failure = RuntimeError(reason + (f": {lines[-1]}" if lines else ""))
+        reason += f": {lines[-1]}" if lines else ""
+        if -done.returncode in _KILLED:
+            failure = NoAnswer(f"{reason}, which is no verdict")
+        else:
+            failure = RuntimeError(reason)
     return [json.loads(line) for line in said.splitlines() if line.startswith(b"{")], failure
 
 

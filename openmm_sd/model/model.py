@@ -414,6 +414,7 @@ class ScoreModel:
         network, card = served(self.members[0].propagator, relatives, molecule, terms)
         model = ScoreModel(network, molecule, card, np.asarray(molecule.positions)[None])
         model.name = self.name
+        model.file = self.file  # where the weights are
         return model
 
     def only(self, molecule: str | None = None) -> ScoreModel:
