@@ -1018,6 +1018,7 @@ def test_md_covers_the_lag_from_a_novel_frame(engine, peptide, ala2):
     advance(integrator, 5)
     numbers = integrator.getStatistics()
     assert numbers["novel"] == numbers["jumps_tried"] == 1
+    assert integrator.getLastEvent() == "novel"
     assert numbers["fallbacks"] == numbers["redraws"] == sum(numbers["rejections"].values()) == 0
     for steps, tried in ((19, 1), (1, 2), (19, 2), (1, 3)):
         advance(integrator, steps)
@@ -1034,6 +1035,8 @@ def test_md_covers_the_lag_from_a_novel_frame(engine, peptide, ala2):
         assert integrator.getStatistics()["jumps_tried"] == 3
         advance(integrator, 1)
         assert integrator.getStatistics()["jumps_accepted"] == (0 if again else 1)
+        # It is restored as well.
+        assert integrator.getLastEvent() == ("novel" if again else "jump")
         if not again:
             # The next burst is an ordinary one.
             advance(integrator, 5)

@@ -49,11 +49,14 @@ def test_columns_and_clocks(simulation):
         assert row["Rejected: bonds"] == row["Rejected: contacts"] == "0"
         assert 50 < float(row["Temperature (K)"]) < 1000
         assert abs(float(row["Potential Energy (kJ/mol)"])) < 1e4
+        assert row["Last Event"] == "jump"
         assert row["Novel"] == row["Rejected: energy"] == row["Rejected: energy_rise"] == "0"
         # The identity moves nothing: there is nothing to settle.
         assert float(row["Settle Steps"]) == float(row["Settle Time (ps)"]) == 0
         assert abs(float(row["Jump Energy (kJ/mol)"])) < 1e-3
         assert abs(float(row["Settled Energy (kJ/mol)"])) < 1e-3
+    # By the wall clock since the first line.
+    assert [float(row["Effective Speed (ns/day)"] or 0) > 0 for row in rows] == [False, *[True] * 3]
     seconds = [[float(row[f"Seconds: {part}"]) for part in ("md", "model")] for row in rows]
     assert all(a < b for one, two in pairwise(seconds) for a, b in zip(one, two, strict=True))
 
@@ -64,7 +67,7 @@ def test_no_mean_without_a_jump(simulation):
     simulation.reporters.append(ScoreDynamicsReporter(out, 5))
     simulation.step(5)
     (row,) = csv.DictReader(io.StringIO(out.getvalue()))
-    assert row["Settled Energy (kJ/mol)"] == row["Settle Steps"] == ""
+    assert row["Settled Energy (kJ/mol)"] == row["Settle Steps"] == row["Last Event"] == ""
 
 
 def test_appending_writes_no_second_header(simulation, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 import os
 import random
@@ -10,10 +11,13 @@ import signal
 import subprocess
 import time
 
+import h5py
 import mdtraj
 import numpy as np
 import openmm
+import pandas
 import pytest
+import torch
 from conftest import PDB, Jitter, model_of
 from openmm import app, unit
 from programs import launch
@@ -156,6 +160,36 @@ def test_files_of_a_run(watery, jitter, tmp_path, format):
     assert np.abs(centre).max() < 1e-3
     assert said[-1][0] == "done"
     assert any("[####" in how_far for what, how_far in said if what == "running")
+
+
+def test_every_frame_says_what_happened_since_the_one_before(watery, ala2, tmp_path):
+    model = model_of(Jitter(ala2.n_atoms, 1000.0, 0.02), ala2, temperature_K=300.0)
+    score = fit_novelty(ala2, watery.positions[:22] + 0.001 * np.zeros((3, 1, 1)))
+    model = ScoreModel(model.propagator, ala2, {"temperature_K": 300.0}, novelty=score)
+    out, kept = tmp_path / "out", settings(jumps=6, lag_ps=0.05, format="h5", max_novelty=None)
+    looks = itertools.count()
+    with pytest.raises(KeyboardInterrupt):
+        run_mixed(model, watery, out, kept, stopped=lambda: next(looks) > 14)
+    summary = run_mixed(model, watery, out, kept)
+    assert summary["parts"] == 2
+    table = pandas.read_csv(out / "log.csv")
+    for name, total in (("New Jumps", "Jumps"), ("New Fallbacks", "Fallbacks")):
+        assert (table[name].cumsum() == table[total]).all()
+    assert table["New Jumps"].sum() > 0
+    assert (table["Novelty"] > 0).all()
+    whole = read_run(out).to_mdtraj().xyz
+    centred = torch.tensor(whole - whole.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(table["Novelty"], score(centred), rtol=1e-3)
+    with h5py.File(out / "trajectory.h5") as file:
+        for name in ("New Jumps", "New Fallbacks", "New Novel", "MD Instead", "Novelty"):
+            np.testing.assert_allclose(file[name.lower().replace(" ", "_")], table[name], rtol=1e-5)
+
+    run_mixed(model, watery, tmp_path / "novel", settings(jumps=3, lag_ps=0.05, max_novelty=1e-9))
+    table = pandas.read_csv(tmp_path / "novel/log.csv")
+    assert (table["New Novel"].cumsum() == table["Novel"]).all()
+    # The first burst is ordinary; the bursts of the lags that follow are MD instead of a jump.
+    assert list(table["MD Instead"]) == list(table["Last Event"] == "novel")
+    assert table["MD Instead"].sum() == len(table) - 1
 
 
 @pytest.mark.parametrize("format", list(FORMATS))

@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -222,12 +222,16 @@ def cell(boxes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray
 
 
 class RawFrames:
-    """Layout of the plain numbers that an HDF5 file is made of."""
+    """Layout of the plain numbers that an HDF5 file is made of.
 
-    def __init__(self, n_atoms: int, periodic: bool) -> None:
+    `more` names further numbers of a frame, with their types.
+    """
+
+    def __init__(self, n_atoms: int, periodic: bool, more: Mapping[str, str] | None = None) -> None:
         self.n_atoms = n_atoms
         self.periodic = periodic
-        fields: list[tuple[Any, ...]] = [("time", "<f4")]
+        self._more = dict(more or {})
+        fields: list[tuple[Any, ...]] = [("time", "<f4"), *self._more.items()]
         if periodic:
             fields += [("cell_lengths", "<f4", 3), ("cell_angles", "<f4", 3)]
         self.dtype = np.dtype([*fields, ("coordinates", "<f4", (n_atoms, 3))])
@@ -238,15 +242,18 @@ class RawFrames:
         frames: NDArray[np.float32],
         times: NDArray[np.float32],
         boxes: NDArray[np.float32] | None,
+        more: Sequence[tuple[float, ...]] = (),
     ) -> bytes:
-        """Return frames (nm), times (ps) and box vectors (nm) as bytes."""
+        """Return frames (nm), times (ps), box vectors (nm) and further numbers as bytes."""
         records = np.zeros(len(frames), dtype=self.dtype)
         records["time"], records["coordinates"] = times, frames
         if self.periodic:
             records["cell_lengths"], records["cell_angles"] = cell(np.asarray(boxes))
+        for name, values in zip(self._more, zip(*more, strict=True), strict=False):
+            records[name] = values
         return records.tobytes()
 
-    def blocks(self, file: Path, count: int) -> Iterable[dict[str, NDArray[np.float32]]]:
+    def blocks(self, file: Path, count: int) -> Iterable[dict[str, NDArray[Any]]]:
         """Read `count` frames, some at a time, as `write_hdf5` takes them."""
         with open(file, "rb") as raw:
             for begin in range(0, count, self._per_block):
@@ -289,7 +296,7 @@ def write_hdf5(
     target: Path,
     topology: dict[str, Any],
     count: int,
-    blocks: Iterable[dict[str, NDArray[np.float32]]],
+    blocks: Iterable[dict[str, NDArray[Any]]],
     *,
     application: str,
     title: str,
@@ -298,8 +305,8 @@ def write_hdf5(
 
     `topology` is that of `openmm_sd.molecule.topology.mdtraj_topology`. The `blocks` follow each
     other: ``coordinates`` (T, N, 3) in nm, ``time`` (T,) in ps, and for periodic systems
-    ``cell_lengths`` in nm and ``cell_angles`` in degrees, (T, 3) each; `count` is the number of
-    frames in all of them.
+    ``cell_lengths`` in nm and ``cell_angles`` in degrees, (T, 3) each; others, of any other name,
+    have no unit. `count` is the number of frames in all of them.
     """
     import h5py
 
@@ -334,9 +341,10 @@ def write_hdf5(
                             shape=(count, *shape),
                             maxshape=(None, *shape),
                             chunks=(chunk, *shape),
-                            dtype="<f4",
+                            dtype=values.dtype,
                         )
-                        made.attrs["units"] = np.bytes_(units[name])
+                        if name in units:
+                            made.attrs["units"] = np.bytes_(units[name])
                     file[name][begin : begin + len(values)] = values
                 begin += len(block["coordinates"])
             if not count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,17 +26,19 @@ class ScoreDynamicsReporter:
         Continue an existing file, without a second header, after a restart. Its columns must be
         the same.
     seconds : bool
-        Whether to write the wall-clock seconds.
+        Whether to write the wall-clock seconds and the speed.
 
     Notes
     -----
     Columns: ``Step`` (MD steps), ``MD Time (ps)`` (ordinary MD), ``Jumps`` (accepted), ``Effective
     Time (ps)`` (MD time plus the lags of accepted jumps), ``Jumps Tried``, ``Redraws``,
-    ``Fallbacks``, ``Novel``, one ``Rejected: ...`` a gate, ``Settle Steps`` (mean number a jump),
+    ``Fallbacks``, ``Novel``, ``Last Event`` (`ScoreDynamicsIntegrator.getLastEvent`: ``jump``,
+    ``fallback`` or ``novel``), one ``Rejected: ...`` a gate, ``Settle Steps`` (mean number a jump),
     ``Jump Energy (kJ/mol)`` and ``Settled Energy (kJ/mol)`` (mean potential energy after a jump
     above that before it, unsettled and settled), ``Settle Time (ps)`` (all MD in which everything
     but the solute settled; it is in none of the clocks), ``Potential Energy (kJ/mol)``,
-    ``Temperature (K)`` and the wall-clock seconds spent in MD, in the model and in settling,
+    ``Temperature (K)``, ``Effective Speed (ns/day)`` (by the wall clock since this reporter's first
+    line, where it is empty) and the wall-clock seconds spent in MD, in the model and in settling,
     ``Seconds: ...``. See `ScoreDynamicsIntegrator.getStatistics` for what they count. Counters and
     means are over all jumps since the integrator was made, restarts included; the seconds are those
     of this process.
@@ -77,6 +80,7 @@ class ScoreDynamicsReporter:
             self._file = file  # type: ignore[assignment]
             self._header = not append
         self._dof: int | None = None
+        self._first: tuple[float, float] | None = None
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         """Tell OpenMM when the next line is due and what it needs."""
@@ -103,6 +107,7 @@ class ScoreDynamicsReporter:
             "Redraws": numbers["redraws"],
             "Fallbacks": numbers["fallbacks"],
             "Novel": numbers["novel"],
+            "Last Event": integrator.getLastEvent(),
             **{f"Rejected: {name}": n for name, n in numbers["rejections"].items()},
             "Settle Steps": _or_nothing(numbers["settle"]["steps"]),
             "Jump Energy (kJ/mol)": _or_nothing(numbers["settle"]["energy_before_kJ_per_mol"]),
@@ -114,6 +119,7 @@ class ScoreDynamicsReporter:
             "Temperature (K)": f"{2.0 * kinetic / (self._dof * BOLTZMANN):.6g}",
         }
         if self._seconds:
+            row["Effective Speed (ns/day)"] = self._speed(numbers["effective_time_ps"])
             row |= {f"Seconds: {part}": f"{n:.6f}" for part, n in numbers["seconds"].items()}
         header = ",".join(f'"{name}"' for name in row)
         if self._before is not None and self._before != header:
@@ -127,6 +133,13 @@ class ScoreDynamicsReporter:
             self._header = False
         print(",".join(str(value) for value in row.values()), file=self._file)
         self._file.flush()
+
+    def _speed(self, effective_ps: float) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, effective_ps
+        began, before = self._first
+        return f"{86.4 * (effective_ps - before) / (now - began):.6g}" if now > began else ""
 
     def __del__(self) -> None:
         if getattr(self, "_own", False) and hasattr(self, "_file"):

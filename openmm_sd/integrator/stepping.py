@@ -64,6 +64,22 @@ class SteppingIntegrator(AdjustableIntegrator):
         self._make_ready()
         return self._jump_if_due()
 
+    def getLastEvent(self) -> str:
+        """Return what became of the last jump that was due.
+
+        Returns
+        -------
+        str
+            ``jump``; ``fallback``, every proposal failed and MD went on; ``novel``, the frame is
+            unlike the training data and MD covers the lag until the next jump; empty before the
+            first. Checkpoints and States keep it.
+        """
+        if not self._get("tried"):
+            return ""
+        if self._get("waiting"):
+            return "novel"
+        return "jump" if self._get("ok") else "fallback"
+
     def _make_ready(self) -> None:
         """Refuse a Context that does not fit, and take over what was loaded into it."""
         if self._jumper is None:
@@ -181,6 +197,7 @@ class SteppingIntegrator(AdjustableIntegrator):
             self._context().setParameter(NUMBER, 0.0)
             if self._get("ok"):
                 self._run_jumper("returning")
+                self._set("ok", 0)
             stands = False
             raise
         finally:

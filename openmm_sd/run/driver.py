@@ -49,6 +49,7 @@ from .files import (
 from .plan import Plan, Start, noting, plan_run
 from .settings import PRECISE_PLATFORMS, RunSettings
 from .start import build
+from .status import FrameStatus
 
 # Signals and the clock are looked at after so many MD steps at the latest.
 _CHUNK_STEPS: Final = 50
@@ -318,6 +319,8 @@ class _Run:
             self._imaging is not None,
             plan.every_steps * plan.step_ps,
         )
+        framed = (0, 0, 0) if checkpoint is None else checkpoint.state["framed"]
+        self._status = FrameStatus(plan.model, solute, framed)
         self._output = Output(self._folder, layout, checkpoint)
         if checkpoint is not None:
             self._load(checkpoint)
@@ -453,6 +456,7 @@ class _Run:
         x = _positions(state)
         energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         self._check(bool(np.isfinite(x).all()) and math.isfinite(energy))
+        jumped = x[list(self._integrator.solute.particles)]
         box = None
         if self._imaging is not None:
             box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value, dtype=np.float64)
@@ -461,7 +465,9 @@ class _Run:
             x = x[self._atoms]
         self._reporter.report(self._simulation, state)
         effective = self._integrator.getEffectiveTime().value_in_unit(unit.picosecond)
-        self._output.add(x.astype(np.float32), effective, box, self._line())
+        status = self._status(jumped, box, self._integrator)
+        line = self._status.in_log(self._line(), status)
+        self._output.add(x.astype(np.float32), effective, box, status, line)
 
     def _line(self) -> str:
         """Return what the reporter has written."""
@@ -498,6 +504,7 @@ class _Run:
                 "steps": self._steps,
                 "numbers": numbers,
                 "atoms": self._atoms,
+                "framed": self._status.before,
                 "wall_s": self._wall,
                 "sampling_s": self._sampling,
                 "plain": [self._plain.ps, self._plain.seconds],

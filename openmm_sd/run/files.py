@@ -38,6 +38,7 @@ from ..files.trajectories import (
     xtc_frames,
 )
 from ..molecule.topology import mdtraj_topology
+from .status import ARRAYS
 
 CHECKPOINT: Final = "checkpoint.npz"
 LOG: Final = "log.csv"
@@ -46,7 +47,7 @@ TOPOLOGY: Final = "topology.pdb"
 START: Final = "start"
 
 #: The format of a checkpoint that this package writes and reads.
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 
 class RunError(RuntimeError):
@@ -118,9 +119,11 @@ class Output:
         self.frames = 0
         self._files = GrowingFile(folder / layout.stream), GrowingFile(folder / LOG)
         self._held: float | None = None
-        self._gathered: list[tuple[NDArray[np.float32], float, NDArray[np.float64] | None]] = []
+        self._gathered: list[
+            tuple[NDArray[np.float32], float, NDArray[np.float64] | None, tuple[float, ...]]
+        ] = []
         self._lines: list[str] = []
-        self._raw = RawFrames(layout.n_atoms, layout.periodic)
+        self._raw = RawFrames(layout.n_atoms, layout.periodic, ARRAYS)
         self._last = checkpoint
         if checkpoint is not None:
             self.frames = int(checkpoint.state["frames"])
@@ -144,10 +147,15 @@ class Output:
         return f"the last checkpoint is intact and holds {self._held:g} ps of effective time"
 
     def add(
-        self, frame: NDArray[np.float32], time: float, box: NDArray[np.float64] | None, line: str
+        self,
+        frame: NDArray[np.float32],
+        time: float,
+        box: NDArray[np.float64] | None,
+        status: tuple[float, ...],
+        line: str,
     ) -> None:
-        """Gather a frame (nm, at an effective time in ps) and its log line."""
-        self._gathered.append((frame, time, box))
+        """Gather a frame (nm, at an effective time in ps), its status and its log line."""
+        self._gathered.append((frame, time, box, status))
         self._lines.append(line)
 
     def commit(self, state: dict[str, Any], openmm: bytes, portable: str) -> None:
@@ -248,17 +256,17 @@ class Output:
             header = dcd_header(layout.n_atoms, count, layout.periodic, layout.spacing_ps)
         if not count:
             return header
-        frames = np.stack([frame for frame, _, _ in self._gathered])
-        times = np.array([time for _, time, _ in self._gathered], dtype=np.float32)
+        frames = np.stack([frame for frame, *_ in self._gathered])
+        times = np.array([time for _, time, *_ in self._gathered], dtype=np.float32)
         boxes = None
         if layout.periodic:
-            boxes = np.array([box for _, _, box in self._gathered], dtype=np.float32)
+            boxes = np.array([box for _, _, box, _ in self._gathered], dtype=np.float32)
         if layout.format == "xtc":
             steps = np.arange(self.frames, self.frames + count, dtype=np.int32)
             return xtc_bytes(frames, times, steps, boxes, self.folder)
         if layout.format == "dcd":
             return header + dcd_bytes(frames, boxes)
-        return self._raw.encode(frames, times, boxes)
+        return self._raw.encode(frames, times, boxes, [status for *_, status in self._gathered])
 
     def _split(self, data: bytes) -> list[bytes]:
         """Return the header and the frames that make up some bytes of the trajectory."""

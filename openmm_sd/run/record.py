@@ -30,6 +30,7 @@ from ..molecule.topology import read_topology
 from ..molecule.torsions import Torsion, backbone_torsions
 from ..prepare import read_prepared
 from .files import LOG, START, SUMMARY, read_checkpoint
+from .status import ARRAYS
 
 #: Columns of the log that a report uses, and the names that it uses for them.
 COLUMNS: Final = {
@@ -255,7 +256,7 @@ def _hdf5_pieces(
     if raw.exists():
         # A run that is not finished: its HDF5 file is missing, or that of an earlier stop.
         described = json.loads((folder / START / "prepared.json").read_text(encoding="utf-8"))
-        for block in RawFrames(saved, described["periodic"]).blocks(raw, count):
+        for block in RawFrames(saved, described["periodic"], ARRAYS).blocks(raw, count):
             yield block["coordinates"][:, atoms]
         return
     file = folder / FORMATS["h5"]
