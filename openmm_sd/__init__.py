@@ -38,6 +38,17 @@ if TYPE_CHECKING:
     from .propagator.registry import register_architecture as register_architecture
     from .rollout.rollout import Rollout as Rollout
     from .rollout.settings import RolloutSettings as RolloutSettings
+    from .verbs import (
+        distill as distill,
+        generate as generate,
+        import_trajectories as import_trajectories,
+        prepare as prepare,
+        report as report,
+        rollout as rollout,
+        run as run,
+        train as train,
+        validate as validate,
+    )
 else:
     # torch comes before OpenMM, because OpenMM loads openmm-torch's plugin when it is imported and
     # that needs torch's libraries.
@@ -54,8 +65,10 @@ else:
             ".propagator.registry": "register_architecture",
             ".rollout.rollout": "Rollout",
             ".rollout.settings": "RolloutSettings",
+            ".verbs": "distill import_trajectories",
         },
         first="torch",
+        packages="generate prepare report rollout run train validate",
     )
     __all__ += ["__version__"]
 

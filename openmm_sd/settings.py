@@ -107,7 +107,9 @@ class Settings:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        known: dict[str, Field[Any]] = dict(getattr(cls, "__dataclass_fields__", {}))
+        known: dict[str, Field[Any]] = {}
+        for base in reversed(cls.__mro__[1:]):
+            known |= base.__dict__.get("__dataclass_fields__", {})
         for name, kind in inspect.get_annotations(cls).items():
             one = cls.__dict__.get(name)
             if isinstance(one, Field) and "declared" in one.metadata:

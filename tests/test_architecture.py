@@ -34,6 +34,7 @@ LAYERS = (
     ("generate", "train", "run", "validate"),
     ("doctor", "demo"),
     ("benchmark",),
+    ("verbs",),
     ("cli",),
     ("",),  # openmm_sd/__init__.py loads the public names at their first use
     ("__main__",),

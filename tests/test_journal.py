@@ -20,6 +20,7 @@ from openmm_sd.generate.parts import Parts
 from openmm_sd.rollout import RolloutSettings, driver as rollout_driver, read_rollout, run_rollout
 from openmm_sd.run import RunSettings, run_mixed
 from openmm_sd.run.files import read_checkpoint
+from openmm_sd.run.status import ARRAYS
 from openmm_sd.train import Part, TrainSettings, TransitionPairs, train
 
 # -- what can be seen, on the way and at the end ---------------------------------------------------
@@ -30,7 +31,7 @@ def seen_of_run(folder, format):
     if format == "h5" and not found["trajectory.part"] and (folder / "trajectory.h5").exists():
         # A finished run has its frames in the HDF5 file only.
         raw = folder.with_suffix(".raw")
-        RawFrames(22, False).from_hdf5(folder / "trajectory.h5", raw)
+        RawFrames(22, False, ARRAYS).from_hdf5(folder / "trajectory.h5", raw)
         found["trajectory.part"] = raw.read_bytes()
     return found
 

@@ -7,17 +7,12 @@ command is given again. The bundle is written at the end. See docs/training.md.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..settings import declared_fields
-from ..train.settings import NetworkSettings, StageSettings, TrainSettings
+from ..train.settings import NetworkSettings, StageSettings, TrainOptions, TrainSettings
 from .options import add_settings, given_of, option_of
 from .outcome import Outcome
 from .progress import Progress
-
-if TYPE_CHECKING:
-    from ..molecule.molecule import Molecule
 
 SETTINGS = (
     NetworkSettings,
@@ -58,35 +53,27 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
     if arguments.novelty_only is not None:
         _refuse_idle_options(arguments)
-    network = given_of(arguments, NetworkSettings)
-    NetworkSettings(**network)  # refuses
-    settings = StageSettings(
-        **given_of(arguments, StageSettings),
-        also=tuple(_relative(Path(file)) for file in arguments.also or ()),
-        network_settings=network,
-        training=TrainSettings(**given_of(arguments, TrainSettings)),
-    )
-    from ..train.driver import add_novelty, train_bundle, use_threads
+    from .. import verbs
 
-    use_threads(arguments.threads)
+    made = verbs.train(
+        arguments.datasets,
+        arguments.output,
+        TrainOptions(**given_of(arguments, TrainOptions)),
+        also=arguments.also or (),
+        novelty_only=arguments.novelty_only,
+        threads=arguments.threads,
+        progress=progress,
+    )
+    if made is None:  # another process writes the bundle and says so
+        return Outcome({}, "", quiet=True)
+    result = made
     if arguments.novelty_only is not None:
-        result = add_novelty(
-            arguments.novelty_only,
-            arguments.datasets,
-            arguments.output,
-            settings,
-            progress=progress,
-        )
         return Outcome(
             result,
             f"a frame is novel beyond {result['threshold']:g}: {result['held_out_fired']} of "
             f"{result['held_out_frames']} held-out frames are, the highest score among them is "
             f"{result['held_out_highest']:g}\nthe bundle is {result['bundle']}",
         )
-    made = train_bundle(arguments.datasets, arguments.output, settings, progress=progress)
-    if made is None:  # another process writes the bundle and says so
-        return Outcome({}, "", quiet=True)
-    result = made
     losses: dict[str, float] = {}
     for name, found in result.get("held_out_loss_by_lag_ps", {}).items():
         # Of a family by molecule and lag.
@@ -100,19 +87,6 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         f"the bundle is {result['bundle']}; 'openmm-sd validate' says how good it is"
     )
     return Outcome(result, text)
-
-
-def _relative(file: Path) -> Molecule:
-    """Read a molecule that no data is seen of; its name is the file's."""
-    from ..molecule.molecule import Molecule
-    from ..system.structure import load_structure
-
-    structure = load_structure(file)
-    centred = structure.positions - structure.positions.mean(axis=0)
-    try:
-        return Molecule.from_topology(structure.topology, centred, file.stem)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
 
 
 def _refuse_idle_options(arguments: argparse.Namespace) -> None:

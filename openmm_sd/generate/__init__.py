@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy
+from ..lazy import callable_package, lazy
 
 if TYPE_CHECKING:
     from ..data.imported import import_trajectories as import_trajectories
@@ -25,3 +25,5 @@ else:
             ".settings": "GenerateSettings",
         },
     )
+
+callable_package(__name__)

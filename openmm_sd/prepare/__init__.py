@@ -6,7 +6,7 @@ alone: `load_structure` reads, `repair` completes, `solvate` adds water, `equili
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy
+from ..lazy import callable_package, lazy
 
 if TYPE_CHECKING:
     from ..system.box import (
@@ -37,3 +37,5 @@ else:
             ".settings": "PrepareSettings",
         },
     )
+
+callable_package(__name__)

@@ -4,3 +4,7 @@
 `openmm_sd.report.viewer` the moving molecule. What is on a page is decided by the stage that writes
 it: `openmm_sd.validate` and `openmm_sd.run`.
 """
+
+from ..lazy import callable_package
+
+callable_package(__name__)

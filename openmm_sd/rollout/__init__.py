@@ -6,7 +6,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy
+from ..lazy import callable_package, lazy
 
 if TYPE_CHECKING:
     from .driver import (
@@ -29,3 +29,5 @@ else:
             ".start": "read_start_frames",
         },
     )
+
+callable_package(__name__)

@@ -24,7 +24,7 @@ different seeds (``--copies``) and merges what they say. A run's directory holds
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy
+from ..lazy import callable_package, lazy
 
 if TYPE_CHECKING:
     from ..system.fitting import fitting_model as fitting_model
@@ -47,3 +47,5 @@ else:
             ".settings": "RunSettings",
         },
     )
+
+callable_package(__name__)

@@ -456,7 +456,7 @@ class _Run:
         x = _positions(state)
         energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         self._check(bool(np.isfinite(x).all()) and math.isfinite(energy))
-        jumped = x[list(self._integrator.solute.particles)]
+        jumped = x[list(self._plan.solute.particles)]
         box = None
         if self._imaging is not None:
             box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value, dtype=np.float64)

@@ -5,13 +5,18 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy
+from ..lazy import callable_package, lazy
 
 if TYPE_CHECKING:
     from .driver import train_bundle as train_bundle
     from .networks import family_statistics as family_statistics, fit_statistics as fit_statistics
     from .pairs import TransitionPairs as TransitionPairs, methyl_rotors as methyl_rotors
-    from .settings import StageSettings as StageSettings, TrainSettings as TrainSettings
+    from .settings import (
+        DistillOptions as DistillOptions,
+        StageSettings as StageSettings,
+        TrainOptions as TrainOptions,
+        TrainSettings as TrainSettings,
+    )
     from .trainer import (
         Part as Part,
         TrainingRecord as TrainingRecord,
@@ -26,7 +31,9 @@ else:
             ".driver": "train_bundle",
             ".networks": "family_statistics fit_statistics",
             ".pairs": "TransitionPairs methyl_rotors",
-            ".settings": "StageSettings TrainSettings",
+            ".settings": "DistillOptions StageSettings TrainOptions TrainSettings",
             ".trainer": "Part TrainingRecord denoising_loss held_out_loss train",
         },
     )
+
+callable_package(__name__)

@@ -24,6 +24,7 @@ from ..molecule.molecule import Molecule
 from ..molecule.torsions import slow_torsions
 from ..progress import Progress, silence
 from ..propagator.alignment import align_frames
+from ..system.structure import load_structure
 from ..version import __version__
 from .markov import CellModel, Cells
 from .pairs import TransitionPairs, methyl_rotors
@@ -300,6 +301,16 @@ def read_by_molecule(datasets: Sequence[Path | str], say: Progress) -> list[Data
         else:
             groups.append([part])
     return [merge(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def read_relative(file: Path) -> Molecule:
+    """Read a molecule that no data is seen of; its name is the file's."""
+    structure = load_structure(file)
+    centred = structure.positions - structure.positions.mean(axis=0)
+    try:
+        return Molecule.from_topology(structure.topology, centred, file.stem)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def check_names(without: Sequence[str], runs: Sequence[Run]) -> None:

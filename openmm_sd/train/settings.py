@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ..settings import Settings, setting
+from ..settings import Settings, declared_fields, setting
 
 if TYPE_CHECKING:
     from ..molecule.molecule import Molecule
@@ -99,8 +99,8 @@ class NetworkSettings(Settings):
 
 
 @dataclass(frozen=True)
-class StageSettings(Settings):
-    """What is trained, on what, for how long."""
+class _Stage(Settings):
+    """What is trained, on what."""
 
     network: str = setting(
         AUTO,
@@ -108,9 +108,6 @@ class StageSettings(Settings):
         "Cartesian (dense, one molecule), for several molecules (family), or for those and others "
         "that a force field knows, rings included (transferable); auto takes what suits",
         choices=(AUTO, "internal", "dense", *FAMILIES),
-    )
-    network_settings: dict[str, Any] = setting(
-        factory=dict, text='arguments of the network\'s class, e.g. ``{"width": 256}``', option=""
     )
     lag_min_ps: float = setting(1.0, "shortest lag that the model learns")
     lag_max_ps: float = setting(1000.0, "longest lag; cut to what the data support")
@@ -134,9 +131,6 @@ class StageSettings(Settings):
         most=0.5,
     )
     without: tuple[str, ...] = setting((), "name of a run to leave out; repeatable", metavar="RUN")
-    also: tuple[Molecule, ...] = setting(
-        (), "a molecule without data that a family's weights shall serve as well", option=""
-    )
     extra_data: tuple[str, ...] = setting(
         (),
         "data set that a family learns from without having its molecule: the same molecule with "
@@ -155,7 +149,6 @@ class StageSettings(Settings):
     )
     recommended_burst_ps: float | None = setting(None, "for the card")
     device: str = setting("auto", "cpu, cuda, cuda:N or auto", metavar="D")
-    training: TrainSettings = setting(factory=TrainSettings, text="how it is trained", option="")
 
     def __post_init__(self) -> None:
         if self.compose_from_ps == 0:
@@ -169,6 +162,34 @@ class StageSettings(Settings):
 
 
 @dataclass(frozen=True)
+class StageSettings(_Stage):
+    """What is trained, on what, for how long."""
+
+    network_settings: dict[str, Any] = setting(
+        factory=dict, text='arguments of the network\'s class, e.g. ``{"width": 256}``', option=""
+    )
+    also: tuple[Molecule, ...] = setting(
+        (), "a molecule without data that a family's weights shall serve as well", option=""
+    )
+    training: TrainSettings = setting(factory=TrainSettings, text="how it is trained", option="")
+
+
+@dataclass(frozen=True)
+class TrainOptions(_Stage, NetworkSettings, TrainSettings):
+    """All settings of `openmm_sd.train` in one: data, network and training."""
+
+    def staged(self, also: tuple[Molecule, ...] = ()) -> StageSettings:
+        """Return them as the stage takes them, with molecules that have no data."""
+        network = {n: v for n, v in _part(self, NetworkSettings).items() if v is not None}
+        return StageSettings(
+            **_part(self, _Stage),
+            network_settings=network,
+            also=also,
+            training=TrainSettings(**_part(self, TrainSettings)),
+        )
+
+
+@dataclass(frozen=True)
 class StudentSettings(TrainSettings):
     """How a student is trained; noise levels and rare hops have no meaning here."""
 
@@ -178,8 +199,8 @@ class StudentSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
-class DistillSettings(Settings):
-    """How a model is distilled."""
+class _Distill(Settings):
+    """What a model is distilled to."""
 
     calls: int = setting(2, "network calls of a jump: 1 or 2", most=2)
     name: str | None = setting(
@@ -187,4 +208,24 @@ class DistillSettings(Settings):
     )
     description: str | None = setting(None, "for the card")
     device: str = setting("auto", "cpu, cuda, cuda:N or auto", metavar="D")
+
+
+@dataclass(frozen=True)
+class DistillSettings(_Distill):
+    """How a model is distilled."""
+
     training: TrainSettings = setting(factory=StudentSettings, text="how long and how", option="")
+
+
+@dataclass(frozen=True)
+class DistillOptions(_Distill, StudentSettings):
+    """All settings of `openmm_sd.distill` in one: what, and how it is trained."""
+
+    def staged(self) -> DistillSettings:
+        """Return them as the stage takes them."""
+        training = StudentSettings(**_part(self, StudentSettings))
+        return DistillSettings(**_part(self, _Distill), training=training)
+
+
+def _part(settings: Settings, kind: type[Settings]) -> dict[str, Any]:
+    return {one.name: getattr(settings, one.name) for one in declared_fields(kind)}

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy
+from ..lazy import callable_package, lazy
 
 if TYPE_CHECKING:
     from ..data.reference import (
@@ -29,3 +29,5 @@ else:
             ".settings": "ValidateSettings",
         },
     )
+
+callable_package(__name__)
