@@ -64,7 +64,8 @@ class Declared:
     choices : tuple of str
         The words it may be.
     option : str, optional
-        Name of the command-line option; the name without its unit by default.
+        Name of the command-line option, perhaps others behind it; the name without its unit by
+        default.
     metavar : str
         What stands for the value in help.
     hint : str

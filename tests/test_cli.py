@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from programs import launch
 
 from openmm_sd import ScoreModel, __version__
 from openmm_sd.bridges import BRIDGES
-from openmm_sd.cli import COMMANDS, main
+from openmm_sd.cli import COMMANDS, main, parser_of, progress as progress_module
 from openmm_sd.cli.progress import Progress
 from openmm_sd.demo import FILES
 from openmm_sd.prepare import solvate
+from openmm_sd.prepare.driver import next_steps
 from openmm_sd.propagator.kernels import Identity, Shift
+from openmm_sd.system.force_field import DEFAULT_FORCE_FIELD
 
+ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, "-m", "openmm_sd"]
 SUMMARY = {
     "jumps_tried",
@@ -409,6 +413,94 @@ def test_demo_stopped_by_the_user(bundle, tmp_path):
     assert process.wait() == 130, process.stderr
     assert process.stdout == ""
     assert "stopped" in process.stderr
+
+
+class Clock:
+    """A module `time` whose clock stands still until it is set."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_progress_says_rate_and_time_left(capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress_module, "time", clock)
+    progress = Progress(verbose=True)
+    for now, how_far in ((0, "step 20 of 100"), (10, "step 40 of 100"), (20, "0.5 of 3 min, fine")):
+        clock.now = now
+        progress("rollout", how_far)
+    clock.now = 50
+    progress("rollout", "1.0 of 3 min, fine")
+    progress("running", "step 1 of 2, 3 h left")
+    progress.close()
+    assert [line[12:] for line in capsys.readouterr().err.splitlines()] == [
+        "rollout: step 20 of 100",
+        # What was made before is in no rate.
+        "rollout: step 40 of 100, 2/s, 30 s left",
+        "rollout: 0.5 of 3 min, fine",
+        "rollout: 1.0 of 3 min, fine, 2 min left",
+        "running: step 1 of 2, 3 h left",
+    ]
+
+
+def test_a_silent_stage_shows_that_it_is_at_work(capsys, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress_module, "time", clock)
+    monkeypatch.setattr(progress_module, "_TICK", 0.001)
+    progress = Progress()
+    progress("measuring the coordinates", "4 molecules")
+    said, deadline = "", time.monotonic() + 30.0
+    for clock.now in (31.0, 62.0):
+        before = said
+        while said == before and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+    progress.close()
+    what = "measuring the coordinates: 4 molecules"
+    assert said.splitlines() == [what, f"{what} (31 s)", f"{what} (62 s)"]
+
+
+def test_completion_in_bash(capsys, tmp_path):
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    for words, expected in (
+        (["openmm-sd", "roll"], "rollout"),
+        (["openmm-sd", "run", "x.pdb", "--effective"], "--effective-ns"),
+        (["openmm-sd", "run", "x.pdb", "--format", "d"], "dcd"),
+        (["openmm-sd", "run", "x.p"], ""),
+    ):
+        line = " ".join(f"'{word}'" for word in words)
+        program = f"source {tmp_path / 'script'}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}"
+        program += "; _openmm_sd; echo ${COMPREPLY[@]}"
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected, words
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "report"])
+def test_references_are_given_alike(command):
+    words = ["--reference", "a.h5", "b.h5", "-r", "c.h5"]
+    output = [] if command == "report" else ["-o", "out"]
+    found = parser_of(command).parse_args([*words, *output, "--", "x"])
+    assert found.reference == [["a.h5", "b.h5"], ["c.h5"]]
+
+
+@pytest.mark.parametrize("command", ["run", "generate", "import"])
+def test_the_step_is_given_alike(command):
+    for option in ("--step-fs", "--step"):
+        found = parser_of(command).parse_args(["x", "-o", "out", option, "2"])
+        assert found.step_fs == 2.0
+
+
+def test_run_of_an_unknown_molecule_says_what_prepare_says(capsys, tmp_path):
+    molecule = str(ROOT / "examples" / "ace-gly-nme.pdb")
+    asked = ["--platform", "CPU", "--temperature", "310"]
+    assert main(["run", molecule, "-o", str(tmp_path / "out"), *asked]) == 2
+    said = capsys.readouterr().err.splitlines()
+    steps = next_steps([], DEFAULT_FORCE_FIELD, False, 310.0, platform="CPU")
+    assert all("--platform CPU" in steps[place] for place in (0, -1))
+    first = f"openmm-sd prepare {molecule} -o DIR --platform CPU --temperature 310"
+    assert said[-5:] == [f"  {command}" for command in (first, *steps)]
 
 
 def test_notes_stay(capsys):

@@ -22,6 +22,7 @@ from openmm_sd.jump.jump import Jump, build_gates, read_status
 from openmm_sd.molecule.topology import pdb_text
 from openmm_sd.propagator.kernels import Identity, OrnsteinUhlenbeck, Shift
 from openmm_sd.propagator.noise import standard_normal, standard_normal_rows
+from openmm_sd.rollout import driver
 from openmm_sd.rollout.driver import read_rollout, rollout_chains, run_rollout
 from openmm_sd.rollout.rollout import Rollout
 from openmm_sd.rollout.settings import RolloutSettings
@@ -517,6 +518,15 @@ def test_a_step_is_given_up_between_batches(jitter):
     assert len(asked) == 3
     np.testing.assert_array_equal(rollout.frames, before)
     np.testing.assert_array_equal([before, rollout.advance(), rollout.advance()], expected)
+
+
+def test_progress_is_said_within_a_step(jitter, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "_REPORT_SECONDS", 0.0)
+    said = []
+    settings = RolloutSettings(chains=40, steps=1, batch=10)
+    run_rollout(jitter, tmp_path, settings, progress=lambda *words: said.append(words))
+    steps = [how_far.split(" of ")[0] for what, how_far in said if what == "rollout"]
+    assert steps == ["step 0", "step 0.25", "step 0.5", "step 0.75", "step 1"]
 
 
 def test_stopping_after_some_minutes(jitter, tmp_path):

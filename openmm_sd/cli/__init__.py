@@ -44,6 +44,7 @@ COMMANDS = {
     "validate": "equilibrium, kinetics and geometry of a model against MD",
     "benchmark": "how fast everything is on this machine, side by side",
     "demo": "a mixed run of a small peptide in water, from nothing to a picture",
+    "completion": "a script that completes commands and options in bash or zsh",
 }
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Idle OpenMP threads that spin take the cores that OpenMM needs. Read once, by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    progress = Progress(arguments.quiet)
+    progress = Progress(arguments.quiet, arguments.verbose)
     try:
         with _quiet_stdout() if arguments.json else contextlib.nullcontext():
             outcome = _module(arguments.command).run(arguments, progress)
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong_input = isinstance(error, (ValueError, FileNotFoundError)) and _is_ours(error)
         kind = "" if wrong_input else f"{type(error).__name__}: "
         print(f"openmm-sd {arguments.command}: {kind}{message}", file=sys.stderr)
+        for advice in getattr(error, "__notes__", ()):
+            print(advice, file=sys.stderr)
         return 2 if wrong_input else 1
     progress.close()
     if not outcome.quiet:
@@ -133,11 +136,24 @@ def _parser(
             action="store_true",
             help="print one JSON object on standard output, all else on standard error",
         )
-        command.add_argument("-q", "--quiet", action="store_true", help="say nothing of progress")
+        says = command.add_mutually_exclusive_group()
+        says.add_argument("-q", "--quiet", action="store_true", help="say nothing of progress")
+        says.add_argument(
+            *("-v", "--verbose"),
+            action="store_true",
+            help="say all of it, a line each, with the time",
+        )
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         if hasattr(module, "SETTINGS"):
             add_config(command)
     return parser, wanted
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Return the parser of a command."""
+    parser = _parser([command])[1]
+    assert parser is not None
+    return parser
 
 
 def _module(command: str) -> ModuleType:

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace an existing file")
     group = parser.add_argument_group("what the file says about the simulations")
     for option, key, kind, metavar, text in _PROVENANCE:
-        group.add_argument(f"--{option}", dest=key, type=kind, metavar=metavar, help=text)
+        also = ["--step"] if option == "step-fs" else []
+        group.add_argument(f"--{option}", *also, dest=key, type=kind, metavar=metavar, help=text)
     group.add_argument(
         "--force-field", action="append", metavar="TEXT", help="force field; may be repeated"
     )

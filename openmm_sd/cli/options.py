@@ -72,7 +72,7 @@ def option_of(one: Field[Any]) -> str:
     """Return the name of a setting's option, without dashes."""
     option: str | None = one.metadata["declared"].option
     if option is not None:
-        return option
+        return option.partition(" ")[0]
     name, unit = one.name, unit_of(one)
     for end in (unit, "per_ps") if unit else ():
         name = name.removesuffix(f"_{end}")
@@ -91,18 +91,19 @@ def _add(parser: Any, one: Field[Any]) -> None:
         "default": argparse.SUPPRESS,
         "help": text.replace("%", "%%"),
     }
-    flag = f"--{option_of(one)}"
+    names = (declared.option or option_of(one)).split()
+    flag = [f"--{name}" for name in names]
     if kinds[0] == "bool":
         if one.default is True:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **words)
+            parser.add_argument(*flag, action=argparse.BooleanOptionalAction, **words)
         else:
-            parser.add_argument(flag, action="store_true", **words)
+            parser.add_argument(*flag, action="store_true", **words)
         return
     first = kinds[0].removeprefix("tuple[").partition(",")[0]
     number = {"int": "N", "float": "X"}.get(first, "TEXT")
     words["metavar"] = declared.metavar or (unit.upper() if unit.isalpha() else unit) or number
     if kinds[0].startswith("tuple[str"):
-        parser.add_argument(flag, action="append", **words)
+        parser.add_argument(*flag, action="append", **words)
         return
     if kinds[0].startswith("tuple["):
         member = int if first == "int" else float
@@ -111,7 +112,7 @@ def _add(parser: Any, one: Field[Any]) -> None:
         if declared.choices and not declared.metavar:
             words["metavar"] = f"{{{','.join(declared.choices)}}}"
         words["type"] = _one(kinds, or_off="None" in kinds and one.default is not None)
-    parser.add_argument(flag, **words)
+    parser.add_argument(*flag, **words)
 
 
 def _one(kinds: Sequence[str], or_off: bool) -> Callable[[str], Any]:

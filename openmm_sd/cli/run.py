@@ -39,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("start", metavar="START", help="where to start from")
     add("-o", "--output", required=True, metavar="DIR", help="directory to write to")
     add("--model", metavar="NAME", help="shipped model or bundle (the shipped one that fits)")
-    add("--reference", action="append", metavar="DATA", help="MD that the report compares with")
+    add(
+        *("--reference", "-r"),
+        action="append",
+        nargs="+",
+        metavar="DATA",
+        help="MD that the report compares with",
+    )
     add("--no-report", action="store_true", help="write no report.html")
     add_settings(parser, RunSettings, _GROUPS)
     several = parser.add_argument_group("several runs")
@@ -54,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     """Run the command."""
-    for path in arguments.reference or ():
+    reference = [path for several in arguments.reference or () for path in several]
+    for path in reference:
         # Known before the run, not after it.
         if not Path(path).is_file():
             raise ValueError(f"reference: there is no file {path}")
@@ -68,7 +75,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             devices=None if devices is None else devices.split(","),
             processes=arguments.processes,
             reports=not arguments.no_report,
-            reference=arguments.reference or (),
+            reference=reference,
             progress=progress,
         )
         return Outcome(merged, _merged(merged, arguments.output), 1 if merged["failed"] else 0)
@@ -78,7 +85,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     summary = run_mixed(
         arguments.model, arguments.start, arguments.output, settings, progress=progress
     )
-    report = "" if arguments.no_report else _report(arguments, progress)
+    report = "" if arguments.no_report else _report(arguments, reference, progress)
     plain, mixed = summary["md_ns_per_day"], summary["effective_ns_per_day"]
     text = (
         f"{summary['jumps_accepted']} of {summary['jumps_tried']} jumps accepted, "
@@ -115,7 +122,7 @@ def _merged(merged: dict[str, Any], folder: str) -> str:
     )
 
 
-def _report(arguments: argparse.Namespace, progress: Progress) -> str:
+def _report(arguments: argparse.Namespace, reference: list[str], progress: Progress) -> str:
     """Write the report; return a line on it."""
     from ..files.atomic import one_line
     from ..run.report.page import write_report
@@ -124,7 +131,7 @@ def _report(arguments: argparse.Namespace, progress: Progress) -> str:
         found = write_report(
             arguments.output,
             model=arguments.model,
-            reference=arguments.reference or (),
+            reference=reference,
             progress=progress,
         )
     except Exception as error:  # the run is done and on the disk, whatever its report stumbles over

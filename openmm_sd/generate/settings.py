@@ -43,7 +43,7 @@ class GenerateSettings(Settings):
     cutoff_nm: float = setting(0.9, "cutoff of Lennard-Jones and of PME's direct space")
     temperature_K: float = setting(300.0, "temperature", **TEMPERATURE)
     friction_per_ps: float = setting(1.0, "friction of the Langevin dynamics")
-    step_fs: float = setting(4.0, "time step")
+    step_fs: float = setting(4.0, "time step", option="step-fs step")
     hydrogen_mass_amu: float | None = setting(
         None,
         "mass of the solute's hydrogens, taken from the atoms that they are bonded to",

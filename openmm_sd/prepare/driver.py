@@ -40,7 +40,7 @@ from .settings import PrepareSettings
 SOLUTE: Final = "solute.pdb"
 _PDB_ATOMS: Final = 99_999
 # Where neither the user nor a model says otherwise; what `openmm-sd generate` takes, too.
-_ROOM_TEMPERATURE_K: Final = 300.0
+ROOM_TEMPERATURE_K: Final = 300.0
 
 
 def prepare(
@@ -161,7 +161,7 @@ def _prepared(
     files = settings.force_field or (model.card.openmm_force_field(implicit) if model else ())
     files = files or (IMPLICIT_FORCE_FIELD if implicit else DEFAULT_FORCE_FIELD)
     temperature = settings.temperature_K or (model.temperature if model else None)
-    temperature = temperature or _ROOM_TEMPERATURE_K
+    temperature = temperature or ROOM_TEMPERATURE_K
     for name, model in list(fitting.items()):
         if model.temperature not in (None, temperature):
             del fitting[name]
@@ -179,7 +179,10 @@ def _prepared(
     record = {
         **prepared.provenance,
         "models": {"fitting": list(fitting), "others": reasons},
-        "next": _next_steps(list(fitting), prepared.force_field, settings.solvent, temperature),
+        "next": next_steps(
+            *(list(fitting), prepared.force_field, settings.solvent == "implicit", temperature),
+            platform=settings.platform,
+        ),
     }
     return replace(prepared, provenance=record), repaired
 
@@ -314,23 +317,32 @@ def _charge(system: openmm.System, count: int) -> float:
     return round(total, 4) + 0.0
 
 
-def _next_steps(
-    fitting: list[str], files: tuple[str, ...], solvent: str, temperature: float
+def next_steps(
+    fitting: list[str],
+    files: tuple[str, ...],
+    implicit: bool,
+    temperature: float,
+    *,
+    platform: str | None = None,
 ) -> list[str]:
+    """Return the commands that follow in a prepared directory DIR.
+
+    One that runs with a model that fits; without one, those that train it.
+    """
+    where = f" --platform {platform}" if platform is not None else ""
     if fitting:
-        return ["openmm-sd run DIR -o OUT --effective-ns 100"]
-    implicit = solvent == "implicit"
+        return [f"openmm-sd run DIR -o OUT --effective-ns 100{where}"]
     how = " --solvent implicit" if implicit else ""
     if set(files) != set(IMPLICIT_FORCE_FIELD if implicit else DEFAULT_FORCE_FIELD):
         how += "".join(f" --force-field {file}" for file in files)
-    if temperature != _ROOM_TEMPERATURE_K:
+    if temperature != ROOM_TEMPERATURE_K:
         how += f" --temperature {temperature:g}"
     return [
         f"openmm-sd generate DIR/{SOLUTE} -o data.h5 --plain 4 --plain-ps 5000 --seeded 100 "
-        f"--seeded-ps 100{how}",
+        f"--seeded-ps 100{where}{how}",
         "openmm-sd train data.h5 -o model.safetensors --minutes 60",
         "openmm-sd validate model.safetensors -o report",
-        "openmm-sd run DIR -o OUT --effective-ns 100 --model model.safetensors",
+        f"openmm-sd run DIR -o OUT --effective-ns 100 --model model.safetensors{where}",
     ]
 
 

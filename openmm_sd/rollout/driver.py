@@ -270,16 +270,32 @@ class _Run:
             return self._told()
         began = last = said = time.monotonic()
         before = self._wall
-        say("rollout", f"step {rollout.step_number} of {settings.steps}, {settings.chains} chains")
+        begun = 0  # batches of the step that is being made
+
+        def tell(done: float) -> None:
+            nonlocal said
+            say("rollout", f"step {done:.4g} of {settings.steps}, {settings.chains} chains")
+            said = time.monotonic()
+
+        tell(rollout.step_number)
         with interrupts() as interrupted:
 
             def over() -> bool:
                 late = minutes is not None and time.monotonic() - began >= 60.0 * minutes
                 return late or interrupted()
 
+            def asked() -> bool:
+                nonlocal begun
+                share = begun * settings.batch / settings.chains
+                begun += 1
+                if 0.0 < share < 1.0 and time.monotonic() - said >= _REPORT_SECONDS:
+                    tell(rollout.step_number + share)
+                return interrupted()
+
             # A step that begins in time is finished here; workers elsewhere may never answer.
-            give_up = interrupted if isinstance(rollout, Rollout) else over
+            give_up = asked if isinstance(rollout, Rollout) else over
             while rollout.step_number < settings.steps:
+                begun = 0
                 if not rollout.step(give_up):
                     break
                 self._record()
@@ -287,8 +303,7 @@ class _Run:
                 self._wall = before + now - began
                 done = rollout.step_number
                 if now - said >= _REPORT_SECONDS or done == settings.steps:
-                    say("rollout", f"step {done} of {settings.steps}, {settings.chains} chains")
-                    said = now
+                    tell(done)
                 if over():
                     break
                 if now - last >= interval:

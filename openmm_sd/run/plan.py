@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..integrator.notes import OTHER, Note
 from ..jump.jump import ERRORS, Jump
 from ..model.model import ScoreModel, model_digest
+from ..prepare.driver import ROOM_TEMPERATURE_K, next_steps
 from ..progress import Progress
 from ..system.fitting import fitting_model, serving
 from ..system.force_field import water_box
@@ -52,9 +54,34 @@ def plan_run(
         say("loading the model", "")
         try:
             given = fitting_model(source.topology, source.implicit)
+        except NoSoluteError as error:
+            raise _advised(model_mismatch(source, error), source, settings) from None
         except ValueError as error:
             raise model_mismatch(source, error) from None
     return Plan(given, source, settings)
+
+
+def _advised(error: ValueError, source: Source, settings: RunSettings) -> ValueError:
+    """Add the commands that lead to a model, those of ``openmm-sd prepare``."""
+    prepared, temperature = source.prepared, settings.temperature_K
+    if temperature is None and prepared is not None:
+        temperature = prepared.temperature_K
+    commands = next_steps(
+        *([], force_field(settings, None) if prepared is None else prepared.force_field),
+        *(source.implicit, temperature or ROOM_TEMPERATURE_K),
+        platform=settings.platform,
+    )
+    folder = "DIR"
+    if prepared is None:
+        said = "" if settings.platform is None else f" --platform {settings.platform}"
+        said += "".join(f" --force-field {file}" for file in settings.force_field or ())
+        said += "" if temperature is None else f" --temperature {temperature:g}"
+        commands.insert(0, f"openmm-sd prepare {source.name} -o DIR{said}")
+    elif Path(source.name).is_dir():
+        folder = source.name
+    lines = [f"  {command.replace('DIR', folder)}" for command in commands]
+    error.add_note("\n".join(["to train a model, and run with it:", *lines]))
+    return error
 
 
 @contextlib.contextmanager

@@ -30,7 +30,10 @@ class RunSettings(Settings):
     lag_ps: float | None = setting(None, "time that a jump covers", shown=_ADVICE)
     burst_ps: float | None = setting(None, "MD time between two jumps", shown=_ADVICE)
     step_fs: float | None = setting(
-        None, "MD step", shown="as prepared; 4 where the System is made here, else 2"
+        None,
+        "MD step",
+        shown="as prepared; 4 where the System is made here, else 2",
+        option="step-fs step",
     )
     temperature_K: float | None = setting(
         None, "temperature", shown="as prepared, else the model's", **TEMPERATURE
