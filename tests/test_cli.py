@@ -451,7 +451,7 @@ def test_a_silent_stage_shows_that_it_is_at_work(capsys, monkeypatch):
     monkeypatch.setattr(progress_module, "_TICK", 0.001)
     progress = Progress()
     progress("measuring the coordinates", "4 molecules")
-    said, deadline = "", time.monotonic() + 30.0
+    said, deadline = capsys.readouterr().err, time.monotonic() + 30.0
     for clock.now in (31.0, 62.0):
         before = said
         while said == before and time.monotonic() < deadline:

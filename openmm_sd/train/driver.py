@@ -102,8 +102,8 @@ def train_bundle(
         members = taught[: len(several)]
         lags = _lags_in_common(taught)
         torch.manual_seed(settings.training.seed)
+        say("measuring the coordinates", f"{len(members)} molecules" if family else "")
         if family:
-            say("measuring the coordinates", f"{len(members)} molecules")
             networks = _family(kind, taught, members, lags, settings, team.device)
         else:
             networks = [_single(taught[0], lags, settings, team.device)]
