@@ -209,5 +209,5 @@ def test_options_become_settings():
 
 
 def test_every_command_of_the_list_is_looked_at():
-    without_settings = {"doctor", "models", "report"}
+    without_settings = {"doctor", "models", "report", "completion"}
     assert set(COMMANDS) == set(OF_COMMAND) | without_settings
