@@ -274,7 +274,8 @@ class _Run:
 
         def tell(done: float) -> None:
             nonlocal said
-            say("rollout", f"step {done:.4g} of {settings.steps}, {settings.chains} chains")
+            step = f"{round(done, 2):.10g}"
+            say("rollout", f"step {step} of {settings.steps}, {settings.chains} chains")
             said = time.monotonic()
 
         tell(rollout.step_number)
