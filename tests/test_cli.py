@@ -512,6 +512,7 @@ def test_notes_stay(capsys):
         ("running", "2 %"),
     ):
         progress(*line)
+    progress.close()
     wanted = ["running: 1 %", "note: one thing", "note: another", "running: 2 %"]
     assert capsys.readouterr().err.splitlines() == wanted
 

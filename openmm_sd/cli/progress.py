@@ -90,7 +90,10 @@ class Progress:
                 now = time.monotonic()
                 silent = now - self._called > _SILENT
                 if self._what and silent and (self._terminal or now - self._said > _INTERVAL):
-                    self._say(self._what, now, False, now - self._began)
+                    try:
+                        self._say(self._what, now, False, now - self._began)
+                    except (OSError, ValueError):  # nobody reads: the stream was closed
+                        return
 
     def _pace(self, how_far: str, now: float) -> str:
         """Return rate and time left of a stage that counts."""
