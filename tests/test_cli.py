@@ -1,5 +1,6 @@
 """The program ``openmm-sd``: what it prints where, its exit codes, and its commands for real."""
 
+import io
 import json
 import os
 import resource
@@ -459,6 +460,19 @@ def test_a_silent_stage_shows_that_it_is_at_work(capsys, monkeypatch):
     progress.close()
     what = "measuring the coordinates: 4 molecules"
     assert said.splitlines() == [what, f"{what} (31 s)", f"{what} (62 s)"]
+
+
+def test_the_clock_ends_where_nobody_reads(monkeypatch):
+    clock, stream = Clock(), io.StringIO()
+    monkeypatch.setattr(progress_module, "time", clock)
+    monkeypatch.setattr(progress_module, "_TICK", 0.001)
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Progress()
+    progress("running", "")
+    stream.close()
+    clock.now = 31.0
+    progress._clock.join(30.0)
+    assert not progress._clock.is_alive()
 
 
 def test_completion_in_bash(capsys, tmp_path):
