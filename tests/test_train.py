@@ -14,6 +14,7 @@ from test_internal import lively
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import Dataset, Run, write_dataset
+from openmm_sd.files.folder import sole_writer
 from openmm_sd.model.relatives import constraints_of_relatives, windows_of_relatives
 from openmm_sd.model.windows import angle_windows, bond_windows, contact_distances, torsion_windows
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
@@ -430,7 +431,11 @@ def test_training_resumes(data, tmp_path, capfd):
             train_bundle([data], parts, settings())
         assert checkpoint.read_bytes() == damaged
     checkpoint.write_bytes(kept)
+    busy = pytest.raises(ValueError, match="another training is writing to .*checkpoint")
+    with sole_writer(checkpoint, "training"), busy:
+        train_bundle([data], parts, settings())
     train_bundle([data], parts, settings())
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
     one, other = (ScoreModel.load(path).propagator.state_dict() for path in (whole, parts))
     for key, value in one.items():
         torch.testing.assert_close(other[key], value)

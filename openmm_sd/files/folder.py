@@ -63,6 +63,22 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def sole_writer(path: Path, what: str) -> Iterator[None]:
+    """Keep other processes from writing to a file (`what` does); ValueError if one is at it."""
+    beside = path.with_name(f"{path.name}.lock")
+    handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not held(handle):
+            raise ValueError(f"another {what} is writing to {path}")
+        try:
+            yield
+        finally:
+            beside.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
 def held(handle: int, seconds: float = 0.0) -> bool:
     """Lock an open file or directory against other processes; False if another one keeps it.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import write_atomically, writing
-from ..files.folder import interrupts, require_same
+from ..files.folder import interrupts, require_same, sole_writer
 from ..propagator.internal.family import FamilyDiffusion
 from ..propagator.internal.members import Members
 from ..propagator.internal.transferable import TransferableDiffusion
@@ -298,6 +298,12 @@ class _Training:
 
     def run(self) -> TrainingRecord:
         """Train until time or steps are up."""
+        if self.path is None or not self.team.leads:
+            return self._run()
+        with sole_writer(self.path, "training"):
+            return self._run()
+
+    def _run(self) -> TrainingRecord:
         self._resume()
         minutes_before = self.record.minutes
         began = self.last_report = time.monotonic()
