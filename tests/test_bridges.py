@@ -143,6 +143,7 @@ def test_the_cache_knows_the_environment(tmp_path, monkeypatch):
     assert module._cache_file() != file
     monkeypatch.undo()
     (tmp_path / "openmmtorch.py").touch()
+    monkeypatch.delitem(sys.modules, "openmmtorch", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     assert module._cache_file() != file
 

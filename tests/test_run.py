@@ -999,6 +999,13 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd, monkeypatch):
         assert not (tmp_path / "out").exists()
         return captured.err.splitlines()[-1]
 
+    def refused_with_advice(start, *more):
+        assert main(["run", str(start), "-o", str(tmp_path / "out"), "--jumps", "1", *more]) == 2
+        said = capfd.readouterr().err
+        assert not (tmp_path / "out").exists()
+        assert "openmm-sd train" in said
+        return said
+
     assert "there is no file" in refused(tmp_path / "nothing.pdb")
     (tmp_path / "text.pdb").write_text("no structure at all\n")
     assert "text.pdb holds no atoms in PDB format" in refused(tmp_path / "text.pdb")
@@ -1018,7 +1025,8 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd, monkeypatch):
     charmm = [w for f in ("charmm36.xml", "charmm36/water.xml") for w in ("--force-field", f)]
     with monkeypatch.context() as without_alkanes:
         without_alkanes.setattr(ScoreModel, "shipped", lambda: ["ala2-water"])
-        assert "none of the shipped models fits" in refused(tmp_path / "ethane.pdb", *charmm)
+        said = refused_with_advice(tmp_path / "ethane.pdb", *charmm)
+        assert "none of the shipped models fits" in said
     with open(tmp_path / "ala2.pdb", "w") as file:
         positions = np.asarray(ala2.positions) * unit.nanometer
         app.PDBFile.writeFile(ala2.to_topology(), positions, file)

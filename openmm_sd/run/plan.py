@@ -114,12 +114,16 @@ class Plan:
         prepared = source.prepared
         self._refuse_idle_options()
         system = prepared.system if prepared is not None else None
+        looked_at = source.topology, system, settings.solute
         try:
             try:
-                find_solute(model.molecules, source.topology)
+                self.solute = find_solute(model.molecules, *looked_at)
             except NoSoluteError:
-                model = self._serving(model) or model
-            self.solute = find_solute(model.molecules, source.topology, system, settings.solute)
+                served = self._serving(model)
+                if served is None:
+                    raise
+                model = served
+                self.solute = find_solute(model.molecules, *looked_at)
         except ValueError as error:
             raise model_mismatch(source, error) from None
         self.model = model = model.member(self.solute.molecule)
