@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from openmm_sd.cli import main
 from openmm_sd.data.dataset import read_dataset
 from openmm_sd.files.trajectories import xtc_bytes
 from openmm_sd.generate import GenerateSettings, generate, slow_torsions
-from openmm_sd.generate.gromacs import check, find_gromacs
+from openmm_sd.generate.gromacs import check, find_gromacs, keeper as keeper_module
 from openmm_sd.generate.gromacs.runs import count_frames, read_frames
 from openmm_sd.generate.gromacs.speed import faster_engine
 from openmm_sd.generate.gromacs.start import flexible_system, make_start, solvated
@@ -265,6 +267,38 @@ def test_killed_and_stopped_runs_go_on(pdb, tmp_path):
     now = np.linalg.norm(run.positions[:, 0] - run.positions[:, 1], axis=-1)
     assert now[: len(lengths)] == pytest.approx(lengths, abs=3e-4)
     assert np.array_equal(part.runs[0].positions, run.positions[: part.n_frames])
+
+
+def test_a_program_ends_once_with_the_process_that_started_it(tmp_path):
+    """However many threads that had: GROMACS told twice writes no checkpoint."""
+    said = tmp_path / "said"
+    keeper = Path(keeper_module.__file__)
+    program = (
+        f"import signal, time; f = open({str(said)!r}, 'ab', 0); "
+        "signal.signal(signal.SIGTERM, lambda *_: f.write(b'told ')); f.write(b'up ')\n"
+        "for _ in range(15): time.sleep(0.1)"
+    )
+    parent = (
+        "import os, subprocess, sys, threading, time\n"
+        "for _ in range(5): threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        f"subprocess.Popen([sys.executable, {str(keeper)!r}, str(os.getpid()), sys.executable, "
+        f"'-c', {program!r}])\n"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    until = time.monotonic() + 60.0
+    while not said.exists() or not said.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    time.sleep(2.0)
+    assert said.read_text() == "up told "
+    done = subprocess.run([sys.executable, keeper, str(os.getpid()), sys.executable, "-c", "1/0"])
+    assert done.returncode == 1
+    killed = "import os; os.kill(os.getpid(), 11)"
+    done = subprocess.run([sys.executable, keeper, str(os.getpid()), sys.executable, "-c", killed])
+    assert done.returncode == -signal.SIGSEGV
 
 
 def test_what_gromacs_cannot_do_is_refused_in_a_line(pdb, tmp_path, monkeypatch):

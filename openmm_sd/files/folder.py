@@ -67,7 +67,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 def sole_writer(path: Path, what: str) -> Iterator[None]:
     """Keep other processes from writing to a file (`what` does); ValueError if one is at it."""
     beside = path.with_name(f"{path.name}.lock")
-    handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        said = f"cannot write {path}: {why(error)}; what was there before is intact"
+        raise OSError(said) from None
     try:
         if not held(handle):
             raise ValueError(f"another {what} is writing to {path}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ _LEAST_YEAR: Final = 2021
 _POLL_SECONDS: Final = 0.1
 # A simulation told to stop does so within some steps; one that does not is stuck.
 _PATIENCE_SECONDS: Final = 60.0
-_PR_SET_PDEATHSIG: Final = 1
+#: Ends GROMACS when the process that started it is killed.
+_KEEPER: Final = Path(__file__).with_name("keeper.py")
 # What GROMACS says, or how it dies, when coordinates have left what is possible.
 _BLOWN_UP: Final = re.compile(
     r"Too many LINCS warnings|cannot be settled|could not be settled|not finite|is nan|"
@@ -94,7 +95,10 @@ class Gromacs:
         output = folder / f"{name}.out"
         with open(output, "w", encoding="utf-8") as file:
             process = subprocess.Popen(
-                [self.path, *arguments, "-ntomp", str(threads), "-pin", "off", *options],
+                [
+                    *(sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid()), self.path),
+                    *(*arguments, "-ntomp", str(threads), "-pin", "off", *options),
+                ],
                 cwd=folder,
                 env=_environment(threads),
                 stdin=subprocess.DEVNULL,
@@ -102,7 +106,6 @@ class Gromacs:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C reaches only this process, which tells GROMACS.
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
             )
         told = False
         try:
@@ -111,7 +114,7 @@ class Gromacs:
                     process.send_signal(signal.SIGTERM)
                     told, until = True, time.monotonic() + _PATIENCE_SECONDS
                 if told and time.monotonic() > until:
-                    process.kill()
+                    os.killpg(process.pid, signal.SIGKILL)
                 watch()
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -163,15 +166,6 @@ def find_gromacs(path: str | None = None) -> Gromacs:
 
 def _environment(threads: int) -> dict[str, str]:
     return {**os.environ, "GMX_MAXBACKUP": "-1", "OMP_NUM_THREADS": str(threads)}
-
-
-def _end_with_parent() -> None:
-    """Have Linux end GROMACS when the process that started it is killed.
-
-    A parent of several threads sends the signal more than once, and a second one makes GROMACS end
-    without a checkpoint: what it did since the last one may be lost.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _reason(text: str, code: int) -> str:
