@@ -18,29 +18,16 @@ from shared import Command, option, run_command
 
 from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate.peptides import Amides
-from openmm_sd.molecule.molecule import Molecule
-from openmm_sd.molecule.terms import ForceFieldTerms
 from openmm_sd.propagator.internal.transferable import TransferableDiffusion
 from openmm_sd.system.force_field import make_system
-from openmm_sd.system.solute import force_field_terms
 from openmm_sd.train.data import TrainingData
+from openmm_sd.train.family import terms_of
+from openmm_sd.train.networks import build_transferable
 from openmm_sd.train.settings import StageSettings, TrainSettings
 from openmm_sd.train.together import Together
 from openmm_sd.train.trainer import Part, train
 
-LAGS = 2.0, 100.0
-NODES = 12
-
-
-def terms_of(molecule: Molecule, files: list[str]) -> ForceFieldTerms:
-    system = make_system(
-        files,
-        molecule.to_topology(),
-        nonbondedMethod=app.NoCutoff,
-        constraints=app.HBonds,
-        flexibleConstraints=True,
-    )
-    return force_field_terms(system, range(molecule.n_atoms))
+RANGE = {"lag_min_ps": 2.0, "lag_max_ps": 100.0}
 
 
 def taught(paths: list[str]) -> list[TrainingData]:
@@ -51,8 +38,7 @@ def taught(paths: list[str]) -> list[TrainingData]:
         amides = Amides(data.molecule)
         turned = tuple(r.name for r in data.runs if amides.turned(r.positions[-1]))
         settings = StageSettings(
-            lag_min_ps=LAGS[0],
-            lag_max_ps=LAGS[1],
+            **RANGE,
             compose_from_ps=None,
             held_out=0.0,
             without=turned,
@@ -63,41 +49,28 @@ def taught(paths: list[str]) -> list[TrainingData]:
 
 
 def network_for(data: TrainingData, scales: dict[str, list[float]], **sizes: int):
-    files = data.dataset.provenance["force_field"]
     return TransferableDiffusion.for_molecule(
         data.molecule,
-        terms=terms_of(data.molecule, files),
+        terms=terms_of(data.molecule, data.dataset),
         turn_scales=scales,
-        lag_min_ps=LAGS[0],
-        lag_max_ps=LAGS[1],
-        n_lag_nodes=NODES,
+        **RANGE,
         **sizes,
     )
-
-
-def scales_of(members: list[TrainingData], networks: list[TransferableDiffusion]):
-    squares: dict[str, list[np.ndarray]] = {}
-    for data, network in zip(members, networks, strict=True):
-        generator = torch.Generator().manual_seed(1)
-        rows = []
-        for lag in network.lag_nodes():
-            frame, later, _ = data.pairs.draw(2048, lag, lag, generator)
-            rows.append(network.measure_scale(frame, later).numpy() ** 2)
-        table = np.array(rows)
-        for k, keys in enumerate(network.turn_kinds()):
-            for key in keys:
-                squares.setdefault(key, []).append(table[:, k])
-    return {k: np.sqrt(np.mean(v, 0)).clip(0.03).tolist() for k, v in squares.items()}
 
 
 def train_model(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     members = taught(options.data)
-    plain = [network_for(data, {}) for data in members]
-    scales = scales_of(members, plain)
     torch.manual_seed(1)
     sizes = {"width": options.width, "depth": options.depth}
-    networks = [network_for(data, scales, **sizes) for data in members]
+    networks = build_transferable(
+        [(data.molecule, data.pairs) for data in members],
+        (),
+        [terms_of(data.molecule, data.dataset) for data in members],
+        300.0,
+        {**RANGE, **sizes},
+        seed=1,
+    )
     if options.init:
         networks[0].load_weights(torch.load(options.init)["weights"])
     parts = [
@@ -115,7 +88,7 @@ def train_model(options: argparse.Namespace) -> None:
     record = train([task], settings, checkpoint=options.output + ".checkpoint")
     content = {
         "weights": task.model.member(0).weights(),
-        "scales": scales,
+        "scales": networks[0].hyperparameters["turn_scales"],
         "sizes": sizes,
         "history": record.history,
     }

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
 from ..molecule.terms import ForceFieldTerms
+from ..propagator.internal.transferable import TransferableDiffusion
 from .bundle import FORMAT_VERSION, BundleError, load_bundle, save_bundle
 from .card import Card, Distance, Window, common
 from .member import Member, restored
@@ -186,7 +187,7 @@ class ScoreModel:
     @property
     def serves_others(self) -> bool:
         """Whether the network knows molecules that are none of `molecules`, see `serve`."""
-        return hasattr(type(self.members[0].propagator), "drawn_from_springs")
+        return isinstance(self.members[0].propagator, TransferableDiffusion)
 
     @property
     def members(self) -> tuple[ScoreModel, ...]:

@@ -59,8 +59,7 @@ def windows_of_relatives(
                     f"between its atoms {i} and {j}"
                 )
     # What is not known of a torsion that does not turn, or of a contact, is not asked about.
-    apart = distant_pairs(molecule, hydrogens=True).tolist()
-    apart = sorted([min(pair), max(pair)] for pair in apart)
+    apart = _apart(molecule)
     stiff = _pooled(named, Card.torsion_windows)
     # What turns in one molecule and not in another turns.
     for kinds, card in named:
@@ -122,6 +121,11 @@ class _Kinds:
         kinds = tuple(self._atoms[k] for k in path)
         elements = tuple(kind[0] for kind in kinds)
         return [min(kinds, kinds[::-1]), min(elements, elements[::-1])]
+
+
+def _apart(molecule: Molecule) -> list[list[int]]:
+    """Return the pairs of atoms, hydrogens too, three bonds apart or more, in order."""
+    return sorted([min(pair), max(pair)] for pair in distant_pairs(molecule, True).tolist())
 
 
 def _alike(
@@ -206,9 +210,8 @@ def served(
     card.bond_windows = bond_windows(molecule, frames)
     card.angle_windows = angle_windows(molecule, frames)
     card.torsion_windows = torsion_windows(molecule, frames)
-    apart = distant_pairs(molecule, hydrogens=True).tolist()
-    apart = sorted([min(pair), max(pair)] for pair in apart)
-    card.contact_distances = _alike(apart, _Kinds(molecule), _pooled(named, Card.contact_distances))
+    contacts = _pooled(named, Card.contact_distances)
+    card.contact_distances = _alike(_apart(molecule), _Kinds(molecule), contacts)
     lengths = {frozenset(row[:2]): row[2] for row in terms.bonds}
     card.constraint_lengths = [
         [*sorted(pair, key=lambda k: molecule.atomic_numbers[k] == 1), lengths[frozenset(pair)]]

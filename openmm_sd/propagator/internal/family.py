@@ -7,7 +7,7 @@ such CH2, in molecules of any size, also in those that it was not trained on.
 
 # No postponed annotations here: TorchScript reads those of the class's tensors.
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -20,10 +20,11 @@ from ...molecule.topology import ELEMENT_SYMBOLS
 from ..alignment import alignment_atoms
 from ..diffusion import LAG_FEATURES, check_atoms, start_at_zero
 from ..sampler import preconditioning
-from .base import HARMONICS, InternalArguments, InternalPropagator
+from .base import HARMONICS, InternalArguments
 from .family_tree import MAX_HYDROGENS
+from .shared import SharedWeights
 from .statistics import CoordinateStatistics
-from .symmetry import MAX_SYMMETRIES, Symmetry, relabelled, symmetry_generators, symmetry_group
+from .symmetry import checked_group, relabelled, symmetry_generators
 from .torsion_potential import SIZE as POTENTIAL_SIZE, Term, turning_potentials
 from .tree import InternalTree
 from .units import (
@@ -91,7 +92,7 @@ class _Block(torch.nn.Module):
         return h + self.contract(F.silu(self.expand(z)))
 
 
-class FamilyDiffusion(InternalPropagator):
+class FamilyDiffusion(SharedWeights):
     """Lag-conditional diffusion in internal coordinates with weights for a family of molecules.
 
     Parameters
@@ -183,7 +184,7 @@ class FamilyDiffusion(InternalPropagator):
                 f"potentials must hold {POTENTIAL_SIZE} numbers for each of {n_turning} turning "
                 f"torsions, got {sizes}"
             )
-        group = _checked_group(symmetries, n_atoms)
+        group = checked_group(symmetries, n_atoms)
         super().__init__(
             n_atoms=n_atoms,
             network={
@@ -396,28 +397,6 @@ class FamilyDiffusion(InternalPropagator):
         padded = F.pad(features, [0, 1]).index_select(1, index)
         return padded.view(features.shape[0], self.n_units, -1)
 
-    # Weights that know nothing of the molecule; what belongs to it is in buffers.
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what is learned and does not depend on the molecule, by name."""
-        return {name: value.detach() for name, value in self.named_parameters()}
-
-    @torch.no_grad()
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take what `weights` of a network with the same widths and depths gives, of any molecule.
-
-        ValueError if names or shapes differ; nothing is changed then.
-        """
-        for name, value in matching_parameters(self, weights).items():
-            value.copy_(weights[name])
-
-    def share_weights(self, other: "FamilyDiffusion") -> None:
-        """Use the very parameters of another molecule's network: training either trains both.
-
-        ValueError if names or shapes differ; nothing is changed then.
-        """
-        use_parameters(self, other)
-
     # What training needs.
 
     @torch.no_grad()
@@ -436,42 +415,3 @@ class FamilyDiffusion(InternalPropagator):
     def _spread(self, frames: Tensor) -> Tensor:
         which = torch.arange(len(frames), device=frames.device) % self.n_symmetries
         return relabelled(frames, self.orders[which], self.signs[which])
-
-
-def use_parameters(network: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Let a network use the very parameters of another one; ValueError if they do not match."""
-    theirs = dict(other.named_parameters())
-    matching_parameters(network, theirs)
-    for name, value in theirs.items():
-        module, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(module), leaf, value)
-
-
-def matching_parameters(
-    network: torch.nn.Module, weights: Mapping[str, Tensor]
-) -> dict[str, torch.nn.Parameter]:
-    """Return a network's parameters; ValueError if names or shapes are not those of `weights`."""
-    own = dict(network.named_parameters())
-    different = sorted(
-        name
-        for name in own.keys() | weights.keys()
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    )
-    if different:
-        raise ValueError(f"the weights are of another network: {', '.join(different[:3])}")
-    return own
-
-
-def _checked_group(symmetries: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> list[Symmetry]:
-    generators: list[Symmetry] = []
-    for sign, order in symmetries:
-        if sign not in (1, -1) or sorted(order) != list(range(n_atoms)):
-            raise ValueError(
-                f"symmetries must hold +1 or -1 and a permutation of {n_atoms} atoms, got "
-                f"{sign} and {list(order)}"
-            )
-        generators.append((int(sign), tuple(int(k) for k in order)))
-    group = symmetry_group(generators, n_atoms)
-    if len(group) > MAX_SYMMETRIES:
-        raise ValueError(f"symmetries generate more than {MAX_SYMMETRIES} relabellings")
-    return group

@@ -143,6 +143,22 @@ def symmetry_group(generators: Sequence[Symmetry], n_atoms: int) -> list[Symmetr
     return group
 
 
+def checked_group(symmetries: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> list[Symmetry]:
+    """Return the group that relabellings generate; ValueError if they are none, or too many."""
+    generators: list[Symmetry] = []
+    for sign, order in symmetries:
+        if sign not in (1, -1) or sorted(order) != list(range(n_atoms)):
+            raise ValueError(
+                f"symmetries must hold +1 or -1 and a permutation of {n_atoms} atoms, got "
+                f"{sign} and {list(order)}"
+            )
+        generators.append((int(sign), tuple(int(k) for k in order)))
+    group = symmetry_group(generators, n_atoms)
+    if len(group) > MAX_SYMMETRIES:
+        raise ValueError(f"symmetries generate more than {MAX_SYMMETRIES} relabellings")
+    return group
+
+
 def relabelled(frames: Tensor, order: Tensor, sign: Tensor) -> Tensor:
     """Apply to each frame, (B, N, 3), a relabelling of its own.
 

@@ -23,11 +23,11 @@ from ..alignment import alignment_atoms
 from ..diffusion import LAG_FEATURES, check_atoms, start_at_zero
 from ..sampler import preconditioning
 from .backbone import backbone_tree
-from .base import HARMONICS, InternalArguments, InternalPropagator
-from .family import matching_parameters, use_parameters
+from .base import HARMONICS, InternalArguments
 from .family_tree import MAX_HYDROGENS
 from .physics import Springs, springs_of
-from .symmetry import Symmetry, independent_symmetries, relabelled, symmetry_group
+from .shared import SharedWeights
+from .symmetry import checked_group, independent_symmetries, relabelled
 from .torsion_potential import SIZE as POTENTIAL_SIZE
 from .tree import InternalTree, bridged_positions_of
 from .units import (
@@ -121,7 +121,7 @@ class _Block(torch.nn.Module):
         return h + self.contract(F.silu(self.expand(z)))
 
 
-class TransferableDiffusion(InternalPropagator):
+class TransferableDiffusion(SharedWeights):
     """Lag-conditional diffusion in internal coordinates, for any molecule a force field knows.
 
     Parameters
@@ -209,7 +209,7 @@ class TransferableDiffusion(InternalPropagator):
         check_atoms("bonds", [atom for pair in pairs for atom in pair], n_atoms)
         if heads < 1 or width % heads:
             raise ValueError(f"heads must divide width, got {heads} and {width}")
-        groups = [_group(generators, n_atoms) for generators in symmetries]
+        groups = [checked_group(generators, n_atoms) for generators in symmetries]
         network = {
             "width": width,
             "heads": heads,
@@ -628,40 +628,6 @@ class TransferableDiffusion(InternalPropagator):
                 parts[4 * k + 3],
             )
         return self.head(F.layer_norm(h, [self.width]))
-
-    # Weights that know nothing of the molecule; what belongs to it is in buffers.
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what is learned and does not depend on the molecule, by name."""
-        return {name: value.detach() for name, value in self.named_parameters()}
-
-    @torch.no_grad()
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take what `weights` of a network with the same widths and depths gives, of any molecule.
-
-        ValueError if names or shapes differ; nothing is changed then.
-        """
-        for name, value in matching_parameters(self, weights).items():
-            value.copy_(weights[name])
-
-    def share_weights(self, other: "TransferableDiffusion") -> None:
-        """Use the very parameters of another molecule's network: training either trains both.
-
-        ValueError if names or shapes differ; nothing is changed then.
-        """
-        use_parameters(self, other)
-
-
-def _group(generators: Sequence[tuple[int, Sequence[int]]], n_atoms: int) -> list[Symmetry]:
-    chosen: list[Symmetry] = []
-    for sign, order in generators:
-        if sign not in (1, -1) or sorted(order) != list(range(n_atoms)):
-            raise ValueError(
-                f"symmetries must hold +1 or -1 and a permutation of {n_atoms} atoms, got "
-                f"{sign} and {list(order)}"
-            )
-        chosen.append((int(sign), tuple(int(k) for k in order)))
-    return symmetry_group(chosen, n_atoms)
 
 
 def turn_kinds(
