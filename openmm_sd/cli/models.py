@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
             broken[name] = str(error)
     lines = [
         f"{name:<18} {', '.join(m.name for m in model.molecules)}; lag "
-        f"{model.card.usual_lag:g} ps\n  {model.card.description or ''}"
+        f"{model.card.usual_lag:g} ps{_for(model)}\n  {model.card.description or ''}"
         for name, model in models.items()
     ]
     lines += [f"{name:<18} cannot be loaded\n  {reason}" for name, reason in broken.items()]
@@ -54,6 +54,11 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         result,
         "\n".join(lines) or "no models come with this version of openmm-sd",
     )
+
+
+def _for(model: Listed) -> str:
+    uses = [f", {one.lag_ps:g} ps for {use}" for one in model.schedules for use in one.good_for]
+    return "".join(uses)
 
 
 def _described(name: str, model: ScoreModel | Listed) -> dict[str, Any]:
@@ -67,5 +72,6 @@ def _described(name: str, model: ScoreModel | Listed) -> dict[str, Any]:
         "lag_range_ps": card.lag_range,
         "recommended_lag_ps": card.usual_lag,
         "recommended_burst_ps": card.usual_burst,
+        "schedules": [one.as_json() for one in model.schedules],
         "card": card,
     }

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..model.schedules import schedule_text
 from ..run.settings import RunSettings
 from .options import add_settings, given_of
 from .outcome import Outcome
@@ -22,8 +23,8 @@ EXAMPLE = "openmm-sd run ala2.pdb -o run1 --effective-ns 100"
 
 _GROUPS = {
     "length, one of": "effective_ns jumps md_ps",
-    "jumps": "lag_ps burst_ps solute max_novelty max_tries candidates settle_steps settle_ps "
-    "max_energy_rise max_energy_sigma allow_bias",
+    "jumps": "purpose lag_ps burst_ps solute max_novelty max_tries candidates settle_steps "
+    "settle_ps max_energy_rise max_energy_sigma allow_bias",
     "molecular dynamics": "step_fs temperature_K friction_per_ps pressure_bar seed",
     "the System, where START is no prepared directory": "force_field water_model waters padding_nm "
     "cutoff_nm equilibration_ps",
@@ -87,13 +88,15 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     )
     report = "" if arguments.no_report else _report(arguments, reference, progress)
     plain, mixed = summary["md_ns_per_day"], summary["effective_ns_per_day"]
+    ratio = f", {mixed / plain:.3g} times" if plain and mixed else ""
     text = (
         f"{summary['jumps_accepted']} of {summary['jumps_tried']} jumps accepted, "
         f"{summary['redraws']} redraws, {summary['fallbacks']} fallbacks\n"
         f"{summary['md_time_ps']:.1f} ps of MD, {summary['effective_time_ps']:.1f} ps effective, "
         f"{summary['frames']} frames\n"
-        f"mixed run {_speed(mixed)} effective, plain MD {_speed(plain)} "
+        f"mixed run {_speed(mixed)} effective, plain MD {_speed(plain)}{ratio} "
         f"({summary['platform']}, {summary['bridge']})\n"
+        f"{schedule_text(summary['schedule'])}\n"
         + "".join(f"note: {note}\n" for note in summary["notes"])
         + report
         + f"files are in {arguments.output}"

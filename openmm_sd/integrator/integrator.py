@@ -75,6 +75,10 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         number of MD steps, the nearest; `getBurst` tells what is done.
     lag : Quantity or float, optional
         Physical time that one jump covers, ps. The card's recommendation by default.
+    purpose : {"populations", "kinetics"}, optional
+        What the run is for: lag, burst and settling of the schedule that the model's measurements
+        say is good for it (``model.schedule(purpose)``), where none of them is given. With a `lag`
+        of its own it changes nothing.
     bridge : {"auto", "native", "pythonforce", "torchforce"}
         How the kernel reaches OpenMM; "auto" takes the first that passes a real evaluation.
     seed : int, optional
@@ -91,7 +95,8 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
     settleTime : Quantity or float
         Then everything but the solute does so much MD, ps, while the solute rests: without it the
         water, which still stands as before the jump, draws the solute back. This MD counts
-        neither as steps nor as time. 0 for none. Without surroundings there is none either.
+        neither as steps nor as time. 0 for none. Without surroundings there is none either. 1 ps
+        by default, or what goes with `purpose`.
     maxEnergyRise : Quantity or float or None
         A jump after which, settled, the potential energy is higher than before it by more is taken
         back, kJ/mol. None for no limit: then a jump into water molecules blows the run up.
@@ -169,12 +174,13 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         platform: str | openmm.Platform | None = None,
         burst: Any = None,
         lag: Any = None,
+        purpose: str | None = None,
         bridge: str = "auto",
         seed: int | None = None,
         maxTries: int = 4,
         candidates: int = 4,
         settleSteps: int = 40,
-        settleTime: Any = 1.0,
+        settleTime: Any = None,
         maxEnergyRise: Any = 200.0,
         maxEnergySigma: float | None = 4.0,
         maxNovelty: float | str | None = "card",
@@ -212,12 +218,15 @@ class ScoreDynamicsIntegrator(SteppingIntegrator):
         self.setMaxTries(maxTries)
         self.setCandidates(candidates)
         self.setSettleSteps(settleSteps)
-        self.setSettleTime(settleTime)
+        schedule = model.schedule(purpose)
+        if lag is not None:
+            schedule = model.schedule()  # the rest of a purpose's schedule goes with its lag
+        self.setSettleTime(schedule.settle_ps if settleTime is None else settleTime)
         self.setMaxEnergyRise(maxEnergyRise)
         self.setMaxEnergySigma(maxEnergySigma)
         self.setMaxNovelty(maxNovelty)
-        self.setBurst(model.recommended_burst_ps if burst is None else burst)
-        self.setLag(model.recommended_lag_ps if lag is None else lag)
+        self.setBurst(schedule.burst_ps if burst is None else burst)
+        self.setLag(schedule.lag_ps if lag is None else lag)
         self._use_seed(0 if seed is None else seed)
         for note in other_temperature(model, temperature):
             self._differs(note)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeAlias, TypedDict, TypeGuard, TypeVar, overload
 
 from ..molecule.molecule import Molecule
+from .schedules import Schedule, read_schedules
 
 #: Atom, atom, shortest and longest distance in nm.
 Window: TypeAlias = tuple[int, int, float, float]
@@ -253,6 +254,10 @@ class Card(dict[str, Any]):
     """Lag to use when the user names none, ps; in `lag_range`."""
     recommended_burst = Entry[float | None, float]("recommended_burst_ps", _positive)
     """Length of the ordinary MD between jumps when the user names none, ps."""
+    schedules = Entry[tuple[Schedule, ...], Sequence[Mapping[str, object]]](
+        "schedules", read_schedules
+    )
+    """Lags with burst and settling, what they are good for, and what was measured of them."""
     max_displacement = Entry[float | None, float]("max_displacement_nm", _positive)
     """Largest displacement of an atom in one jump that is believed, nm."""
     bond_windows = Entry[tuple[Window, ...], Rows]("bond_windows_nm", _windows)
@@ -331,6 +336,12 @@ class Card(dict[str, Any]):
                 f"card: {Card.recommended_lag.key} {lag:g} ps is outside {Card.lag_range.key} "
                 f"{lags[0]:g} to {lags[1]:g} ps"
             )
+        for one in self.schedules:
+            if lags is not None and not lags[0] <= one.lag_ps <= lags[1]:
+                raise ValueError(
+                    f"card: {Card.schedules.key} has a lag of {one.lag_ps:g} ps outside "
+                    f"{Card.lag_range.key} {lags[0]:g} to {lags[1]:g} ps"
+                )
         last = molecules[0].n_atoms - 1
         for entry in (*_WINDOWS, Card.contact_distances):
             for row in entry.of(self):

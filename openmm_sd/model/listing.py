@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..files.atomic import file_sha256
 from ..molecule.molecule import Molecule
 from .bundle import BundleError, load_content
 from .card import Card, common
 from .names import bundle_path
+from .schedules import Schedule, beside_bundle
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A model as a list of models shows it: its molecules, and the card that all of them share."""
+    """A model as a list of models shows it: molecules, the card that all share, schedules."""
 
     molecules: tuple[Molecule, ...]
     card: Card
+    schedules: tuple[Schedule, ...]
 
 
 def read_listed(name: str) -> Listed:
@@ -35,4 +38,4 @@ def read_listed(name: str) -> Listed:
             one.check(known)
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
-    return Listed(molecules, card)
+    return Listed(molecules, card, card.schedules or beside_bundle(file_sha256(path)))

@@ -26,6 +26,7 @@ from .member import Member, restored
 from .names import bundle_path, registered, shipped
 from .novelty import Novelty
 from .relatives import served
+from .schedules import PURPOSES, USUAL_SETTLE_PS, Schedule, beside_bundle
 
 if TYPE_CHECKING:
     import openmm
@@ -42,7 +43,7 @@ _SAID_ABOVE: Final = frozenset(
         *(Card.description, Card.temperature, Card.lag_range, Card.recommended_lag),
         *(Card.recommended_burst, Card.max_displacement, Card.novelty, Card.bond_windows),
         *(Card.angle_windows, Card.torsion_windows, Card.contact_distances),
-        Card.constraint_lengths,
+        *(Card.constraint_lengths, Card.schedules),
     )
 )
 
@@ -257,6 +258,36 @@ class ScoreModel:
     def recommended_burst_ps(self) -> float:
         """Length of the ordinary MD between jumps when the user names none, ps."""
         return self._card.usual_burst
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """Lags with burst and settling, what each is good for, and what was measured of it.
+
+        Those of the card; of a shipped model without, those that were measured later.
+        """
+        return self._card.schedules or beside_bundle(self.sha256)
+
+    def schedule(self, purpose: str | None = None) -> Schedule:
+        """Return the schedule for ``populations`` or ``kinetics``.
+
+        Without a purpose, or where no schedule is known to be good for it, the recommended lag and
+        burst.
+        """
+        if purpose is not None and purpose not in PURPOSES:
+            raise ValueError(f"purpose must be one of {', '.join(PURPOSES)}, got {purpose!r}")
+        for one in self.schedules:
+            if purpose in one.good_for:
+                return one
+        return Schedule(
+            self.recommended_lag_ps,
+            self.recommended_burst_ps,
+            USUAL_SETTLE_PS,
+            measured=self.measured_at(self.recommended_lag_ps),
+        )
+
+    def measured_at(self, lag_ps: float) -> Mapping[str, Mapping[str, float]]:
+        """Return what was measured of chains of a lag; empty if nothing was."""
+        return next((one.measured for one in self.schedules if one.lag_ps == lag_ps), {})
 
     @property
     def max_displacement_nm(self) -> float:
@@ -506,6 +537,9 @@ class ScoreModel:
         trained = "not said" if lags is None else f"{lags[0]:g} to {lags[1]:g} ps"
         lines.append(f"lag:           {trained}; recommended {self.recommended_lag:g} ps")
         lines.append(f"burst:         recommended {self.recommended_burst:g} ps")
+        for one in self.schedules:
+            use = f"for {' and '.join(one.good_for)}" if one.good_for else "measured"
+            lines.append(f"schedule:      {one.lag_ps:g} ps, {use}: {one.fidelity}")
         if self.start_frames is not None:
             lines.append(f"start frames:  {len(self.start_frames)}")
         if self.constraint_lengths:

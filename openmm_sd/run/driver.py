@@ -133,6 +133,7 @@ def run_mixed(
     plan = plan_run(model, start, settings, say)
     for note in plan.notes:
         say("note", note)
+    say("plan", plan.schedule().text)
     asked = interrupts() if stopped is None else contextlib.nullcontext(stopped)
     with asked as stop, locked(folder, "run"):
         return _Run(plan, folder, say, stop)()
@@ -562,6 +563,7 @@ class _Run:
             "temperature_K": plan.temperature,
             "lag_ps": plan.lag_ps,
             "burst_ps": plan.burst_ps,
+            "schedule": plan.schedule().as_json(),
             "step_ps": plan.step_ps,
             "seed": settings.seed,
             "platform": self._platform,

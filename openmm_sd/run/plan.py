@@ -22,6 +22,7 @@ from ..integrator.integrator import ScoreDynamicsIntegrator
 from ..integrator.notes import OTHER, Note
 from ..jump.jump import ERRORS, Jump
 from ..model.model import ScoreModel, model_digest
+from ..model.schedules import Schedule
 from ..prepare.driver import ROOM_TEMPERATURE_K, next_steps
 from ..progress import Progress
 from ..system.fitting import fitting_model, serving
@@ -144,6 +145,7 @@ class Plan:
         self.max_novelty = integrator.getMaxNovelty()
         self.lag_ps = integrator.getLag().value_in_unit(unit.picosecond)
         self.burst_ps = integrator.getBurst().value_in_unit(unit.picosecond)
+        self.settle_ps = integrator.getSettleTime().value_in_unit(unit.picosecond)
         self.burst_steps = max(1, round(self.burst_ps / self.step_ps))
         self.every_steps = self.burst_steps
         if settings.every_ps is not None:
@@ -180,6 +182,7 @@ class Plan:
             self.step_ps,
             burst=self.settings.burst_ps,
             lag=self.settings.lag_ps,
+            purpose=self.settings.purpose,
             bridge=bridge,
             seed=seed,
             maxTries=self.settings.max_tries,
@@ -242,6 +245,18 @@ class Plan:
         if any("Barostat" in kind for kind in kinds):
             raise ValueError("pressure_bar: the system has a barostat already")
 
+    def schedule(self) -> Schedule:
+        """Return lag, burst and settling, and the fidelity measured of chains of that lag."""
+        chosen = self.model.schedule(self.settings.purpose)
+        same = chosen.lag_ps == self.lag_ps
+        return Schedule(
+            self.lag_ps,
+            self.burst_ps,
+            self.settle_ps,
+            chosen.good_for if same else (),
+            self.model.measured_at(self.lag_ps),
+        )
+
     def identity(self) -> dict[str, Any]:
         """Return all that a run must keep when it goes on, as JSON gives it back."""
         settings = self.settings
@@ -263,7 +278,7 @@ class Plan:
             "max_tries": settings.max_tries,
             "candidates": settings.candidates,
             "settle_steps": settings.settle_steps,
-            "settle_ps": settings.settle_ps,
+            "settle_ps": self.settle_ps,
             "max_energy_rise": settings.max_energy_rise,
             "max_energy_sigma": settings.max_energy_sigma,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ..model.schedules import PURPOSES, USUAL_SETTLE_PS
 from ..settings import FASTEST, MAX_SEED, TEMPERATURE, Settings, setting
 
 #: Lengths of a run, of which one is given, with their units.
@@ -15,7 +16,7 @@ DEFAULT_JUMPS: Final = 100
 #: Platforms that compute in a precision of the user's choice.
 PRECISE_PLATFORMS: Final = ("CUDA", "HIP", "OpenCL")
 
-_ADVICE: Final = "the model's advice"
+_ADVICE: Final = "the model's advice for that purpose"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class RunSettings(Settings):
     )
     jumps: int | None = setting(None, f"length: number of jumps tried ({DEFAULT_JUMPS})")
     md_ps: float | None = setting(None, "length: MD time", option="md-ps")
+    purpose: str = setting(
+        "populations",
+        "what the run is for: chooses lag, burst and settling as the model's measurements say",
+        choices=PURPOSES,
+        option="for",
+    )
     lag_ps: float | None = setting(None, "time that a jump covers", shown=_ADVICE)
     burst_ps: float | None = setting(None, "MD time between two jumps", shown=_ADVICE)
     step_fs: float | None = setting(
@@ -112,10 +119,11 @@ class RunSettings(Settings):
         "most steps in which everything but the solute gives way after a jump; 0 for none",
         least=0,
     )
-    settle_ps: float = setting(
-        1.0,
+    settle_ps: float | None = setting(
+        None,
         "MD that everything but the solute does then, while the solute rests; it does not count",
         least=0,
+        shown=f"{_ADVICE}, else {USUAL_SETTLE_PS:g}",
     )
     max_energy_rise: float | None = setting(
         200.0,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...data.reference import chosen_torsions, read_reference
 from ...files.atomic import finite
 from ...model.model import ScoreModel
+from ...model.schedules import schedule_text
 from ...molecule.torsions import Torsion, torsions
 from ...progress import Progress, silence
 from ...report.page import (
@@ -494,9 +495,11 @@ def _clocks(summary: dict[str, Any]) -> list[str]:
         ["plain MD of the same system, here", plain(md, 4)],
         ["ratio", plain(ratio, 3)],
     ]
+    schedule = summary.get("schedule")  # runs of earlier versions have none
     return [
         table(["clock", "", ""], rows),
         table(["speed", "ns/day"], speeds),
+        f"<p>At this speed: {text(schedule_text(schedule))}.</p>" if schedule else "",
         small(
             "The ratio compares unlike things: MD gives every step between, and all of the water's "
             "motion. It says nothing of how well the jumps are made."
