@@ -21,7 +21,7 @@ from openmm_sd.propagator.kernels import OrnsteinUhlenbeck
 from openmm_sd.rollout.driver import read_rollout, run_rollout
 from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.workers.processes import ProcessPool
-from openmm_sd.workers.shares import shares
+from openmm_sd.workers.shares import cores, shares
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra 'cluster')")
 
@@ -276,11 +276,12 @@ def test_what_waits_to_be_written_is_bounded(workers, shaken, tmp_path, monkeypa
 # -- what is refused -------------------------------------------------------------------------------
 
 
-def test_each_process_gets_its_share_of_the_machine():
+def test_each_process_gets_its_share_of_the_machine(monkeypatch):
     assert [one["CUDA_VISIBLE_DEVICES"] for one in shares(3, ["2", "5"])] == ["2", "5", "2"]
-    cores = len(os.sched_getaffinity(0))
-    assert shares(cores, [])[0]["OPENMM_CPU_THREADS"] == "1"
+    assert shares(cores(), [])[0]["OPENMM_CPU_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in shares(1, [])[0]
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert shares(os.cpu_count(), [])[0]["OPENMM_CPU_THREADS"] == "1"
     with pytest.raises(ValueError, match="at least 1"):
         shares(0, [])
 

@@ -269,10 +269,16 @@ def test_killed_and_stopped_runs_go_on(pdb, tmp_path):
     assert np.array_equal(part.runs[0].positions, run.positions[: part.n_frames])
 
 
-def test_a_program_ends_once_with_the_process_that_started_it(tmp_path):
+@pytest.mark.parametrize("system", [sys.platform, "darwin"])
+def test_a_program_ends_once_with_the_process_that_started_it(tmp_path, system):
     """However many threads that had: GROMACS told twice writes no checkpoint."""
     said = tmp_path / "said"
-    keeper = Path(keeper_module.__file__)
+    script = (
+        "import runpy, subprocess, sys\n"
+        f"sys.platform = {system!r}\n"
+        f"runpy.run_path({keeper_module.__file__!r}, run_name='__main__')"
+    )
+    keeper = ["-c", script]
     program = (
         f"import signal, time; f = open({str(said)!r}, 'ab', 0); "
         "signal.signal(signal.SIGTERM, lambda *_: f.write(b'told ')); f.write(b'up ')\n"
@@ -281,7 +287,7 @@ def test_a_program_ends_once_with_the_process_that_started_it(tmp_path):
     parent = (
         "import os, subprocess, sys, threading, time\n"
         "for _ in range(5): threading.Thread(target=time.sleep, args=(60,)).start()\n"
-        f"subprocess.Popen([sys.executable, {str(keeper)!r}, str(os.getpid()), sys.executable, "
+        f"subprocess.Popen([sys.executable, *{keeper!r}, str(os.getpid()), sys.executable, "
         f"'-c', {program!r}])\n"
         "time.sleep(60)"
     )
@@ -294,10 +300,10 @@ def test_a_program_ends_once_with_the_process_that_started_it(tmp_path):
     process.wait()
     time.sleep(2.0)
     assert said.read_text() == "up told "
-    done = subprocess.run([sys.executable, keeper, str(os.getpid()), sys.executable, "-c", "1/0"])
+    done = subprocess.run([sys.executable, *keeper, str(os.getpid()), sys.executable, "-c", "1/0"])
     assert done.returncode == 1
     killed = "import os; os.kill(os.getpid(), 11)"
-    done = subprocess.run([sys.executable, keeper, str(os.getpid()), sys.executable, "-c", killed])
+    done = subprocess.run([sys.executable, *keeper, str(os.getpid()), sys.executable, "-c", killed])
     assert done.returncode == -signal.SIGSEGV
 
 

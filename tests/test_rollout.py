@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -562,6 +563,7 @@ def print_memory(bundle, folder, chains):
     print(resident("VmHWM") - before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_many_chains(on_disk, tmp_path):
     """Some copies of all frames, and not of all that is made on the way to them."""
     chains, bundle = 50_000, on_disk / "model.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from ..progress import Progress
 from ..system.plain_md import ns_per_day
+from ..workers.shares import cores
 
 # Work before anything is timed: TorchScript watches the first call and compiles in the second.
 _WARM = 3
@@ -147,4 +147,4 @@ def machine_line() -> str:
                 break
     except OSError:
         pass  # other systems have no such file
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model}, {cores()} cores"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -39,10 +40,17 @@ def _main(arguments: str) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         run_rollout(model, Path(folder) / "rollout", settings)
-    # The high-water mark of this program alone; that of getrusage begins with its parent's.
+    print(json.dumps(_peak()))
+
+
+def _peak() -> float:
+    """Return the peak memory (MiB) of this process."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    # That of this program alone; on Linux getrusage begins with the mark of its parent.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps(int(line.split()[1]) / 1024))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

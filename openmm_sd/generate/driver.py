@@ -23,6 +23,7 @@ from ..system.platforms import md_platform
 from ..system.solute import torsion_terms
 from ..version import __version__
 from ..workers.schedule import Pool, share_out
+from ..workers.shares import cores
 from .dynamics import Machine, Task, task_name
 from .engines import run_maker, settled_engine
 from .parts import ATTEMPTS, Parts, describe
@@ -181,14 +182,13 @@ def _shared(
     wanted: int | None, threads: int | None, platform: str, settings: GenerateSettings
 ) -> tuple[int, int]:
     """Return how many processes there are, and threads in each."""
-    cores = len(os.sched_getaffinity(0))
     tasks = len(settings.tasks())
     if threads is None and settings.engine == "gromacs":
         threads = 1  # so small a system gains more from a second run
     if wanted is None:
-        wanted = max(1, cores // (threads or 1)) if platform in ("CPU", "Reference") else 1
+        wanted = max(1, cores() // (threads or 1)) if platform in ("CPU", "Reference") else 1
     processes = min(wanted, tasks)
-    return processes, threads or max(1, cores // processes)
+    return processes, threads or max(1, cores() // processes)
 
 
 def _start(
@@ -210,7 +210,6 @@ def _start(
     start = parts.load_start()
     if start is not None:
         return start
-    cores = len(os.sched_getaffinity(0))
     try:
         if settings.engine == "gromacs":
             from . import gromacs
@@ -221,7 +220,7 @@ def _start(
             )
         else:
             start = make_start(
-                *(topology, positions, molecule, settings, torsions, machine.platform, cores),
+                *(topology, positions, molecule, settings, torsions, machine.platform, cores()),
                 say_and_stop,
             )
         parts.save_start(start)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..system.platforms import md_platform
 from ..workers.processes import ProcessPool
+from ..workers.shares import cores
 from .dynamics import BlownUp, Machine, PieceByPiece, Task, give_up, task_name
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
 from .start import Plan
@@ -143,7 +144,7 @@ class PieceMaker:
     def _here(self) -> Machine:
         """Return what this worker has."""
         if self._machine is None:
-            threads = os.environ.get("OPENMM_CPU_THREADS") or len(os.sched_getaffinity(0))
+            threads = os.environ.get("OPENMM_CPU_THREADS") or cores()
             platform = md_platform(self._platform, self._plan.settings.solvent == "implicit")
             self._machine = Machine(platform, int(threads), self._save_seconds)
         return self._machine

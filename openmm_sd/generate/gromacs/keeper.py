@@ -16,10 +16,13 @@ import sys
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+# How often a system that does not tell is asked whether the parent is still there.
+_LOOK_SECONDS = 0.5
 
 
 def _ended_with_parent(name: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, name)
+    if sys.platform == "linux":  # elsewhere `keep` looks at who its parent is
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, name)
 
 
 def keep(parent: int, command: list[str]) -> int:
@@ -40,6 +43,11 @@ def keep(parent: int, command: list[str]) -> int:
     if told or os.getppid() != parent:
         told = True
         process.send_signal(signal.SIGTERM)
+    while not told and sys.platform != "linux":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=_LOOK_SECONDS)
+        if os.getppid() != parent:
+            pass_on(signal.SIGTERM, None)
     return process.wait()
 
 
