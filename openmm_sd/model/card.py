@@ -100,6 +100,17 @@ class NoveltyOrigin(TypedDict, total=False):
     runs_left_out: list[str]
 
 
+class Serves(TypedDict):
+    """Capped chains of amino acids that a model serves without having been trained on them."""
+
+    residues: list[str]
+    """As the card's force field calls them: HIE, not HIS."""
+    longest: int
+    """Residues between the caps, at most."""
+    tested: int
+    """The longest chain on which the model was compared with MD, in residues."""
+
+
 class Entry(Generic[Read, Written]):
     """One key of a card: an attribute that reads it, checked, and writes it.
 
@@ -216,6 +227,24 @@ def _novelty(key: str, value: object) -> NoveltyOrigin | None:
     return NoveltyOrigin(**value)
 
 
+def _serves(key: str, value: object) -> Serves | None:
+    if value is None:
+        return None
+    given: Mapping[str, object] = value if isinstance(value, Mapping) else {}
+    residues = _texts(key, given.get("residues"))
+    longest, tested = (_whole(given.get(name)) for name in ("longest", "tested"))
+    if not residues or not 1 <= tested <= longest:
+        raise ValueError(
+            f"card: {key} must hold residues (names), and longest and tested (numbers of residues, "
+            f"tested not above longest), got {value!r}"
+        )
+    return Serves(residues=list(residues), longest=longest, tested=tested)
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
 def _text(key: str, value: object) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -272,6 +301,8 @@ class Card(dict[str, Any]):
     """Heavy atom, hydrogen and the distance that the training MD held, nm."""
     novelty = Entry[NoveltyOrigin | None, Mapping[str, object]]("novelty", _novelty)
     """There if and only if the model has a novelty score."""
+    serves = Entry[Serves | None, Mapping[str, object]]("serves", _serves)
+    """Chains that it serves beside those it was trained on; without it, any molecule."""
 
     # Where it is from.
     name = Entry[str | None, str]("name", _text)
@@ -330,6 +361,7 @@ class Card(dict[str, Any]):
         """
         for number in _NUMBERS:
             number.of(self)
+        Card.serves.of(self)
         lags, lag = self.lag_range, self.recommended_lag
         if lags is not None and lag is not None and not lags[0] <= lag <= lags[1]:
             raise ValueError(

@@ -31,6 +31,8 @@ _UNSEEN: Final = (
     "No frame of {} was seen in training: all that is known of it is its force field. There is no "
     "novelty score."
 )
+#: Residues of a chain that are caps.
+_N_CAPS: Final = 2
 #: Structures drawn from the force field's springs that windows are measured on.
 _DRAWN: Final = 2000
 #: Constrained bonds of one kind agree to this, nm.
@@ -221,5 +223,15 @@ def served(
         card.max_displacement = round(_displacement(molecule, relatives), 4)
     card.name = molecule.name
     card.data = {"none": f"no frame of {molecule.name} was seen in training"}
-    card.limits = [*first.limits, _UNSEEN.format(molecule.name)]
+    card.limits = [*first.limits, _UNSEEN.format(molecule.name) + _untested(molecule, first)]
     return network, card
+
+
+def _untested(molecule: Molecule, card: Card) -> str:
+    """Say that a chain is longer than those that were tested, if it is."""
+    serves = card.serves
+    residues = set(zip(molecule.residue_names, molecule.residue_ids, strict=True))
+    if serves is None or len(residues) - _N_CAPS <= serves["tested"]:
+        return ""
+    longest = "one residue" if serves["tested"] == 1 else f"{serves['tested']} residues"
+    return f" No chain of more than {longest} was tested."

@@ -22,7 +22,7 @@ from ..files.folder import check_folder, interrupts
 from ..molecule.topology import pdb_text
 from ..progress import Progress, silence
 from ..system.box import PreparedBox, count_ions, equilibrate, in_implicit_solvent, solvate
-from ..system.fitting import fitting_models
+from ..system.fitting import Solvated, fitting_models, unseen
 from ..system.force_field import (
     DEFAULT_FORCE_FIELD,
     IMPLICIT_FORCE_FIELD,
@@ -156,7 +156,13 @@ def _prepared(
     repaired = repair(structure, settings, say)
     say("looking for a model", "")
     implicit = settings.solvent == "implicit"
-    fitting, reasons = fitting_models(repaired.topology, implicit)
+    what = Solvated(
+        repaired.topology,
+        repaired.positions,
+        files=file_names(settings.force_field or ()),
+        implicit=implicit,
+    )
+    fitting, reasons = fitting_models(what)
     model = next(iter(fitting.values()), None)
     files = settings.force_field or (model.card.openmm_force_field(implicit) if model else ())
     files = files or (IMPLICIT_FORCE_FIELD if implicit else DEFAULT_FORCE_FIELD)
@@ -176,8 +182,13 @@ def _prepared(
         made_by="openmm-sd prepare",
         source=structure,
     )
+    notes = [*prepared.provenance["notes"]]
+    if fitting and (served := unseen(next(iter(fitting.values())), what, files)):
+        notes.append(f"{next(iter(fitting))}: {served.card.limits[-1]}")
+        say("note", notes[-1])
     record = {
         **prepared.provenance,
+        "notes": notes,
         "models": {"fitting": list(fitting), "others": reasons},
         "next": next_steps(
             *(list(fitting), prepared.force_field, settings.solvent == "implicit", temperature),

@@ -28,7 +28,6 @@ from ..progress import Progress
 from ..system.fitting import fitting_model, serving
 from ..system.force_field import water_box
 from ..system.solute import NoSoluteError, find_solute
-from ..system.structure import nanometers
 from .settings import RunSettings
 from .start import Source, force_field, model_mismatch, open_start, other_force_field
 
@@ -54,7 +53,7 @@ def plan_run(
     if given is None:
         say("loading the model", "")
         try:
-            given = fitting_model(source.topology, source.implicit)
+            given = fitting_model(source.solvated_in(settings.force_field))
         except NoSoluteError as error:
             raise _advised(model_mismatch(source, error), source, settings) from None
         except ValueError as error:
@@ -160,15 +159,8 @@ class Plan:
 
     def _serving(self, model: ScoreModel) -> ScoreModel | None:
         """Return the model of a solute that was not trained on, with a note, if there can be."""
-        source, prepared = self.source, self.source.prepared
-        served = serving(
-            model,
-            source.topology,
-            source.positions,
-            prepared.system if prepared is not None else None,
-            prepared.box_vectors if prepared is not None else None,
-            force_field(self.settings, model),
-        )
+        what = self.source.solvated_in(self.settings.force_field)
+        served = serving(model, what, force_field(self.settings, model))
         if served is not None:
             self.notes.append(Note(OTHER, served.card.limits[-1]))
         return served
@@ -210,16 +202,8 @@ class Plan:
 
     def _check_hand(self) -> None:
         """Refuse the mirror image of what the model knows before anything is built."""
-        prepared, topology = self.source.prepared, self.source.topology
-        box = np.zeros((3, 3))
-        if prepared is not None:
-            if (
-                prepared.box_vectors is not None
-                and prepared.system.usesPeriodicBoundaryConditions()
-            ):
-                box = prepared.box_vectors
-        elif self.source.solvated:
-            box = nanometers(topology.getPeriodicBoxVectors())
+        vectors = self.source.box_vectors
+        box = np.zeros((3, 3)) if vectors is None else vectors
         jump = Jump(self.model.propagator, self.solute.molecule, ())
         if not jump.n_centres:
             return

@@ -29,7 +29,13 @@ from ..prepare import (
 )
 from ..prepare.driver import box_of, read_source
 from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU, LIGHT_STEP_PS
-from ..system.force_field import DEFAULT_FORCE_FIELD, has_implicit_solvent, make_water_system
+from ..system.fitting import Solvated
+from ..system.force_field import (
+    DEFAULT_FORCE_FIELD,
+    differ,
+    has_implicit_solvent,
+    make_water_system,
+)
 from ..system.prepared import prepared_sha256
 from ..system.structure import Structure, count_waters, nanometers
 from .settings import RunSettings
@@ -71,6 +77,28 @@ class Source:
     def implicit(self) -> bool:
         """Whether it is in implicit solvent."""
         return self.prepared is not None and has_implicit_solvent(self.prepared.system)
+
+    @property
+    def box_vectors(self) -> NDArray[np.float64] | None:
+        """The box, nm, one vector a row; None without periodic boundaries."""
+        prepared = self.prepared
+        if prepared is not None:
+            return (
+                prepared.box_vectors if prepared.system.usesPeriodicBoundaryConditions() else None
+            )
+        return nanometers(self.topology.getPeriodicBoxVectors()) if self.solvated else None
+
+    def solvated_in(self, files: tuple[str, ...] | None) -> Solvated:
+        """Return what a model is looked for; the files are those of the user's choice, if any."""
+        prepared = self.prepared
+        return Solvated(
+            self.topology,
+            self.positions,
+            self.box_vectors,
+            prepared.system if prepared is not None else None,
+            (files or ()) if prepared is None else prepared.force_field,
+            self.implicit,
+        )
 
     def step_ps(self) -> float:
         """Return the MD step that the System allows, as far as is known, ps."""
@@ -155,11 +183,9 @@ def other_force_field(
     """
     card = model.card
     named = card.force_field
-    if not files or not named:
-        return None
     if card.is_implicit and not implicit:
         return None  # there is a note of its own for it
-    if {os.path.basename(file) for file in files} == {os.path.basename(f) for f in named}:
+    if not differ(files, named):
         return None
     return Note(
         FORCE_FIELD,

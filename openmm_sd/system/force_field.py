@@ -76,6 +76,13 @@ def file_names(files: ForceFieldLike) -> tuple[str, ...]:
     return () if isinstance(files, app.ForceField) else tuple(files)
 
 
+def differ(files: Sequence[str], named: Sequence[str]) -> bool:
+    """Return whether the files of two force fields are known and are not the same."""
+    if not files or not named:
+        return False
+    return {PurePath(file).name for file in files} != {PurePath(file).name for file in named}
+
+
 def water_box(files: ForceFieldLike) -> str:
     """Return what ``Modeller.addSolvent`` calls the water of a force field, by its files."""
     stems = [PurePath(file).stem.lower() for file in file_names(files)]
