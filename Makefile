@@ -17,22 +17,22 @@ INSTALL = UV_CONSTRAINT=constraints.txt UV_BUILD_CONSTRAINT=constraints.txt PIP_
     $$(if test -x $(BIN)/uv; then echo $(BIN)/uv pip install --python $(BIN)/python; \
     else echo $(BIN)/pip install; fi) --quiet
 
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt
+$(VENV)/.ready: pyproject.toml setup.py models/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openmm-sd needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	-$(BIN)/pip install --quiet 'uv<1'
-	$(INSTALL) --editable '.[openmm-torch,test]'
+	$(INSTALL) --editable '.[openmm-torch,dev]' --editable ./models
 	@touch $@
 
 # make constraints - the newest versions into constraints.txt, for 'make test' to decide about
 constraints: $(VENV)/.ready
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
-	    --custom-compile-command 'make constraints' --extra openmm-torch --extra test --extra docs \
+	    --custom-compile-command 'make constraints' --extra openmm-torch --extra dev --extra docs \
 	    pyproject.toml --output-file constraints.txt
 
 # The native bridge, where there is a C++ compiler; everything else works without.
-PLUGIN := plugin/setup.py plugin/pyproject.toml $(shell find plugin/openmmapi plugin/platforms \
-    plugin/python plugin/serialization -name '*.cpp' -o -name '*.h' -o -name '*.py')
+PLUGIN := plugin/CMakeLists.txt plugin/pyproject.toml $(wildcard plugin/*.py) $(shell find plugin/openmmapi \
+    plugin/platforms plugin/python plugin/serialization -name '*.cpp' -o -name '*.h' -o -name '*.py')
 $(VENV)/.native: $(VENV)/.ready $(PLUGIN)
 	@if command -v $${CXX:-c++} >/dev/null; then \
 	    $(BIN)/pip install --quiet --no-build-isolation --force-reinstall --no-deps ./plugin && touch $@; \
@@ -63,4 +63,4 @@ docs: $(VENV)/.ready
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 clean:
-	rm -rf demo-output build plugin/build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo-output build dist plugin/build models/build *.egg-info models/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -191,6 +191,7 @@ def test_what_cannot_be_distilled(tmp_path, capsys, model, calls, said):
 
 def test_the_shipped_student_gives_its_teachers_answers():
     """Frame by frame, and in which conformation they are."""
+    pytest.importorskip("openmm_sd_models")
     model, student = (ScoreModel.load(name) for name in ("ala2-water", "ala2-water-2calls"))
     assert (model.propagator.n_calls, student.propagator.n_calls) == (8, 2)
     chance = torch.Generator().manual_seed(1)
@@ -212,6 +213,7 @@ def test_the_shipped_student_gives_its_teachers_answers():
 
 
 def test_a_student_gives_way_to_its_teacher():
+    pytest.importorskip("openmm_sd_models")
     molecule = ScoreModel.load("ala2-water").molecules[0]
     fitting, reasons = fitting_models(molecule.to_topology())
     assert list(fitting) == ["ala2-water"]

@@ -8,8 +8,8 @@ keeps what was compiled, for the next time. Exit code 0 if both find nothing.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import openmm.version
 import openmm_sd_native
+import torch
 from openmm_sd_native.__main__ import flags
 
 HERE = Path(__file__).resolve().parent
@@ -26,42 +27,28 @@ ADDRESS = "-g -O1 -fsanitize=address -fno-omit-frame-pointer"
 RUNS = {"all": "detect_leaks=0:detect_stack_use_after_return=1", "leaks": "detect_leaks=1"}
 
 
-def builder():
-    """The plugin's setup.py, without building."""
-    spec = importlib.util.spec_from_file_location("plugin_setup", HERE.parent / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def compile_for_address_sanitizer(folder: Path) -> tuple[Path, Path]:
     """Compile plugin and test; return the test and the folder of the kernels."""
-    os.environ["CXXFLAGS"] = os.environ["LDFLAGS"] = ADDRESS
-    setup = builder()
-    objects, lib = folder / "objects", folder / "lib"
-    objects.mkdir(exist_ok=True)
-    tools = setup.Toolchain(objects)
-
-    def of(sources: list[str]) -> list[Path]:
-        return [tools.compile(source) for source in sources]
-
-    torch = ["-ltorch_cpu", "-lc10"]
-    core = lib / "libOpenMMScoreDynamics.so"
-    tools.link(core, of(setup.CORE), ["-lOpenMM", *torch, f"-Wl,-soname,{core.name}"], "..")
-    kernels = lib / "plugins" / "libOpenMMScoreDynamicsReference.so"
-    mine = ["-lOpenMMScoreDynamics", "-lOpenMM", *torch]
-    tools.link(kernels, of(setup.REFERENCE), mine, "../..")
+    lib, source = folder / "lib", HERE.parent
+    kinds = ("CXX", "SHARED_LINKER", "MODULE_LINKER")
+    flags = [f"-DCMAKE_{kind}_FLAGS={ADDRESS}" for kind in kinds]
+    configure = ["cmake", "-S", source, "-B", lib, f"-DPython_EXECUTABLE={sys.executable}", *flags]
+    subprocess.run(configure, check=True)
+    # The kernels need the library.
+    kernels = ["--target", "OpenMMScoreDynamicsReference"]
+    subprocess.run(["cmake", "--build", lib, "--parallel", *kernels], check=True)
     program = folder / "test-asan"
     openmm_lib = Path(openmm.version.openmm_library_path)
     subprocess.run(
         [
-            *tools.command, *tools.flags, "-w", str(TEST), "-o", str(program),
-            f"-L{lib}", f"-L{openmm_lib}", "-lOpenMMScoreDynamics", "-lOpenMM",
-            f"-Wl,-rpath,{lib}:{openmm_lib}",
+            *("c++", "-std=c++17", *shlex.split(ADDRESS), "-w", str(TEST), "-o", str(program)),
+            *(f"-I{source / 'openmmapi/include'}", f"-I{openmm_lib.parent / 'include'}"),
+            *(f"-L{lib}", f"-L{openmm_lib}", "-lOpenMMScoreDynamics", "-lOpenMM"),
+            f"-Wl,-rpath,{lib}:{openmm_lib}:{Path(torch.__file__).parent / 'lib'}",
         ],
         check=True,
-    )  # fmt: skip
-    return program, kernels.parent
+    )
+    return program, lib
 
 
 def main(folder: Path) -> int:

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __version__ = importlib.metadata.version("openmm-sd-native")
 
 # Platforms with a library of their own; the CPU platform uses Reference's.
 _PLATFORMS = ("Reference", "OpenCL", "CUDA")
+_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _lock = threading.Lock()
 _loaded: set[str] = set()
 
@@ -83,7 +85,9 @@ def load() -> None:
     import openmm  # isort: skip
 
     here = {"openmm": openmm.version.short_version, "torch": str(torch.__version__)}
-    if here != built_for():
+    # What torch was built for after the "+", a version of CUDA or none, changes none of its
+    # libraries that the plugin uses.
+    if _released(here) != _released(built_for()):
         was, now = (f"OpenMM {v['openmm']} and torch {v['torch']}" for v in (built_for(), here))
         raise ImportError(
             f"openmm-sd-native was built for {was}, here are {now}: build it again, "
@@ -93,13 +97,17 @@ def load() -> None:
         count = openmm.Platform.getNumPlatforms()
         for name in (openmm.Platform.getPlatform(i).getName() for i in range(count)):
             if name in _PLATFORMS and name not in _loaded:
-                library = PLUGINS / f"libOpenMMScoreDynamics{name}.so"
+                library = PLUGINS / f"libOpenMMScoreDynamics{name}{_SUFFIX}"
                 try:
                     openmm.Platform.loadPluginLibrary(str(library))
                 except openmm.OpenMMException as error:
                     raise ImportError(f"openmm-sd-native does not load: {error}") from error
                 _loaded.add(name)
         _name_shipped_models()
+
+
+def _released(versions: dict[str, str]) -> dict[str, str]:
+    return {name: version.partition("+")[0] for name, version in versions.items()}
 
 
 def _name_shipped_models() -> None:
