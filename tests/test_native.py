@@ -271,7 +271,11 @@ def test_auto_takes_it(monkeypatch, tmp_path):
 
 def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
     pytest.importorskip("cmake")
-    command = [sys.executable, "-m", "cmake", "-S", ROOT / "plugin", "-B"]
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("there is no make")
+    command = [sys.executable, "-m", "cmake", "-G", "Unix Makefiles", "-S", ROOT / "plugin"]
+    command += [f"-DCMAKE_MAKE_PROGRAM={make}", "-B"]
 
     def said(folder):
         done = subprocess.run([*command, tmp_path / folder], capture_output=True, text=True)
