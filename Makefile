@@ -17,11 +17,11 @@ INSTALL = UV_CONSTRAINT=constraints.txt UV_BUILD_CONSTRAINT=constraints.txt PIP_
     $$(if test -x $(BIN)/uv; then echo $(BIN)/uv pip install --python $(BIN)/python; \
     else echo $(BIN)/pip install; fi) --quiet
 
-$(VENV)/.ready: pyproject.toml setup.py models/pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openmm-sd needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	-$(BIN)/pip install --quiet 'uv<1'
-	$(INSTALL) --editable '.[openmm-torch,dev]' --editable ./models
+	$(INSTALL) --editable '.[openmm-torch,dev]'
 	@touch $@
 
 # make constraints - the newest versions into constraints.txt, for 'make test' to decide about
