@@ -47,11 +47,13 @@ GROUPS: Final = {
     "bridges": "jump through called directly torchforce pythonforce native",
     "atoms": "propagator published network of atoms batch",
     "memory": "memory of a rollout",
+    "statistics": "mixed run for chains at once populations kinetics plain md by gromacs",
 }
 
 # Those that are compared with plain MD.
-_COMPARED: Final = ("md", "burst", "mixed", "rollout")
-_MD_STEPS: Final = 10
+_COMPARED: Final = ("md", "burst", "mixed", "rollout", "statistics")
+#: Steps of plain MD that are timed as one.
+MD_STEPS: Final = 10
 _SEED: Final = 1
 # So many bursts that none ends.
 _ENDLESS: Final = 1e9
@@ -184,13 +186,14 @@ def _plain(scene: Scene) -> Contestant:
     )
 
     def work() -> float:
-        md.steps(_MD_STEPS)
-        return _MD_STEPS * HEAVY_STEP_PS
+        md.steps(MD_STEPS)
+        return MD_STEPS * HEAVY_STEP_PS
 
-    return Contestant(PLAIN, work, facts=_in_box(scene))
+    return Contestant(PLAIN, work, facts=in_box(scene))
 
 
-def _in_box(scene: Scene) -> dict[str, Any]:
+def in_box(scene: Scene) -> dict[str, Any]:
+    """Return what the table says of whoever moves the whole box."""
     atoms = scene.box.topology.getNumAtoms()
     return {"platform": scene.platform, "atoms": atoms, "step_fs": 1000.0 * HEAVY_STEP_PS}
 
@@ -198,9 +201,9 @@ def _in_box(scene: Scene) -> dict[str, Any]:
 def _bursts(scene: Scene) -> Iterator[Contestant]:
     model = ScoreModel(Identity(scene.molecule.n_atoms), scene.molecule)
     for bridge in scene.bridges:
-        facts = _in_box(scene) | {"bridge": bridge}
+        facts = in_box(scene) | {"bridge": bridge}
         context, integrator = scene.jumping(model, bridge, burst=_ENDLESS)
-        yield Contestant(f"burst, {bridge}", _stepping(context, integrator, _MD_STEPS), facts=facts)
+        yield Contestant(f"burst, {bridge}", _stepping(context, integrator, MD_STEPS), facts=facts)
         context, integrator = scene.jumping(model, bridge, burst=HEAVY_STEP_PS, settleTime=0.0)
         step = _stepping(context, integrator, 1, counts=False)
         note = "beside the step of MD"
@@ -208,7 +211,7 @@ def _bursts(scene: Scene) -> Iterator[Contestant]:
             f"jump that moves nothing, {bridge}",
             step,
             jumps=1.0,
-            minus=(PLAIN, 1.0 / _MD_STEPS),
+            minus=(PLAIN, 1.0 / MD_STEPS),
             facts=facts | {"note": note},
         )
 
@@ -233,7 +236,7 @@ def _mixed(scene: Scene) -> Iterator[Contestant]:
         yield Contestant(
             f"mixed run, lag {lag:g} ps",
             _cycle(context, integrator, steps),
-            facts=_in_box(scene)
+            facts=in_box(scene)
             | {
                 "bridge": scene.bridge,
                 "lag_ps": lag,
@@ -261,16 +264,17 @@ def _rollouts(scene: Scene) -> Iterator[Contestant]:
             settings = RolloutSettings(
                 chains=size, batch=size, lag_ps=lag, device=scene.device, seed=_SEED
             )
-            rollout = Rollout(scene.model, settings, _start_frames(scene))
+            rollout = Rollout(scene.model, settings, start_frames(scene))
             yield Contestant(
                 f"rollout, lag {lag:g} ps, batch {size}",
                 _advancing(rollout, size * lag),
                 jumps=float(size),
-                facts=_of_network(scene, size) | {"lag_ps": lag},
+                facts=of_network(scene, size) | {"lag_ps": lag},
             )
 
 
-def _start_frames(scene: Scene) -> Any:
+def start_frames(scene: Scene) -> Any:
+    """Return frames to start chains from where the model has none of its own."""
     return None if scene.model.start_frames is not None else scene.molecule.positions[None]
 
 
@@ -282,7 +286,8 @@ def _advancing(rollout: Rollout, ps: float) -> Callable[[], float]:
     return work
 
 
-def _of_network(scene: Scene, batch: int, atoms: int | None = None) -> dict[str, Any]:
+def of_network(scene: Scene, batch: int, atoms: int | None = None) -> dict[str, Any]:
+    """Return what the table says of whoever calls a network alone."""
     return {"device": scene.device, "batch": batch, "atoms": atoms or scene.molecule.n_atoms}
 
 
@@ -316,7 +321,7 @@ def _propagators(scene: Scene) -> Iterator[Contestant]:
     compiled = script_frozen(_on(scene.model.propagator, scene.device))
     for size in (1, *scene.batches):
         inputs = _inputs(_model_frames(scene), size, scene.model.noise_size, scene.device)
-        facts = _of_network(scene, size) | _about(scene.model.propagator)
+        facts = of_network(scene, size) | _about(scene.model.propagator)
         yield Contestant(
             f"propagator, batch {size}", _calling(compiled, inputs), jumps=float(size), facts=facts
         )
@@ -351,7 +356,7 @@ def _published_one(
     with torch.inference_mode():
         senders, receivers = network.edges(frame)  # type: ignore[operator]
         known = network.known(frame, senders, receivers)  # type: ignore[operator]
-    facts = _of_network(scene, size, molecule.n_atoms) | _about(network)
+    facts = of_network(scene, size, molecule.n_atoms) | _about(network)
     return Contestant(
         what,
         _calling(compiled, [noise.view(-1, 3), frame, known, senders, receivers]),
@@ -369,7 +374,7 @@ def _bridges(scene: Scene) -> Iterator[Contestant]:
     constraints = model.constraint_lengths
     jump = Jump(model.propagator, molecule, gates, constraints, model.novelty)
     inputs = _inputs(molecule.positions[None], 1, model.noise_size, "cpu")
-    own = _of_network(scene, 1) | {"device": "cpu"}
+    own = of_network(scene, 1) | {"device": "cpu"}
     yield Contestant(
         "propagator called directly",
         _calling(script_frozen(model.propagator), inputs),
@@ -428,7 +433,7 @@ def _atoms(scene: Scene) -> Iterator[Contestant]:
         compiled = script_frozen(_on(network, scene.device))
         frames = shaken(molecule, 50)
         for batch in (1, 64):
-            facts = _of_network(scene, batch, molecule.n_atoms) | _about(network)
+            facts = of_network(scene, batch, molecule.n_atoms) | _about(network)
             yield Contestant(
                 f"propagator of {molecule.n_atoms} atoms, batch {batch}",
                 _calling(compiled, _inputs(frames, batch, network.noise_size, scene.device)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,13 +14,15 @@ from typing import Any, Final
 
 import torch
 
-from ..files.atomic import check_target, write_json
+from ..data.reference import read_reference
+from ..files.atomic import check_target, finite, write_json
 from ..model.model import ScoreModel
 from ..progress import Progress, silence
 from ..propagator.device import chosen_device
 from ..system.platforms import platform_and_bridge
 from ..version import versions
 from .contestants import GROUPS, PLAIN, Scene, contestants
+from .gromacs import gromacs_contestant
 from .measure import (
     Contestant,
     Turn,
@@ -30,7 +33,9 @@ from .measure import (
     take_turns,
 )
 from .memory import peak_of_rollout
+from .plot import draw
 from .settings import BenchmarkSettings
+from .statistics import as_lines, judged, lengthen, set_up, torsions_of
 
 _MEMORY_CHAINS: Final = 64
 _MEMORY_STEPS: Final = (25, 200)
@@ -40,6 +45,8 @@ def run_benchmark(
     settings: BenchmarkSettings | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
+    figure: str | os.PathLike[str] | None = None,
+    reference: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure, with all contestants in turn.
@@ -50,6 +57,11 @@ def run_benchmark(
         What is measured.
     output : str or PathLike, optional
         File for the result, JSON.
+    figure : str or PathLike, optional
+        File for a picture, PNG: the error of a population against wall-clock time.
+    reference : sequence of str or PathLike
+        MD from which its own correlation times are taken, see
+        `openmm_sd.data.reference.read_reference`; without it those of chains of the shortest lag.
     progress : callable, optional
         Called with what is being done and how far it is.
 
@@ -58,8 +70,8 @@ def run_benchmark(
     dict
         ``rows``: a list, one entry a measurement, with ``what``, ``platform``, ``device``,
         ``batch``, ``ns_per_day``, ``us_per_jump``, ``ratio_to_md``, ``repeats`` and more, None for
-        what does not apply; ``ratios``: the comparisons that have a target; ``machine``,
-        ``threads``, ``settings``, ``versions``, ``seconds``.
+        what does not apply, and ``statistics`` of those that sample; ``ratios``: the comparisons
+        that have a target; ``machine``, ``threads``, ``settings``, ``versions``, ``seconds``.
 
     Raises
     ------
@@ -69,10 +81,12 @@ def run_benchmark(
     settings = settings or BenchmarkSettings()
     say = progress or silence
     began = time.perf_counter()
-    if output is not None:
-        check_target(Path(output))
+    for file in (output, figure):
+        if file is not None:
+            check_target(Path(file))
     wanted = _wanted(settings.only)
     model = ScoreModel.load(settings.model).only()
+    known = read_reference(reference, model.molecules[0]) if reference else None
     say("trying the bridges", "")
     platform, bridge = platform_and_bridge(settings.platform, "auto", say)
     scene = Scene(
@@ -87,11 +101,22 @@ def run_benchmark(
         atoms=settings.atoms,
         say=say,
     )
-    chosen = contestants(scene, wanted)
-    if not chosen and "memory" not in wanted:
-        raise ValueError(f"only: nothing measured is called {settings.only!r}")
-    turns = take_turns(chosen, settings.repeats, settings.seconds / settings.repeats, say)
+    with tempfile.TemporaryDirectory() as place:
+        chosen, arena = contestants(scene, wanted), None
+        if "statistics" in wanted:
+            arena = set_up(scene, torsions_of(scene, known))
+            sampling = [*arena.contestants, gromacs_contestant(scene, settings.gmx, Path(place))]
+            word = wanted["statistics"] or ""
+            chosen += [one for one in sampling if one is not None and word in one.what.lower()]
+        if not chosen and "memory" not in wanted:
+            raise ValueError(f"only: nothing measured is called {settings.only!r}")
+        turns = take_turns(chosen, settings.repeats, settings.seconds / settings.repeats, say)
     rows = [_complete(row_of(contestant, turns, PLAIN)) for contestant in chosen]
+    worth: dict[str, dict[str, Any]] = {}
+    if arena is not None:
+        lengthen(scene, arena, settings.chain_seconds)
+        worth = judged(scene, arena, turns, known)
+        rows = [row | {"statistics": finite(worth.get(row["what"]))} for row in rows]
     if "memory" in wanted:
         rows += _memory(settings, say)
     result = {
@@ -108,6 +133,8 @@ def run_benchmark(
     }
     if output is not None:
         write_json(Path(output), result, indent=1)
+    if figure is not None:
+        draw(rows, Path(figure))
     return result
 
 
@@ -137,6 +164,8 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(
             f"{entry['what']}: {_short(entry['ratio'])} ({_short(low)} to {_short(high)}){aim}"
         )
+    worth = {row["what"]: row["statistics"] for row in result["rows"] if row.get("statistics")}
+    lines += as_lines(worth)
     lines.append("Effective time is no MD time, and speeds of rollouts are none of mixed runs.")
     return "\n".join(lines)
 

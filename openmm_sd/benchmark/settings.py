@@ -23,8 +23,8 @@ class BenchmarkSettings(Settings):
     repeats: int = setting(7, "turns of each contestant")
     only: str | None = setting(
         None,
-        "md, burst, mixed, rollout, propagator, published, bridges, atoms or memory, or a word of "
-        "a contestant's name",
+        "md, burst, mixed, rollout, propagator, published, bridges, atoms, memory or statistics, "
+        "or a word of a contestant's name",
         metavar="WORD",
     )
     platform: str | None = setting(None, "OpenMM platform", shown=FASTEST)
@@ -35,6 +35,17 @@ class BenchmarkSettings(Settings):
         (16, 64, 256, 1024), "batch sizes; the largest is too large for the published network"
     )
     lags_ps: tuple[float, ...] = setting((10.0, 100.0), "lags of rollouts and mixed runs")
+    chain_seconds: float = setting(
+        20.0,
+        "wall-clock time of the chains of each schedule from which correlation times are found",
+        option="chain-seconds",
+    )
+    gmx: str | None = setting(
+        None,
+        "GROMACS's gmx to compare with",
+        shown="the one that a shell would find, if any",
+        metavar="PATH",
+    )
     atoms: tuple[int, ...] = setting((22, 100, 400), "sizes of molecules for the cost by size")
 
     def __post_init__(self) -> None:
