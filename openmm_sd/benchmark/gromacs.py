@@ -18,6 +18,7 @@ from ..generate.gromacs.topology import (
 from ..generate.settings import GenerateSettings
 from ..prepare.settings import HEAVY_STEP_PS, HYDROGEN_MASS_AMU
 from ..run import RunSettings
+from ..workers.shares import cores
 from .contestants import Scene, in_box
 from .measure import Contestant
 
@@ -40,7 +41,7 @@ def gromacs_contestant(scene: Scene, gmx: str | None, folder: Path) -> Contestan
     except (CannotWriteError, ValueError, RuntimeError) as error:
         scene.say("note", f"left out: GROMACS: {error}")
         return None
-    threads = int(os.environ.get("OPENMM_CPU_THREADS") or len(os.sched_getaffinity(0)))
+    threads = int(os.environ.get("OPENMM_CPU_THREADS") or cores())
 
     def work() -> float:
         program.simulate(folder, "speed", "-noconfout", threads=threads)
