@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from .names import shipped_folder
-
 #: What a schedule can be asked for.
 PURPOSES: Final = ("populations", "kinetics")
 #: MD of everything but the solute after a jump where nothing else is known, ps.
@@ -141,5 +139,7 @@ def beside_bundle(sha256: str | None) -> tuple[Schedule, ...]:
 
 @functools.cache
 def _beside() -> dict[str, tuple[Schedule, ...]]:
+    from .names import shipped_folder  # which needs numpy, and settings import this module
+
     content = json.loads((shipped_folder() / _FILE).read_text(encoding="utf-8"))
     return {one["sha256"]: read_schedules(name, one["schedules"]) for name, one in content.items()}
