@@ -50,9 +50,10 @@ from openmm_sd.analysis import dihedral
 from openmm_sd.analysis.equilibrium import histogram_2d, jensen_shannon
 from openmm_sd.analysis.torsions import BASINS, basins
 from openmm_sd.data.dataset import Run
+from openmm_sd.jump.jump import REJECTIONS
 from openmm_sd.molecule.matching import difference
 from openmm_sd.molecule.torsions import backbone_torsions
-from openmm_sd.rollout.rollout import Rollout
+from openmm_sd.rollout.rollout import Mover
 from openmm_sd.rollout.settings import RolloutSettings
 from openmm_sd.system.force_field import make_system
 from openmm_sd.train.data import read_by_molecule
@@ -170,9 +171,7 @@ def populations(
     ]
 
 
-def equilibrium(
-    truth: Truth, model: ScoreModel, lag: float, options: argparse.Namespace
-) -> dict[str, Any]:
+def equilibrium(truth: Truth, move: Mover, options: argparse.Namespace) -> dict[str, Any]:
     """Compare chains with MD: populations, and JSD(phi, psi)."""
     rng = np.random.default_rng(options.seed)
     sizes = [len(names) for _, names in truth.names()]
@@ -187,14 +186,15 @@ def equilibrium(
         if len(md) == 1:
             known = weights
     frames = np.concatenate([run.positions for run in truth.runs])
-    start = frames[rng.choice(len(frames), options.chains, p=known)]
-    settings = RolloutSettings(chains=options.chains, lag_ps=lag, seed=options.seed)
-    rollout = Rollout(model, settings, start)
-    kept = []
+    start = frames[rng.choice(len(frames), options.chains, p=known)].astype(np.float64)
+    now = move.place(start, np.arange(options.chains))
+    move.lag_ps = options.chain_lag
+    kept, given_up = [], 0
     for step in range(options.steps):
-        rollout.step()
+        now, counts = move(now, step)
+        given_up += counts["fallbacks"]
         if step >= options.steps // 3:
-            kept.append(truth.measure(rollout.frames))
+            kept.append(truth.measure(now.numpy()))
     chains = np.stack(kept, axis=1)
     groups = np.array_split(np.arange(options.chains), GROUPS)
     drawn = [np.arange(options.chains)]
@@ -225,13 +225,12 @@ def equilibrium(
         )
         for k in range(len(truth.backbone))
     ]
-    statistics = rollout.statistics()
     return {
         "populations": rows,
         "jsd": jsd,
         "jsd_exact": exact,
         "maps": list(zip(maps[0], own_maps[0], strict=True)),
-        "fallbacks": statistics["fallbacks"] / (options.chains * options.steps),
+        "fallbacks": given_up / (options.chains * options.steps),
     }
 
 
@@ -247,9 +246,7 @@ def _divergence(one: Floats, other: Floats) -> float:
     return float(jensen_shannon(one, other))
 
 
-def one_step(
-    truth: Truth, model: ScoreModel, lag: float, options: argparse.Namespace
-) -> dict[str, Any]:
+def one_step(truth: Truth, move: Mover, lag: float, options: argparse.Namespace) -> dict[str, Any]:
     """Compare what becomes of frames of MD after a lag: in MD, and drawn."""
     stride = round(lag / truth.spacing_ps)
     block = max(1, round(BLOCK_PS / truth.spacing_ps))
@@ -261,12 +258,11 @@ def one_step(
     start = np.stack([truth.runs[r].positions[t] for r, t in at])
     before = np.stack([truth.angles[r][t] for r, t in at])
     after = np.stack([truth.angles[r][t + stride] for r, t in at])
-    settings = RolloutSettings(chains=len(at), lag_ps=lag, seed=options.seed)
-    rollout = Rollout(model, settings, start)
-    begun = truth.measure(rollout.frames)
-    rollout.step()
-    drawn = rollout.frames
-    sides = [_laws(truth, before, after), _laws(truth, begun, truth.measure(drawn))]
+    move.lag_ps = lag
+    placed = move.place(start.astype(np.float64), np.arange(len(at)))
+    moved, counts = move(placed, 0)
+    drawn = moved.numpy()
+    sides = [_laws(truth, before, after), _laws(truth, before, truth.measure(drawn))]
     # Frames of one block are not independent.
     places = np.column_stack([at[:, 0], at[:, 1] // block])
     blocks = np.unique(places, axis=0, return_inverse=True)[1].reshape(-1)
@@ -286,11 +282,10 @@ def one_step(
     count = min(options.energies, len(at))
     later = np.stack([truth.runs[r].positions[t + stride] for r, t in at[:count]])
     high = [energies(truth, frames) for frames in (later, drawn[:count])]
-    statistics = rollout.statistics()
     return {
         "laws": rows,
-        "gate_failures": statistics["first_draw_failures"] / len(at),
-        "rejections": {k: v for k, v in statistics["rejections"].items() if v},
+        "gate_failures": counts["first_draw_failures"] / len(at),
+        "rejections": {name: counts[name] for name in REJECTIONS.values() if counts[name]},
         "energy_kT": float(np.median(high[1]) - np.median(high[0])),
     }
 
@@ -378,11 +373,12 @@ def main(options: argparse.Namespace) -> None:
     for truth, own in zip(truth_of(options.data), data, strict=True):
         began = time.monotonic()
         member, trained = model_of(model, truth, own)
+        move = Mover(member, RolloutSettings(lag_ps=options.chain_lag, seed=options.seed))
         one = {
             "molecule": truth.molecule.name,
             "ns": sum(len(r.positions) for r in truth.runs) * truth.spacing_ps / 1000.0,
-            **equilibrium(truth, member, options.chain_lag, options),
-            "steps": {f"{lag:g}": one_step(truth, member, lag, options) for lag in options.lags},
+            **equilibrium(truth, move, options),
+            "steps": {f"{lag:g}": one_step(truth, move, lag, options) for lag in options.lags},
         }
         found["trained" if trained else "served"].append(one)
         print(f"{truth.molecule.name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
