@@ -13,6 +13,7 @@ from openmm import app, unit
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.data.dataset import read_dataset, write_dataset
 from openmm_sd.generate.peptides import Amides
+from openmm_sd.model.bundle import load_bundle
 from openmm_sd.prepare import PrepareSettings, from_sequence, repair
 from openmm_sd.propagator.internal.backbone import backbone_tree
 from openmm_sd.propagator.internal.members import Members
@@ -339,6 +340,13 @@ def test_a_bundle_serves_a_molecule_without_data(tmp_path, monkeypatch):
     train_bundle(files, tmp_path / "m.safetensors", settings)
     model = ScoreModel.load(tmp_path / "m.safetensors")
     assert [m.name for m in model.molecules] == ["ACE-ALA-NME", "ACE-GLY-NME", "ACE-PRO-NME"]
+    stored, _ = load_bundle(tmp_path / "m.safetensors")
+    weights = model.members[0].propagator.weights()
+    large = [name for name, value in weights.items() if value.numel() >= 1000]
+    assert any(bool(weights[name].any()) for name in large)
+    for name in large:
+        assert stored[name].dtype == torch.float16
+        assert torch.equal(weights[name], stored[name].float())
     proline = model.member("ACE-PRO-NME")
     assert proline.propagator.n_bridged == 1
     start = torch.from_numpy(proline.start_frames)

@@ -51,6 +51,10 @@ NOVELTY: Final = "openmm_sd.novelty."
 MOST_ATOMS: Final = 5_000
 """Atoms of a bundle's molecule at most: a jump holds a square table of them, 0.2 GB then."""
 
+#: Tensors that are no weights begin with this; smaller ones are not worth it in half precision.
+_OWN: Final = "openmm_sd."
+_FEW: Final = 1_000
+
 _CONTENT_KEYS: Final = ("architecture", "card", "format_version", "molecules")
 _MEMBER_KEYS: Final = ("card", "hyperparameters")
 _ARCHITECTURE_KEYS: Final = ("hyperparameters", "name")
@@ -81,7 +85,7 @@ def save_bundle(
     _check_content(target, json.loads(text))
     # Copies, because safetensors refuses tensors that share memory (tied weights).
     copies = {
-        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        name: _halved(name, tensor.detach().to("cpu")).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
     _check_finite(target, copies)
@@ -96,6 +100,16 @@ def save_bundle(
     # Read back before it gets its name: a file that is refused later may be the only copy.
     _verified(target, data)
     write_atomically(target, data)
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    """Return weights in half precision where that holds each of them exactly."""
+    import torch
+
+    if name.startswith(_OWN) or tensor.dtype != torch.float32 or tensor.numel() < _FEW:
+        return tensor
+    half = tensor.to(torch.float16)
+    return half if torch.equal(half.to(torch.float32), tensor) else tensor
 
 
 def load_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

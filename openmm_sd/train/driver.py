@@ -22,6 +22,7 @@ from ..model.relatives import card_of_relative, windows_of_relatives
 from ..molecule.matching import difference
 from ..progress import Progress, silence
 from ..propagator.device import chosen_device
+from ..propagator.internal.transferable import TransferableDiffusion
 from ..settings import check_whole
 from .data import (
     TrainingData,
@@ -125,6 +126,8 @@ def train_bundle(
     if not team.leads:
         return None
     say("writing", output.name)
+    if isinstance(networks[0], TransferableDiffusion):
+        networks[0].round_weights()
     losses = _held_out_losses(parts, taught, settings.training, shown)
     files = [*datasets, *settings.extra_data]
     training: Training = {

@@ -30,6 +30,12 @@ class SharedWeights(InternalPropagator):
         for name, value in self._matching(weights).items():
             value.copy_(weights[name])
 
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Round each weight to half precision, in which a bundle of them is half as large."""
+        for value in self.parameters():
+            value.copy_(value.to(torch.float16))
+
     def share_weights(self, other: Self) -> None:
         """Use the very parameters of another molecule's network: training either trains both.
 
