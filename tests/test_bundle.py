@@ -621,8 +621,8 @@ def test_neither_pipe_nor_device(tmp_path):
     """Reading them need not end."""
     pipe = tmp_path / "pipe.safetensors"
     os.mkfifo(pipe)
-    assert refused(pipe).endswith("is no regular file")
-    assert refused(Path("/dev/zero")).endswith("is no regular file")
+    assert refused(pipe).endswith("is not a regular file")
+    assert refused(Path("/dev/zero")).endswith("is not a regular file")
 
 
 def test_load_by_name(tmp_path, monkeypatch, model):

@@ -163,7 +163,7 @@ def test_a_process_that_is_killed_is_replaced(pdb, tmp_path, monkeypatch):
         progress=lambda what, how_far: said.append(f"{what}: {how_far}"),
     )
     assert result["complete"]
-    assert any("plain-00000: its process ended; another goes on" in line for line in said)
+    assert any("plain-00000: its process ended; another takes over" in line for line in said)
     assert [run.n_frames for run in read_dataset(tmp_path / "data.h5").runs] == [9, 9, 3]
 
 

@@ -60,7 +60,7 @@ def two(vacuum, model, tmp_path_factory):
 
 def test_copies_are_ordinary_runs(two, vacuum, model, tmp_path):
     folder, merged, said = two
-    assert any("run-000: its process ended (-9); another goes on" in line for line in said)
+    assert any("run-000: its process ended (-9); another takes over" in line for line in said)
     assert sorted(f.name for f in folder.iterdir()) == [
         *("ensemble.json", "model.safetensors", "run-000", "run-001", "start")
     ]

@@ -229,7 +229,7 @@ def test_wrong_topologies_are_refused(system, tmp_path):
     for selection, message in (
         ("resname ALA", "cuts a molecule"),
         ("resname NIX", "selects no atom"),
-        ("((", "is no selection"),
+        ("((", "is not a selection"),
         ("resid 0 to 4", "molecules of several kinds"),
     ):
         with pytest.raises(ValueError, match=message):

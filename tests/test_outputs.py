@@ -45,7 +45,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(command, tmp_p
     assert line.endswith("out" + target.suffix + " is a link to /nowhere/data, which is not there")
     target.unlink()
     os.mkfifo(target)
-    assert said(capfd, command, source, "-o", target).endswith("is no regular file")
+    assert said(capfd, command, source, "-o", target).endswith("is not a regular file")
     target.unlink()
     target.mkdir()
     assert "is a directory, wanted is the name of a file" in said(

@@ -123,7 +123,7 @@ def test_the_validation_without_a_reference_takes_what_was_held_out(walked, caps
         shutil.copy("gly-md.h5", "gly.h5.kept")
         Path("gly.h5").rename("elsewhere.h5")
         assert main(["validate", "gly.safetensors", "-o", "none", *words]) == 2
-        assert "gly.h5 is not beside the bundle" in capsys.readouterr().err
+        assert "gly.h5 is not next to the bundle" in capsys.readouterr().err
         Path("gly.h5.kept").rename("gly.h5")
         assert main(["validate", "gly.safetensors", "-o", "none", *words]) == 2
         assert "gly.h5 is not the file that it was trained on" in capsys.readouterr().err

@@ -583,7 +583,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(on_disk, tmp_path, for
     assert full.wait(60) == 1
     last = full.stderr.strip().splitlines()[-1]
     assert "cannot write" in last
-    assert "the same command goes on from there" in last
+    assert "the same command resumes from there" in last
     assert main([*map(str, words), str(tmp_path / "out")]) == 0
     assert main([*map(str, words), str(tmp_path / "whole")]) == 0
     name = f"trajectory.{format}"
@@ -640,7 +640,7 @@ def test_an_output_that_is_something_else_is_left_alone(jitter, tmp_path):
     with locked(folder, "rollout"), pytest.raises(ValueError, match="another rollout is writing"):
         run_rollout(jitter, folder, SETTINGS)
     (folder / "checkpoint.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="checkpoint.npz is damaged: it is no NumPy archive"):
+    with pytest.raises(ValueError, match="checkpoint.npz is damaged: it is not a NumPy archive"):
         run_rollout(jitter, folder, SETTINGS)
 
 
@@ -714,7 +714,7 @@ def test_start_from_a_trajectory_in_another_numbering(ala2, tmp_path):
         distances = np.linalg.norm(one[:, None] - two[None], axis=-1)
         assert distances.min(axis=1).max() < 1.5e-3
         assert model.molecules[0].handedness.relabelling(one).tolist() == list(range(n))
-    with pytest.raises(ValueError, match="mdtraj cannot read .*needs one beside it"):
+    with pytest.raises(ValueError, match="mdtraj cannot read .*give one"):
         read_start_frames(tmp_path / "run.xtc", ala2)
 
 

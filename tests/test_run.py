@@ -1013,7 +1013,7 @@ def test_wrong_starts(ala2, peptide, tmp_path, capfd, monkeypatch):
         (tmp_path / name).write_bytes(b"")
         assert f"{name} holds no atoms in {format} format" in refused(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    assert "is no prepared directory: it has no prepared.json" in refused(tmp_path / "empty")
+    assert "is not a prepared directory: it has no prepared.json" in refused(tmp_path / "empty")
     molecule = ethane()
     topology = molecule.to_topology()
     for atom, name in zip(topology.atoms(), "C1 C2 H1 H2 H3 H4 H5 H6".split(), strict=True):
@@ -1273,7 +1273,7 @@ def test_notes_say_what_a_run_is_worth(ala2):
     }
     assert dropped_jumps(numbers) is None
     notes = " ".join(ensemble_notes(model, numbers, 10.0, 1.0))
-    assert "3 proposals were taken back" in notes
+    assert "3 proposals were undone" in notes
     assert "leaves out the 36 ps" in notes
     assert "unlike" not in notes
     few = numbers | {"jumps_accepted": 15, "fallbacks": 25}

@@ -133,7 +133,7 @@ def test_a_printed_file_of_settings_gives_the_same_settings(command, capsys, tmp
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lagg: 3", "lagg is no setting of this command"),
+        ("lagg: 3", "lagg is not a setting of this command"),
         ("- 3", "holds no names with values"),
         ("lag: [", "cannot be read"),
         ("lag: -3", "lag_ps must be a positive number of ps, got -3"),

@@ -166,7 +166,9 @@ def as_text(result: dict[str, Any]) -> str:
         )
     worth = {row["what"]: row["statistics"] for row in result["rows"] if row.get("statistics")}
     lines += as_lines(worth)
-    lines.append("Effective time is no MD time, and speeds of rollouts are none of mixed runs.")
+    lines.append(
+        "Effective time is not MD time; do not compare speeds of rollouts with those of mixed runs."
+    )
     return "\n".join(lines)
 
 

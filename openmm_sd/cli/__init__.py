@@ -137,11 +137,11 @@ def _parser(
             help="print one JSON object on standard output, all else on standard error",
         )
         says = command.add_mutually_exclusive_group()
-        says.add_argument("-q", "--quiet", action="store_true", help="say nothing of progress")
+        says.add_argument("-q", "--quiet", action="store_true", help="no progress messages")
         says.add_argument(
             *("-v", "--verbose"),
             action="store_true",
-            help="say all of it, a line each, with the time",
+            help="all progress messages, a line each, with the time",
         )
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         if hasattr(module, "SETTINGS"):

@@ -23,7 +23,7 @@ _NOT_IN_A_FILE = ("help", "config", "print_config", "json", "debug", "verbose", 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the two options."""
     parser.add_argument(
-        "--config", metavar="YAML", help="file of settings; options given here go before it"
+        "--config", metavar="YAML", help="file of settings; options given here override it"
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print such a file, with what is given here"
@@ -51,7 +51,7 @@ def with_config(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[s
     for name, value in _read(Path(files[0])).items():
         action = options.get(name.replace("-", "_"))
         if action is None:
-            raise ValueError(f"{files[0]}: {name} is no setting of this command")
+            raise ValueError(f"{files[0]}: {name} is not a setting of this command")
         if not given & set(action.option_strings) and value is not None:
             more += list(_words(action, value))
     return [*words, *more]
@@ -81,7 +81,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeError:
-        raise ValueError(f"config: {path} is no text") from None
+        raise ValueError(f"config: {path} is not text") from None
     except (OSError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"config: {path} cannot be read: {reason}") from None

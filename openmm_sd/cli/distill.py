@@ -1,7 +1,7 @@
 """Teach a model to jump in one or two network calls, by what it answers in many.
 
 No data set is needed: the student learns from chains of the model itself. It is faster and less
-exact; 'openmm-sd validate' says how much. Stopped, the same command goes on. See
+exact; 'openmm-sd validate' says how much. A stopped run resumes with the same command. See
 docs/distilling.md.
 """
 

@@ -1,7 +1,7 @@
 """Molecular dynamics of a solute in water, to a data set for training and validation.
 
 Makes long plain runs, and short seeded runs that start all over the molecule's slow torsions. Only
-the solute is kept. Stopped or killed, the same command goes on: finished runs are not made again.
+the solute is kept. After a stop or kill the same command resumes: finished runs are kept.
 See docs/dataset-format.md.
 """
 
@@ -88,6 +88,6 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     if result["left_out"]:
         text += f"left out, because they blew up twice: {', '.join(result['left_out'])}\n"
     if not result["complete"]:
-        text += "not complete: the same command goes on\n"
+        text += "not complete: the same command resumes it\n"
     text += f"{result['path']}, sha256 {result['sha256']}"
     return Outcome(result, text, 130 if result["stopped"] else 0)

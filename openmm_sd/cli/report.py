@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "openmm-sd report DIR [options]"
     add = parser.add_argument
     add("folder", metavar="DIR", help="directory of a run")
-    add("--model", metavar="BUNDLE", help="the model of the run, if it is no shipped one")
+    add("--model", metavar="BUNDLE", help="the model of the run, if it is not a shipped one")
     add(
         *("--reference", "-r"),
         action="append",

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="FILE", help="topology for a --start file without one")
     add("--format", default="xtc", metavar="F", help="xtc (0.001 nm), or h5 (float32) (xtc)")
     add("--every", type=int, default=1, metavar="K", help="record every K-th step (1)")
-    add("--minutes", type=float, metavar="M", help="stop after this time; run again to go on")
+    add("--minutes", type=float, metavar="M", help="stop after this time; run again to resume")
     add(
         "--dask",
         metavar="WHERE",
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
         f"flips, {summary['fallbacks']} fallbacks\n"
         f"{summary['jumps_per_second']:.0f} jumps/s, {summary['effective_ns_per_day']:.0f} ns/day "
         f"over all chains ({summary['device']})\n"
-        + ("" if summary["complete"] else "not finished: run the same command again to go on\n")
+        + ("" if summary["complete"] else "not finished: run the same command again to resume\n")
         + f"files are in {arguments.output}"
     )
     return Outcome(summary, text)

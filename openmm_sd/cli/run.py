@@ -1,8 +1,8 @@
 """Run MD bursts and learned jumps in turn, and write a trajectory.
 
 START is a prepared directory (openmm-sd prepare), or a PDB or mmCIF file of a solvated system with
-its box, or of the solute alone, which is completed and gets its water. The same command goes on
-where a stopped or killed run was; with a greater length it extends a run. See docs/running.md, and
+its box, or of the solute alone, which is completed and gets its water. The same command
+resumes a stopped or killed run; with a greater length it extends one. See docs/running.md, and
 docs/clusters.md for --copies.
 """
 
@@ -26,8 +26,8 @@ _GROUPS = {
     "jumps": "purpose lag_ps burst_ps solute max_novelty max_tries candidates settle_steps "
     "settle_ps max_energy_rise max_energy_sigma allow_bias",
     "molecular dynamics": "step_fs temperature_K friction_per_ps pressure_bar seed",
-    "the System, where START is no prepared directory": "force_field water_model waters padding_nm "
-    "cutoff_nm equilibration_ps",
+    "the System, where START is not a prepared directory": "force_field water_model waters "
+    "padding_nm cutoff_nm equilibration_ps",
     "files": "format every_ps solute_only checkpoint_seconds",
     "machine": "platform precision bridge",
 }
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, RunSettings, _GROUPS)
     several = parser.add_argument_group("several runs")
     several.add_argument(
-        "--copies", type=int, metavar="N", help="so many runs, with seeds of their own, merged"
+        "--copies", type=int, metavar="N", help="this many runs with different seeds, merged"
     )
     several.add_argument("--devices", metavar="D,D", help="the GPUs to use (all)")
     several.add_argument(

@@ -1,6 +1,6 @@
 """Train a model on data sets and write its bundle.
 
-Data sets are what 'generate' and 'import' write. A training that was stopped goes on when the same
+Data sets are what 'generate' and 'import' write. A stopped training resumes when the same
 command is given again. The bundle is written at the end. See docs/training.md.
 """
 

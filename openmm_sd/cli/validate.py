@@ -1,7 +1,7 @@
 """Compare a model with MD: equilibrium, kinetics and geometry, with errors.
 
 Writes validation.json, validation.html (one page, nothing else needed) and its pictures. Without
---reference the MD is what the model's training held out, of data sets beside the bundle.
+--reference the MD is what the model's training held out, of data sets next to the bundle.
 """
 
 from __future__ import annotations

@@ -230,7 +230,8 @@ def _selected(
     try:
         wanted = {int(i) for i in topology.select(selection)}
     except Exception as error:
-        raise ValueError(f"solute: {selection!r} is no selection: {unreadable(error)}") from error
+        reason = unreadable(error)
+        raise ValueError(f"solute: {selection!r} is not a selection: {reason}") from error
     if not wanted:
         raise ValueError(f"solute: {selection!r} selects no atom")
     copies: list[list[int]] = []

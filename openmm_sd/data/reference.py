@@ -109,7 +109,7 @@ class Reference:
             if abs(every * run.spacing_ps - coarsest) > 1e-6 * coarsest:
                 raise ValueError(
                     f"reference: frames of {run.name} are {run.spacing_ps:g} ps apart, those of "
-                    f"another run {coarsest:g} ps, which is no multiple of it"
+                    f"another run {coarsest:g} ps, which is not a multiple of it"
                 )
             thinned.append(angles[::every])
         return Sample.from_runs(thinned, coarsest)
@@ -303,7 +303,7 @@ def _training_data(entry: DataSet, folders: Sequence[str | os.PathLike[str]]) ->
     for path in there:
         if file_sha256(path) == entry["sha256"]:
             return path
-    what = f"{there[0]} is not the file" if there else f"{name} is not beside the bundle"
+    what = f"{there[0]} is not the file" if there else f"{name} is not next to the bundle"
     raise ValueError(
         "reference: name the MD to compare with (--reference): without it the model is compared "
         f"with what its training on {name} held out, and {what}"

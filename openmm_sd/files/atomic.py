@@ -54,7 +54,7 @@ def check_target(target: Path) -> None:
     if target.is_symlink() and not target.exists():
         raise ValueError(f"output: {target} is a link to {os.readlink(target)}, which is not there")
     if target.exists() and not target.is_file():
-        raise ValueError(f"output: {target} is no regular file")
+        raise ValueError(f"output: {target} is not a regular file")
     if not target.parent.is_dir():
         raise ValueError(f"output: {target.parent} is not a directory: make it first")
     # The longest of the names that are written beside it.
@@ -110,7 +110,7 @@ def read_arrays(
         raise ValueError(f"output: {file} is damaged: it lacks {error}{advice}") from None
     except Exception as error:  # a damaged archive fails in many ways
         # NumPy takes anything that it does not know for pickled, and tells how to execute it.
-        said = "it is no NumPy archive" if "pickle" in str(error) else one_line(error)
+        said = "it is not a NumPy archive" if "pickle" in str(error) else one_line(error)
         raise ValueError(f"output: {file} is damaged: {said}{advice}") from None
 
 

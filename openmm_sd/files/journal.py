@@ -112,7 +112,7 @@ class GrowingFile:
         """Return whether the file is new, and its size; refuse one that is not what it was."""
         new = not self.path.exists()
         if not new and not self.path.is_file():
-            raise ValueError(f"output: {self.path} is no regular file")
+            raise ValueError(f"output: {self.path} is not a regular file")
         size = 0 if new else self.path.stat().st_size
         if not least <= size <= most:
             raise ValueError(

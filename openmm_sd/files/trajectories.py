@@ -75,12 +75,12 @@ def ascii_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 #: What mdtraj and its libraries say of files that are something else, and what that means.
 _PLAIN_WORDS: Final = {
-    "HDF5 error": "it is no HDF5 file",
+    "HDF5 error": "it is not an HDF5 file",
     "group ``/`` does not have": "it is HDF5, but no trajectory of mdtraj's",
-    "Malformed XTC file": "it is empty, damaged or no XTC file",
+    "Malformed XTC file": "it is empty, damaged or not an XTC file",
     "Could not open file": "it is empty, damaged or of another format than its name says",
     "Sorry, no loader": "mdtraj knows no trajectories with that ending",
-    '"top" argument': "its format holds no topology and needs one beside it (--topology)",
+    '"top" argument': "its format holds no topology: give one (--topology)",
 }
 
 
@@ -156,7 +156,7 @@ def xtc_length(head: bytes) -> int | None:
         return None
     magic, atoms = struct.unpack_from(">2i", head)
     if magic not in (_XTC_MAGIC, _XTC_LARGE_MAGIC):
-        raise ValueError("this is no XTC file")
+        raise ValueError("this is not an XTC file")
     if atoms <= _XTC_SMALL:
         return _XTC_PLAIN + 12 * int(atoms)
     count, kind = (8, ">q") if magic == _XTC_LARGE_MAGIC else (4, ">i")

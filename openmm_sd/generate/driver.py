@@ -305,7 +305,7 @@ class _Job:
             if "warn" in event:
                 self._warn(event["warn"])
             if "lost" in event:
-                self._warn(f"{task_name(*task)}: its process ended; another goes on")
+                self._warn(f"{task_name(*task)}: its process ended; another takes over")
             if "error" in event and error is None:
                 named = {"error": f"{task_name(*task)}: {event['error']}"}
                 error = event if "kind" in event else named

@@ -31,7 +31,7 @@ from .start import Start
 ATTEMPTS: Final = 2
 # Processes whose parent was killed notice that at their next frame.
 _LOCK_SECONDS: Final = 30.0
-_KEPT: Final = "what was made before is kept, the same command goes on with it"
+_KEPT: Final = "what was made before is kept, the same command resumes it"
 _DAMAGED: Final = "; remove it and run again"
 
 

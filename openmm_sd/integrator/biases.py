@@ -52,7 +52,7 @@ def refuse_biases(system: openmm.System, solute: Solute, remedy: str = _REMEDY) 
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ValueError(
-            f"system: {found[0]}{more}; a jump knows nothing of that and undoes what it did, so "
+            f"system: {found[0]}{more}; jumps do not know of it and undo its effect, so "
             f"that populations and rates would be neither those with it nor those without: {remedy}"
         )
 

@@ -61,7 +61,7 @@ def ensemble_notes(
             Note(
                 SOLVENT,
                 f"The model was trained in implicit solvent ({model.card.solvent}), so the "
-                "populations of this run in explicit water are not to be believed: it shows the "
+                "populations of this run in explicit water cannot be believed: it shows the "
                 "machinery.",
             )
         )
@@ -71,11 +71,11 @@ def ensemble_notes(
     texts = [
         "There is no Metropolis test: what a mixed run samples is the model's ensemble as much as "
         "the force field's.",
-        f"Effective time counts {lag:g} ps for every accepted jump beside the MD time; between two "
-        f"jumps lie {burst:g} ps of MD. It leaves out the {settled:.10g} ps in "
+        f"Effective time is MD time plus {lag:g} ps for every accepted jump; between two jumps lie "
+        f"{burst:g} ps of MD. It leaves out the {settled:.10g} ps in "
         "which only the surroundings of a jumped solute moved.",
-        f"{back} proposals were taken back because the potential energy stayed too high, whatever "
-        "way the surroundings gave; what is taken back is no random selection.",
+        f"{back} proposals were undone because the potential energy stayed too high however the "
+        "surroundings moved; what is undone is not a random selection.",
     ]
     if numbers["novel"]:
         texts.append(
@@ -104,6 +104,6 @@ def dropped_jumps(numbers: dict[str, Any]) -> Note | None:
         text = f"Most jumps are being dropped ({accepted} of {tried} accepted)" + (
             ": this is plain MD in effect."
             if accepted < _PLAIN * tried
-            else "; what is dropped is no random selection, so do not trust populations and rates."
+            else "; what is dropped is not a random selection: do not trust populations and rates."
         )
     return Note(OTHER, text)

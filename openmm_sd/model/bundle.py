@@ -131,7 +131,7 @@ def _read(file: Path) -> bytes:
     try:
         # Reading a pipe or a device need not end.
         if file.exists() and not file.is_file() and not file.is_dir():
-            _refuse(file, "is no regular file")
+            _refuse(file, "is not a regular file")
         return file.read_bytes()
     except FileNotFoundError:
         _refuse(file, "no such file")

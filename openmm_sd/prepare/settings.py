@@ -57,7 +57,7 @@ class PrepareSettings(Settings):
     )
     keep_water: bool = setting(False, "keep the water of the file")
     drop_heterogens: bool = setting(
-        False, "leave out all that is no protein, nucleic acid or water"
+        False, "omit everything that is not protein, nucleic acid or water"
     )
     water_model: str | None = setting(
         None,

@@ -64,7 +64,7 @@ _TOPOLOGY: Final = "topology.pdb"
 _CHUNK_FRAMES: Final = 8192
 """Frames gathered before they are encoded and written."""
 
-_KEPT: Final = "what was made before is kept, the same command goes on from there"
+_KEPT: Final = "what was made before is kept, the same command resumes from there"
 
 _REPORT_SECONDS: Final = 0.2
 """Steps of few chains are faster than anyone reads."""

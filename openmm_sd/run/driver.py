@@ -191,7 +191,7 @@ class _Run:
         summary = self._summary(self._numbers())
         self._output.write(SUMMARY, summary)
         if not summary["complete"]:
-            self._say("stopped", "the same command goes on")
+            self._say("stopped", "the same command resumes the run")
             raise KeyboardInterrupt
         self._say("done", f"files are in {self._folder}")
         return summary
@@ -435,7 +435,7 @@ class _Run:
             work()
         except (openmm.OpenMMException, JumpError) as error:
             reason = one_line(error)
-            hint = "the same command goes on from there"
+            hint = "the same command resumes from there"
             # The start was no mirror image: MD has turned it inside out.
             if any(sign in reason for sign in ("NaN", ERRORS[103], ERRORS[104])):
                 hint = _BLOWN_UP

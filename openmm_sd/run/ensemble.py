@@ -238,7 +238,7 @@ class _Crew:
             nonlocal wrong
             name = self.names[k]
             if "lost" in event:
-                self.say("note", f"{name}: its process ended ({event['lost']}); another goes on")
+                self.say("note", f"{name}: its process ended ({event['lost']}); another takes over")
             elif "error" in event:
                 self.failed[name] = event["error"]
                 if "kind" in event:

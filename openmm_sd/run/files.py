@@ -242,7 +242,7 @@ class Output:
 
     def writing(self, file: Path) -> AbstractContextManager[None]:
         """Say in one line which file could not be written, and what is safe."""
-        further = "" if self._held is None else "; the same command goes on from there"
+        further = "" if self._held is None else "; the same command resumes from there"
         return writing(file, f"{self.standing}{further}", RunError)
 
     def _published(self) -> bool:

@@ -116,18 +116,18 @@ class RunSettings(Settings):
     candidates: int = setting(4, "how many at once after the first has failed", most=7)
     settle_steps: int = setting(
         40,
-        "most steps in which everything but the solute gives way after a jump; 0 for none",
+        "most steps downhill in energy of everything but the solute after a jump; 0 for none",
         least=0,
     )
     settle_ps: float | None = setting(
         None,
-        "MD that everything but the solute does then, while the solute rests; it does not count",
+        "MD of everything but the solute then, while the solute rests; it does not count",
         least=0,
         shown=f"{_ADVICE}, else {USUAL_SETTLE_PS:g}",
     )
     max_energy_rise: float | None = setting(
         200.0,
-        "a jump after which, settled, the potential energy is higher by more is taken back; or off",
+        "a jump that raises the potential energy by more, after settling, is undone; or off",
         unit="kJ/mol",
     )
     max_energy_sigma: float | None = setting(
@@ -136,7 +136,7 @@ class RunSettings(Settings):
     )
 
     allow_bias: bool = setting(
-        False, "accept forces on the solute that are none of its force field; jumps undo their work"
+        False, "accept forces on the solute that are not of its force field; jumps undo their work"
     )
 
     def __post_init__(self) -> None:

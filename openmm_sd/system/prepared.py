@@ -216,7 +216,7 @@ def read_prepared(directory: str | os.PathLike[str]) -> PreparedSystem:
     folder = Path(directory)
     for name in reversed(FILES):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no prepared directory: it has no {name}")
+            raise ValueError(f"{folder} is not a prepared directory: it has no {name}")
     content = _read(folder / "prepared.json", lambda text: dict(json.loads(text)))
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(

@@ -33,7 +33,7 @@ class TrainSettings(Settings):
         option="minutes",
     )
     max_steps: int | None = setting(
-        None, "stop after so many steps at the latest; the learning rate then follows the steps"
+        None, "stop after this many steps at the latest; the learning rate then follows the steps"
     )
     batch_size: int = setting(256, "pairs a step")
     learning_rate: float = setting(
@@ -111,9 +111,7 @@ class _Stage(Settings):
     )
     lag_min_ps: float = setting(1.0, "shortest lag that the model learns")
     lag_max_ps: float = setting(1000.0, "longest lag; cut to what the data support")
-    time_reversal: bool = setting(
-        True, "read pairs in both directions, weighted as equilibrium demands"
-    )
+    time_reversal: bool = setting(True, "read pairs in both directions, weighted by equilibrium")
     compose_from_ps: float | None = setting(
         100.0,
         "lags from here on are composed with the Markov model of the data; off, or 0: never; "
@@ -144,9 +142,7 @@ class _Stage(Settings):
     )
     name: str | None = setting(None, "name on the card", shown="the molecule's")
     description: str | None = setting(None, "for the card")
-    recommended_lag_ps: float | None = setting(
-        None, "for the card", shown="worked out from the data"
-    )
+    recommended_lag_ps: float | None = setting(None, "for the card", shown="from the data")
     recommended_burst_ps: float | None = setting(None, "for the card")
     device: str = setting("auto", "cpu, cuda, cuda:N or auto", metavar="D")
 

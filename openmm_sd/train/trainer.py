@@ -415,7 +415,7 @@ class _Training:
         }
         kept = io.BytesIO()  # of a full disk torch says "unexpected pos 704 vs 598"
         torch.save(content, kept)
-        safe = "what was there before is intact, the same command goes on from there"
+        safe = "what was there before is intact, the same command resumes from there"
         with writing(self.path, safe):
             write_atomically(self.path, kept.getbuffer())
 

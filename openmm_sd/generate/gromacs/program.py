@@ -142,7 +142,7 @@ def find_gromacs(path: str | None = None) -> Gromacs:
     """
     found = shutil.which(path or "gmx")
     if found is None:
-        where = "there is no program gmx" if path is None else f"{path} is no program"
+        where = "there is no program gmx" if path is None else f"{path} is not a program"
         raise ValueError(
             f"{where}: install GROMACS (Debian, Ubuntu: apt-get install gromacs) or name its gmx "
             "(--gmx)"

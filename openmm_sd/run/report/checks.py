@@ -166,7 +166,7 @@ def _accepted(record: RunRecord) -> Check:
         found,
         f"at least {_percent(good)} of {_ENOUGH_JUMPS} jumps or more; less than {_percent(bad)} "
         "fails",
-        "Jumps that are dropped are no random selection: what they would have reached is missing.",
+        "Dropped jumps are not a random selection: what they would have reached is missing.",
     )
 
 
@@ -177,7 +177,7 @@ def _fallbacks(record: RunRecord) -> Check:
         verdict,
         f"{record.summary['fallbacks']:,} fallbacks{share}",
         wanted,
-        "After a fallback MD carries on; effective time does not count the lag.",
+        "After a fallback MD continues; effective time does not count the lag.",
     )
 
 

@@ -47,8 +47,8 @@ REPORT: Final = "report.html"
 Paths = Sequence[str | os.PathLike[str]]
 
 _RATES: Final = (
-    "Effective time is no MD time. It counts a whole lag for every accepted jump and leaves out "
-    "the settling of the water; jumps that are dropped are no random selection, and how fast the "
+    "Effective time is not MD time. It counts a whole lag for every accepted jump and leaves out "
+    "the settling of the water; dropped jumps are not a random selection, and how fast the "
     "model crosses its barriers is its own: the timescales of a model can be wrong by tens of per "
     "cent where its populations are right. Compare rates and timescales with MD before they are "
     "used."
@@ -426,7 +426,7 @@ def _jumps(record: RunRecord) -> list[str]:
     settle = summary["settle"]
     body = [
         table([f"of {tried:,} tried", "number", "share", ""], rows),
-        "<h3>Proposals turned down, by gate</h3>"
+        "<h3>Rejected proposals, by gate</h3>"
         f"<p>Proposals beyond the first of a jump: {summary['redraws']:,}.</p>",
         table(["gate", "proposals"], ([text(gate), f"{n:,}"] for gate, n in rejected.items())),
         "<h3>Settling</h3>",
@@ -537,5 +537,5 @@ def _provenance(record: RunRecord) -> list[str]:
     return [
         settings_table(main),
         details("All settings", settings_table(summary["settings"])),
-        details("Files beside this page", settings_table(files)),
+        details("Files next to this page", settings_table(files)),
     ]
