@@ -230,7 +230,7 @@ def test_a_bias_on_what_jumps_is_refused(peptide, model, bias):
     bias(system, peptide.topology, list(range(22)))
     count = system.getNumForces()
     integrator = ScoreDynamicsIntegrator(model, bridge="pythonforce")
-    words = f"{BIASES[bias]}.*; a jump knows nothing of that .* pass allowBias=True"
+    words = f"{BIASES[bias]}.*; jumps do not know of it .* pass allowBias=True"
     with pytest.raises(ValueError, match=words) as refused:
         integrator.attach(system, peptide.topology)
     assert "\n" not in str(refused.value)
