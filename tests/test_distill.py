@@ -1,9 +1,7 @@
 """Models that jump in one or two network calls, taught by those that make more."""
 
 import json
-import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from test_internal import ala2, build, largest, lively, some_frames
 from openmm_sd import ScoreModel
 from openmm_sd.analysis import dihedral
 from openmm_sd.cli import main
-from openmm_sd.model.names import ENTRY_POINTS
 from openmm_sd.molecule.torsions import backbone_torsions
 from openmm_sd.propagator.cartesian.dense import DenseDiffusion
 from openmm_sd.system.fitting import fitting_models
@@ -25,7 +22,6 @@ from openmm_sd.train.settings import DistillSettings
 
 CARD = {"name": "wild", "temperature_K": 300.0, "lag_range_ps": [1.0, 100.0], "description": "Odd."}
 EVERY = slice(None)
-MORE = Path(__file__).parents[1] / "models"
 QUICK = {"max_steps": 3, "batch_size": 8, "bf16": False, "report_seconds": 0.0}
 
 
@@ -193,20 +189,7 @@ def test_what_cannot_be_distilled(tmp_path, capsys, model, calls, said):
     assert not output.exists()
 
 
-@pytest.fixture
-def more_models(tmp_path, monkeypatch):
-    """The package openmm-sd-models, as if it were installed."""
-    project = tomllib.loads((MORE / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "openmm_sd_models-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0\n")
-    points = [f"{name} = {place}" for name, place in project["entry-points"][ENTRY_POINTS].items()]
-    (info / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINTS}]", *points]))
-    monkeypatch.syspath_prepend(MORE)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_the_shipped_student_gives_its_teachers_answers(more_models):
+def test_the_shipped_student_gives_its_teachers_answers():
     """Frame by frame, and in which conformation they are."""
     model, student = (ScoreModel.load(name) for name in ("ala2-water", "ala2-water-2calls"))
     assert (model.propagator.n_calls, student.propagator.n_calls) == (8, 2)
@@ -228,7 +211,7 @@ def test_the_shipped_student_gives_its_teachers_answers(more_models):
             assert np.mean(np.cos(turned) < 0.5) < 0.02
 
 
-def test_a_student_gives_way_to_its_teacher(more_models):
+def test_a_student_gives_way_to_its_teacher():
     molecule = ScoreModel.load("ala2-water").molecules[0]
     fitting, reasons = fitting_models(molecule.to_topology())
     assert list(fitting) == ["ala2-water"]
