@@ -1,6 +1,7 @@
 """Molecules that a model was not trained on: found by prepare and run, or refused in one line."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,19 @@ from openmm import app, unit
 
 from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
+from openmm_sd.data.dataset import read_dataset
+from openmm_sd.generate.peptides import Amides
+from openmm_sd.model.pooled import fit_pooled
+from openmm_sd.molecule.graph import branch, neighbours_of
 from openmm_sd.prepare import PrepareSettings, from_sequence, prepare_system, repair
 from openmm_sd.propagator.internal.transferable import TransferableDiffusion
 from openmm_sd.run import RunSettings, run_mixed
 from openmm_sd.system.chains import NotServedError, check_served, wrong_hands
-from openmm_sd.system.fitting import Solvated, fitting_model, fitting_models
+from openmm_sd.system.fitting import Solvated, fitting_model, fitting_models, remarks
 from openmm_sd.system.force_field import make_system
 from openmm_sd.system.solute import force_field_terms
 
+WATER = Path(__file__).parents[1] / "data" / "peptides-water"
 FIELD = ("amber99sbildn.xml", "tip3p.xml")
 SMALL = {"width": 16, "heads": 2, "depth": 1, "encoder_depth": 1, "pair_width": 4}
 SERVES = {"residues": ["ALA", "GLY", "ILE", "SER", "HIE"], "longest": 3, "tested": 2}
@@ -248,3 +254,96 @@ def test_a_named_model_refuses_what_it_does_not_serve(folder, tmp_path, capsys):
     assert "val.pdb: the model was not trained on this solute, and does not serve it; VAL" in (
         capsys.readouterr().err
     )
+
+
+@functools.cache
+def data(name):
+    return read_dataset(WATER / f"ACE-{name}-NME.1.h5")
+
+
+def frames_of(name, first):
+    """Return frames of its MD, every so many from the first on."""
+    frames = np.concatenate([run.positions for run in data(name).runs])
+    return frames[first :: len(frames) // 60]
+
+
+@functools.cache
+def pooled():
+    names = ("ALA", "LYS", "VAL")
+    return fit_pooled([(data(n).molecule, frames_of(n, 0), frames_of(n, 20)) for n in names])
+
+
+def terms_of(molecule):
+    system = make_system(
+        FIELD[:1], molecule.to_topology(), nonbondedMethod=app.NoCutoff, constraints=app.HBonds
+    )
+    return force_field_terms(system, range(molecule.n_atoms))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A model with a score for molecules without data, as its bundle gives it back."""
+    model = server(serves=None, known="ACE-ALA-NME")
+    model.pooled_novelty = pooled()
+    path = tmp_path_factory.mktemp("scored") / "m.safetensors"
+    model.save(path)
+    assert path.stat().st_size < 800_000
+    return ScoreModel.load(path)
+
+
+def test_surroundings_are_pooled_by_kind(scored):
+    """Leucine's atoms are of kinds that lysine or valine have; a carboxylate is not."""
+    again = scored.pooled_novelty
+    assert all(torch.equal(again.tensors[k], t) for k, t in pooled().tensors.items())
+    aspartate, leucine = data("ASP").molecule, data("LEU").molecule
+    assert again.unknown(leucine) == []
+    assert {aspartate.atom_names[k] for k in again.unknown(aspartate)} == {"CG"}
+    novelty = again.of(leucine)
+    usual = frames_of("LEU", 0)
+    score = novelty(torch.from_numpy(usual))
+    assert float((score > novelty.threshold).float().mean()) < 0.1
+    mirrored = torch.from_numpy(np.ascontiguousarray(usual * np.float32([1, 1, -1])))
+    assert torch.allclose(novelty(mirrored), score, atol=1e-3)
+    close = usual.copy()
+    oxygen, beta = (leucine.atom_names.index(name) for name in ("O", "CB"))
+    close[:, oxygen] = close[:, beta] + np.float32([0.0, 0.0, 0.12])
+    assert bool((novelty(torch.from_numpy(close)) > novelty.threshold).all())
+    assert bool((again.of(aspartate)(torch.from_numpy(frames_of("ASP", 0))) > 1e3).all())
+
+
+def test_a_served_molecule_has_the_score(scored, tmp_path):
+    leucine = data("LEU").molecule
+    served = scored.serve(leucine, terms_of(leucine))
+    frame = torch.from_numpy(frames_of("LEU", 0)[:1])
+    assert float(served.novelty(frame)) < served.novelty.threshold
+    assert "compares each atom with those of its kind" in served.card.limits[-1]
+    # Cis: the distances of torsions that do not turn tell.
+    _, c, n, _ = Amides(leucine).torsions[0]
+    cis = torch.from_numpy(turned(leucine, c, n, np.pi)).float().unsqueeze(0)
+    assert float(served.novelty(cis)) > served.novelty.threshold
+    served.save(tmp_path / "served.safetensors")
+    again = ScoreModel.load(tmp_path / "served.safetensors")
+    for x in (frame, cis):
+        assert torch.equal(again.novelty(x), served.novelty(x))
+    scripted = torch.jit.script(again.novelty)
+    assert torch.allclose(scripted(cis), served.novelty(cis))
+
+
+def test_atoms_of_a_kind_never_seen_are_said(scored):
+    aspartate = data("ASP").molecule
+    said = remarks(scored.serve(aspartate, terms_of(aspartate)))
+    assert "No molecule trained on has an atom of the kind of atom" in said[0]
+    assert "every frame counts as novel" in said[0]
+    assert "The structure at the start is unlike all that was trained on" in said[1]
+
+
+def turned(molecule, one, two, angle):
+    """Return positions with what is behind a bond turned about it."""
+    x = np.array(molecule.positions)
+    side = sorted(branch(neighbours_of(molecule.n_atoms, molecule.bonds), two, one))
+    axis = (x[two] - x[one]) / np.linalg.norm(x[two] - x[one])
+    away = x[side] - x[two]
+    along = np.outer(away @ axis, axis)
+    x[side] = x[two] + along + np.cos(angle) * (away - along)
+    x[side] += np.sin(angle) * np.cross(axis, away)
+    return x

@@ -67,6 +67,13 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Outcome:
     if made is None:  # another process writes the bundle and says so
         return Outcome({}, "", quiet=True)
     result = made
+    if "kinds" in result:
+        return Outcome(
+            result,
+            f"molecules without data are compared with {result['kinds']} kinds of atoms in "
+            f"{len(result['molecules'])} molecules; a frame is novel beyond "
+            f"{result['threshold']:g}\nthe bundle is {result['bundle']}",
+        )
     if arguments.novelty_only is not None:
         return Outcome(
             result,

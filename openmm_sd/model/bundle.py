@@ -12,7 +12,8 @@ A bundle is a safetensors file. Its header's ``__metadata__`` has two entries:
     header and weights alike, so no byte of the file can change unnoticed.
 
 The tensors are the network's weights and, if the model has them, its start frames (`START_FRAMES`)
-and the statistics of its novelty score (`NOVELTY`). What a member of a family has for itself begins
+and the statistics of its novelty score (`NOVELTY`), or of one for molecules without data
+(`POOLED`). What a member of a family has for itself begins
 with ``member0.``, ``member1.`` and so on.
 
 What a bundle says of its model is read without torch, which takes seconds to import.
@@ -47,6 +48,9 @@ START_FRAMES_UNIT_NM: Final = 1e-4
 
 NOVELTY: Final = "openmm_sd.novelty."
 """What the names of the optional tensors of the novelty score begin with; no weights either."""
+
+POOLED: Final = "openmm_sd.pooled_novelty."
+"""The same of the surroundings pooled over a model's molecules; they belong to the whole bundle."""
 
 MOST_ATOMS: Final = 5_000
 """Atoms of a bundle's molecule at most: a jump holds a square table of them, 0.2 GB then."""

@@ -98,6 +98,9 @@ class NoveltyOrigin(TypedDict, total=False):
     environment: str
     data_sets: list[DataSet]
     runs_left_out: list[str]
+    elements: list[int]
+    """Of a molecule that was not trained on: the elements that its score tells apart. Distances
+    outside of the card's windows are novel then."""
 
 
 class Serves(TypedDict):
@@ -331,6 +334,11 @@ class Card(dict[str, Any]):
     """What it is not good for, sentences."""
     fidelity = Entry[Mapping[str, object], Mapping[str, object]]("fidelity", _mapping)
     """Measured errors."""
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Windows of bonds, angles and stiff torsions."""
+        return (*self.bond_windows, *self.angle_windows, *self.torsion_windows)
 
     @property
     def usual_lag(self) -> float:

@@ -216,7 +216,15 @@ def _read_novelty(
     said = Card.novelty.of(card)
     if said is None:
         raise ValueError("card: novelty must hold a positive threshold, got None")
-    return Novelty(molecule.atomic_numbers, **found, threshold=float(said["threshold"]))
+    elements = said.get("elements")
+    windows = () if elements is None else Card(card).windows
+    return Novelty(
+        molecule.atomic_numbers,
+        **found,
+        threshold=float(said["threshold"]),
+        elements=elements,
+        windows=windows,
+    )
 
 
 def _packed(frames: ArrayLike, n_atoms: int) -> NDArray[np.int16]:

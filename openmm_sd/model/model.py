@@ -20,11 +20,12 @@ from ..molecule.matching import match_atoms
 from ..molecule.molecule import Molecule
 from ..molecule.terms import ForceFieldTerms
 from ..propagator.internal.transferable import TransferableDiffusion
-from .bundle import FORMAT_VERSION, BundleError, load_bundle, save_bundle
+from .bundle import FORMAT_VERSION, POOLED, BundleError, load_bundle, save_bundle
 from .card import Card, Distance, Window, common
 from .member import Member, restored
 from .names import bundle_path, registered, shipped
 from .novelty import Novelty
+from .pooled import PooledNovelty
 from .relatives import served
 from .schedules import PURPOSES, USUAL_SETTLE_PS, Schedule, beside_bundle
 
@@ -85,6 +86,8 @@ class ScoreModel:
         SHA-256 of that file.
     file : str or None
         The file's absolute path.
+    pooled_novelty : PooledNovelty or None
+        What the novelty score of molecules without data is made from, see `serve`.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class ScoreModel:
     name: str | None = None
     sha256: str | None = None
     file: str | None = None
+    pooled_novelty: PooledNovelty | None = None
 
     def __init__(
         self,
@@ -396,6 +400,17 @@ class ScoreModel:
     @classmethod
     def _read(cls, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> ScoreModel:
         """Make a model of what a bundle holds."""
+        pooled = {key: tensor for key, tensor in tensors.items() if key.startswith(POOLED)}
+        model = cls._without_pooled({k: t for k, t in tensors.items() if k not in pooled}, content)
+        if pooled:
+            named = {key.removeprefix(POOLED): tensor for key, tensor in pooled.items()}
+            model.pooled_novelty = PooledNovelty(named)
+        return model
+
+    @classmethod
+    def _without_pooled(
+        cls, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+    ) -> ScoreModel:
         name = content["architecture"]["name"]
         molecules = [Molecule.from_dict(molecule) for molecule in content["molecules"]]
         if "members" not in content:
@@ -443,8 +458,11 @@ class ScoreModel:
             If the network knows its own molecules only, or the molecule has no such coordinates.
         """
         relatives = [(member.molecules[0], member.card) for member in self.members]
-        network, card = served(self.members[0].propagator, relatives, molecule, terms)
-        model = ScoreModel(network, molecule, card, np.asarray(molecule.positions)[None])
+        network, card, novelty = served(
+            self.members[0].propagator, relatives, molecule, terms, self.pooled_novelty
+        )
+        start = np.asarray(molecule.positions)[None]
+        model = ScoreModel(network, molecule, card, start, novelty)
         model.name = self.name
         model.file = self.file  # where the weights are
         return model
@@ -477,8 +495,11 @@ class ScoreModel:
             "molecules": [molecule.to_dict() for molecule in self.molecules],
             "card": self.card,
         }
+        pooled = self.pooled_novelty
+        shared_by_all = {} if pooled is None else {POOLED + k: t for k, t in pooled.tensors.items()}
         if self._own is not None:
             name, plain, tensors, content["card"] = self._own.stored(refused)
+            tensors |= shared_by_all
             content["architecture"] = {"name": name, "hyperparameters": plain}
             save_bundle(path, tensors, content)
             return
@@ -491,7 +512,7 @@ class ScoreModel:
             entries.append({"hyperparameters": plain, "card": differing})
         content["architecture"] = {"name": name, "hyperparameters": {}}
         content["members"] = entries
-        save_bundle(path, tensors, content)
+        save_bundle(path, tensors | shared_by_all, content)
 
     def scripted(self, device: torch.device | str | None = None) -> torch.jit.ScriptModule:
         """Return the propagator as frozen TorchScript in evaluation mode.

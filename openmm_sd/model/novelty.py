@@ -47,19 +47,21 @@ _CHUNK = 64
 class EnvironmentVectors(torch.nn.Module):
     """Atomic environment vectors of one molecule, by torchani, with ANI-2x's functions.
 
-    The elements that occur, in ascending order, are the species. The vector of an atom has `length`
-    numbers: 16 for each element and 32 for each pair of elements.
+    The elements that occur, in ascending order, are the species; `elements` may name more. The
+    vector of an atom has `length` numbers: 16 for each element and 32 for each pair of elements.
     """
 
     species: Tensor
 
-    def __init__(self, atomic_numbers: Sequence[int]) -> None:
+    def __init__(
+        self, atomic_numbers: Sequence[int], elements: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         with warnings.catch_warnings():
             # It says which of its CUDA extensions are not compiled; TorchScript cannot hold them.
             warnings.filterwarnings("ignore", "The extensions", UserWarning)
             from torchani.aev import AEVComputer
-        elements = sorted(set(atomic_numbers))
+        elements = sorted(set(atomic_numbers) if elements is None else elements)
         self.computer = AEVComputer.like_2x(num_species=len(elements))
         self.length: int = self.computer.out_dim
         self.angstrom_per_nm = _ANGSTROM_PER_NM
@@ -99,6 +101,10 @@ class Novelty(torch.nn.Module):
         lies outside of all of them.
     threshold : float
         Score beyond which a frame is called novel.
+    elements : sequence of int, optional
+        The elements that the vectors tell apart, where these are more than the molecule has.
+    windows : sequence of (int, int, float, float)
+        Atom, atom, shortest and longest distance, nm: a frame with a distance outside is novel.
 
     Notes
     -----
@@ -115,6 +121,9 @@ class Novelty(torch.nn.Module):
     atom_mean: Tensor
     atom_axes: Tensor
     atom_weight: Tensor
+    ends: Tensor
+    middle: Tensor
+    half_width: Tensor
 
     def __init__(
         self,
@@ -124,10 +133,13 @@ class Novelty(torch.nn.Module):
         axes: Tensor,
         weight: Tensor,
         threshold: float,
+        elements: Sequence[int] | None = None,
+        windows: Sequence[tuple[int, int, float, float]] = (),
     ) -> None:
         super().__init__()
-        self.vectors = EnvironmentVectors(atomic_numbers)
+        self.vectors = EnvironmentVectors(atomic_numbers, elements)
         self.atomic_numbers = tuple(int(z) for z in atomic_numbers)
+        self.elements = sorted(set(atomic_numbers) if elements is None else elements)
         self.n_atoms = len(atomic_numbers)
         tensors = {"environment": environment, "mean": mean, "axes": axes, "weight": weight}
         _check(self.n_atoms, self.vectors.length, tensors)
@@ -141,6 +153,12 @@ class Novelty(torch.nn.Module):
         self.register_buffer("atom_mean", mean[environment].clone(), persistent=False)
         self.register_buffer("atom_axes", axes[environment].float(), persistent=False)
         self.register_buffer("atom_weight", weight[environment].clone(), persistent=False)
+        self.n_windows = len(windows)
+        ends = torch.tensor([row[:2] for row in windows], dtype=torch.int64).reshape(-1, 2)
+        low, high = torch.tensor([row[2:] for row in windows]).reshape(-1, 2).unbind(1)
+        self.register_buffer("ends", ends, persistent=False)
+        self.register_buffer("middle", 0.5 * (low + high), persistent=False)
+        self.register_buffer("half_width", 0.5 * (high - low), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the score of each frame, (B,) float32 without a unit.
@@ -156,6 +174,12 @@ class Novelty(torch.nn.Module):
         for begin in range(0, frames.shape[0], self.chunk):
             part = frames[begin : begin + self.chunk]
             scores[begin : begin + self.chunk] = self.by_atom(part).amax(dim=1)
+        if self.n_windows > 0:
+            apart = frames[:, self.ends[:, 0]] - frames[:, self.ends[:, 1]]
+            off = torch.linalg.vector_norm(apart, dim=-1) - self.middle
+            outside = (off.abs() / self.half_width).amax(dim=1)
+            # At a window's edge the score is at the threshold.
+            scores = torch.maximum(scores, torch.nan_to_num(self.threshold * outside, math.inf))
         return scores
 
     def by_atom(self, frames: Tensor) -> Tensor:

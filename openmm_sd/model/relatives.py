@@ -15,6 +15,8 @@ from ..molecule.molecule import Molecule
 from ..molecule.terms import ForceFieldTerms
 from ..propagator.internal.transferable import TransferableDiffusion
 from .card import Card, Distance, Entry, Rows, Window
+from .novelty import Novelty
+from .pooled import PooledNovelty
 from .windows import angle_ends, angle_windows, bond_windows, torsion_windows
 
 #: Entries of a card that a molecule without data takes from its relatives as they are.
@@ -27,9 +29,10 @@ _SHARED: Final = tuple(
     )
 )
 #: What the card of a molecule says that was not trained on.
+_NO_NOVELTY: Final = "There is no novelty score."
 _UNSEEN: Final = (
-    "No frame of {} was seen in training: all that is known of it is its force field. There is no "
-    "novelty score."
+    "No frame of {} was seen in training: all that is known of it is its force field. "
+    f"{_NO_NOVELTY}"
 )
 #: Residues of a chain that are caps.
 _N_CAPS: Final = 2
@@ -197,8 +200,9 @@ def served(
     relatives: Sequence[tuple[Molecule, Card]],
     molecule: Molecule,
     terms: ForceFieldTerms,
-) -> tuple[TransferableDiffusion, Card]:
-    """Return network and card of a molecule that is none of a model's; see `ScoreModel.serve`."""
+    pooled: PooledNovelty | None,
+) -> tuple[TransferableDiffusion, Card, Novelty | None]:
+    """Return what serves a molecule that is none of a model's; see `ScoreModel.serve`."""
     if not isinstance(propagator, TransferableDiffusion):
         raise ValueError(
             f"{type(propagator).__name__} knows its own molecules only: {molecule.name} is none of "
@@ -223,8 +227,25 @@ def served(
         card.max_displacement = round(_displacement(molecule, relatives), 4)
     card.name = molecule.name
     card.data = {"none": f"no frame of {molecule.name} was seen in training"}
-    card.limits = [*first.limits, _UNSEEN.format(molecule.name) + _untested(molecule, first)]
-    return network, card
+    said = _UNSEEN.format(molecule.name)
+    novelty = None
+    if pooled is not None:
+        novelty = pooled.of(molecule, card.windows)
+        card.novelty = {"threshold": novelty.threshold, "elements": list(novelty.elements)}
+        said = said.removesuffix(_NO_NOVELTY) + _novelty_of(molecule, pooled)
+    card.limits = [*first.limits, said + _untested(molecule, first)]
+    return network, card, novelty
+
+
+def _novelty_of(molecule: Molecule, pooled: PooledNovelty) -> str:
+    """Say what the novelty score of a molecule without data is worth."""
+    unknown = pooled.unknown(molecule)
+    if not unknown:
+        return "Its novelty score compares each atom with those of its kind in other molecules."
+    return (
+        f"No molecule trained on has an atom of the kind of {molecule.label(unknown[0])}: every "
+        "frame counts as novel, and MD covers every lag."
+    )
 
 
 def _untested(molecule: Molecule, card: Card) -> str:

@@ -22,7 +22,7 @@ from ..files.folder import check_folder, interrupts
 from ..molecule.topology import pdb_text
 from ..progress import Progress, silence
 from ..system.box import PreparedBox, count_ions, equilibrate, in_implicit_solvent, solvate
-from ..system.fitting import Solvated, fitting_models, unseen
+from ..system.fitting import Solvated, fitting_models, remarks, unseen
 from ..system.force_field import (
     DEFAULT_FORCE_FIELD,
     IMPLICIT_FORCE_FIELD,
@@ -184,8 +184,9 @@ def _prepared(
     )
     notes = [*prepared.provenance["notes"]]
     if fitting and (served := unseen(next(iter(fitting.values())), what, files)):
-        notes.append(f"{next(iter(fitting))}: {served.card.limits[-1]}")
-        say("note", notes[-1])
+        for text in remarks(served):
+            notes.append(f"{next(iter(fitting))}: {text}")
+            say("note", notes[-1])
     record = {
         **prepared.provenance,
         "notes": notes,

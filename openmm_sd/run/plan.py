@@ -25,7 +25,7 @@ from ..model.model import ScoreModel, model_digest
 from ..model.schedules import Schedule
 from ..prepare.driver import ROOM_TEMPERATURE_K, next_steps
 from ..progress import Progress
-from ..system.fitting import fitting_model, serving
+from ..system.fitting import fitting_model, remarks, serving
 from ..system.force_field import water_box
 from ..system.solute import NoSoluteError, find_solute
 from .settings import RunSettings
@@ -162,7 +162,7 @@ class Plan:
         what = self.source.solvated_in(self.settings.force_field)
         served = serving(model, what, force_field(self.settings, model))
         if served is not None:
-            self.notes.append(Note(OTHER, served.card.limits[-1]))
+            self.notes += [Note(OTHER, text) for text in remarks(served)]
         return served
 
     def integrator(self, bridge: str, seed: int) -> ScoreDynamicsIntegrator:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import openmm
+import torch
 from numpy.typing import NDArray
 from openmm import app
 
@@ -195,6 +196,20 @@ def serving(
         )
         particles = list(range(len(atoms)))
     return model.serve(molecule, force_field_terms(system, particles))
+
+
+def remarks(served: ScoreModel) -> list[str]:
+    """Say of a model from `serving` what was never seen or tested, a line each."""
+    found = [served.card.limits[-1]]
+    if served.novelty is not None:
+        frame = torch.tensor(np.array(served.molecules[0].positions), dtype=torch.float32)
+        score = float(served.novelty(frame.unsqueeze(0))[0])
+        if score > served.novelty.threshold:
+            found.append(
+                f"The structure at the start is unlike all that was trained on: novelty "
+                f"{score:.3g}, and {served.novelty.threshold:g} is the edge."
+            )
+    return found
 
 
 def unseen(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -416,12 +416,7 @@ def novelty_of(
     Without held-out runs the threshold is made from the last tenth of the frames. The seed is that
     of the choice among more frames than are needed.
     """
-    rng = np.random.default_rng(seed)
-    frames = _some(kept, rng)
-    if held:
-        others = _some(held, rng)
-    else:
-        frames, others = hold_out(frames)
+    frames, others = novelty_frames(kept, held, seed)
     novelty = fit_novelty(molecule, frames, others, seed=seed)
     scores = torch.cat([novelty(part) for part in torch.from_numpy(others).split(1000)])
     return novelty, {
@@ -432,6 +427,15 @@ def novelty_of(
         "held_out_highest": round(float(scores.max()), 4),
         "environment": "atomic environment vectors with the symmetry functions of ANI-2x",
     }
+
+
+def novelty_frames(
+    kept: Sequence[Run], held: Sequence[Run], seed: int
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Return the frames that a novelty score is made from, and those of its threshold."""
+    rng = np.random.default_rng(seed)
+    frames = _some(kept, rng)
+    return (frames, _some(held, rng)) if held else hold_out(frames)
 
 
 def _some(runs: Sequence[Run], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from ..data.dataset import Dataset, read_dataset
 from ..files.atomic import check_target, file_sha256
 from ..model.card import Training
 from ..model.model import ScoreModel
+from ..model.pooled import fit_pooled
 from ..model.relatives import card_of_relative, windows_of_relatives
 from ..molecule.matching import difference
 from ..progress import Progress, silence
@@ -28,6 +29,7 @@ from .data import (
     TrainingData,
     check_names,
     make_card,
+    novelty_frames,
     novelty_of,
     prepared_runs,
     read_by_molecule,
@@ -155,6 +157,12 @@ def train_bundle(
         start = np.asarray(molecule.positions)[None]
         models.append(ScoreModel(network, molecule, card, start_frames=start))
     model = ScoreModel.family(models) if family else models[0]
+    if kind == TRANSFERABLE:
+        say("measuring what the training frames cover", f"{len(taught)} molecules together")
+        seed = settings.training.seed
+        model.pooled_novelty = fit_pooled(
+            [(data.molecule, *novelty_frames(data.kept, data.held, seed)) for data in taught]
+        )
     return finish(model, output, training, began)
 
 
@@ -362,6 +370,9 @@ def add_novelty(
 ) -> dict[str, Any]:
     """Give a bundle a novelty score made from its training data; all else stays as it is.
 
+    A network that serves any molecule gets the score of those that it was not trained on, made from
+    data of as many molecules as there are.
+
     Parameters
     ----------
     bundle : Path or str
@@ -386,7 +397,10 @@ def add_novelty(
     say = progress or silence
     output = Path(output)
     check_output(output, datasets)
-    model = ScoreModel.load(bundle).only()
+    loaded = ScoreModel.load(bundle)
+    if loaded.serves_others:
+        return _add_pooled(loaded, datasets, output, settings, say)
+    model = loaded.only()
     molecule = model.molecules[0]
     several = read_by_molecule(datasets, say)
     for data in several:
@@ -406,6 +420,33 @@ def add_novelty(
         model.propagator, model.molecules, card, start_frames=model.start_frames, novelty=novelty
     ).save(output)
     return {"bundle": str(output), "sha256": file_sha256(output), **entry}
+
+
+def _add_pooled(
+    model: ScoreModel,
+    datasets: Sequence[Path | str],
+    output: Path,
+    settings: StageSettings,
+    say: Progress,
+) -> dict[str, Any]:
+    """Give a bundle what the novelty score of molecules without data is made from."""
+    several = read_by_molecule(datasets, say)
+    check_names(settings.without, [run for data in several for run in data.runs])
+    known = []
+    for data in several:
+        _, kept, held = prepared_runs(data, settings)
+        known.append((data.molecule, *novelty_frames(kept, held, settings.training.seed)))
+    say("measuring what the training frames cover", f"{len(several)} molecules together")
+    pooled = model.pooled_novelty = fit_pooled(known)
+    say("writing", output.name)
+    model.save(output)
+    return {
+        "bundle": str(output),
+        "sha256": file_sha256(output),
+        "threshold": pooled.threshold,
+        "molecules": [molecule.name for molecule, *_ in known],
+        "kinds": len(pooled.tensors["kinds"]),
+    }
 
 
 def check_output(output: Path, datasets: Sequence[Path | str]) -> None:
