@@ -12,6 +12,7 @@ from openmm_sd import Molecule, ScoreModel
 from openmm_sd.cli import main
 from openmm_sd.data.dataset import read_dataset
 from openmm_sd.generate.peptides import Amides
+from openmm_sd.jump.gates import ChiralityGate, TorsionGate
 from openmm_sd.model.pooled import fit_pooled
 from openmm_sd.molecule.graph import branch, neighbours_of
 from openmm_sd.prepare import PrepareSettings, from_sequence, prepare_system, repair
@@ -347,3 +348,39 @@ def turned(molecule, one, two, angle):
     x[side] = x[two] + along + np.cos(angle) * (away - along)
     x[side] += np.sin(angle) * np.cross(axis, away)
     return x
+
+
+def test_ten_thousand_jumps_keep_rings_hands_and_amides():
+    """500 chains of 20 jumps without a gate, by a network with weights at random.
+
+    Rings close by their coordinates. Hands and sides of amides are stiff torsions about their
+    rest; that none turns whatever a network says is for the gates `chirality` and `torsions`.
+    """
+    molecule = peptide("ACE-PRO-NME")
+    served = server(serves=None).serve(molecule, terms_of(molecule))
+    torch.manual_seed(1)
+    for parameter in served.propagator.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    inside = {k for k, name in enumerate(molecule.residue_names) if name == "PRO"}
+    windows = [row for row in served.bond_windows if {row[0], row[1]} <= inside]
+    names = [{molecule.atom_names[k] for k in row[:2]} for row in windows]
+    assert {"CG", "CB"} in names
+    assert {"N", "CD"} in names
+    hand = molecule.handedness
+    centres = [tuple(row) for row in hand.centres[hand.stereo].tolist()]
+    gates = (
+        ChiralityGate(centres, hand.signs[hand.stereo].tolist()),
+        TorsionGate(list(served.torsion_windows)),
+    )
+    i, j, low, high = zip(*windows, strict=True)
+    start = np.repeat(np.float32(molecule.positions)[None], 500, axis=0)
+    x, lag = torch.from_numpy(start), torch.full((500,), 100.0)
+    with torch.no_grad():
+        for _ in range(20):
+            later = served.propagator(x, lag, torch.randn(500, served.noise_size))
+            lengths = torch.linalg.vector_norm(later[:, i] - later[:, j], dim=-1)
+            assert bool((lengths > torch.tensor(low) - 0.003).all())
+            assert bool((lengths < torch.tensor(high) + 0.003).all())
+            for gate in gates:
+                assert bool(gate(x, later).all()), gate.name
+            x = later
