@@ -347,6 +347,11 @@ def test_a_bundle_serves_a_molecule_without_data(tmp_path, monkeypatch):
     for name in large:
         assert stored[name].dtype == torch.float16
         assert torch.equal(weights[name], stored[name].float())
+    # One novelty score for all.
+    assert not any(".novelty." in name or name.startswith("openmm_sd.novelty") for name in stored)
+    for member in model.members:
+        frame = torch.from_numpy(member.start_frames[:1])
+        assert torch.isfinite(member.novelty(frame)).all()
     proline = model.member("ACE-PRO-NME")
     assert proline.propagator.n_bridged == 1
     start = torch.from_numpy(proline.start_frames)

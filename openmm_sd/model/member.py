@@ -19,6 +19,7 @@ from ..propagator.script import script_frozen
 from .bundle import NOVELTY, START_FRAMES, START_FRAMES_UNIT_NM, BundleError, canonical_json
 from .card import Card
 from .novelty import Novelty
+from .pooled import PooledNovelty
 
 # What building a network may take besides what its weights account for: numbers, and numbers that
 # one call of torch counts for.
@@ -61,7 +62,10 @@ class Member:
         self.propagator = propagator.eval().requires_grad_(False)
         # As stored in the bundle, for the same reason as the card's way through JSON.
         self._start_frames = None if start_frames is None else _packed(start_frames, self.n_atoms)
-        self.novelty = None if novelty is None else novelty.eval().requires_grad_(False)
+        self._novelty = None if novelty is None else novelty.eval().requires_grad_(False)
+        #: What the score is made from where the model has none of its own.
+        self.pooled: PooledNovelty | None = None
+        self._made: Novelty | None = None
         self._check_novelty()
         self.card.check(self.molecules)
 
@@ -71,6 +75,18 @@ class Member:
         if self._start_frames is None:
             return None
         return (self._start_frames * START_FRAMES_UNIT_NM).astype(np.float32)
+
+    @property
+    def novelty(self) -> Novelty | None:
+        """Score of a frame: its own, or else the pooled one of all members."""
+        if self._novelty is None and self._made is None and self.pooled is not None:
+            made = self.pooled.of(self.molecules[0], self.card.windows)
+            self._made = made.eval().requires_grad_(False)
+        return self._made if self._novelty is None else self._novelty
+
+    @novelty.setter
+    def novelty(self, score: Novelty | None) -> None:
+        self._novelty = score
 
     @property
     def architecture(self) -> str | None:
@@ -123,9 +139,9 @@ class Member:
         if self._start_frames is not None:
             tensors[START_FRAMES] = torch.from_numpy(self._start_frames.copy())
         card = copy.deepcopy(self.card)
-        if self.novelty is not None:
-            card.novelty = {**(card.novelty or {}), "threshold": self.novelty.threshold}
-            tensors |= {NOVELTY + k: tensor for k, tensor in self.novelty.state_dict().items()}
+        if self._novelty is not None:
+            card.novelty = {**(card.novelty or {}), "threshold": self._novelty.threshold}
+            tensors |= {NOVELTY + k: tensor for k, tensor in self._novelty.state_dict().items()}
         return name, plain, tensors, card
 
     def _device(self) -> torch.device:
@@ -149,20 +165,20 @@ class Member:
 
     def _check_novelty(self) -> None:
         """Make the card and the score say the same threshold."""
-        if self.novelty is None:
+        if self._novelty is None:
             if self.card.get(Card.novelty.key) is not None:
                 raise ValueError("card: novelty is described, but the model has no novelty score")
             return
         for molecule in self.molecules:
-            if self.novelty.atomic_numbers != molecule.atomic_numbers:
+            if self._novelty.atomic_numbers != molecule.atomic_numbers:
                 raise ValueError(f"novelty: the score is of other atoms than {molecule.name} has")
         said = self.card.novelty
         if said is None:
-            self.card.novelty = {"threshold": self.novelty.threshold}
-        elif said["threshold"] != self.novelty.threshold:
+            self.card.novelty = {"threshold": self._novelty.threshold}
+        elif said["threshold"] != self._novelty.threshold:
             raise ValueError(
                 f"card: novelty has the threshold {said['threshold']}, the score "
-                f"{self.novelty.threshold}"
+                f"{self._novelty.threshold}"
             )
 
 

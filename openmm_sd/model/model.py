@@ -104,7 +104,7 @@ class ScoreModel:
     name: str | None = None
     sha256: str | None = None
     file: str | None = None
-    pooled_novelty: PooledNovelty | None = None
+    _pooled: PooledNovelty | None = None
 
     def __init__(
         self,
@@ -222,6 +222,18 @@ class ScoreModel:
     @novelty.setter
     def novelty(self, score: Novelty | None) -> None:
         self._one("novelty").novelty = score
+
+    @property
+    def pooled_novelty(self) -> PooledNovelty | None:
+        """What the score of molecules without one of their own is made from, see `serve`."""
+        return self._pooled
+
+    @pooled_novelty.setter
+    def pooled_novelty(self, pooled: PooledNovelty | None) -> None:
+        for part in (self, *self.members):
+            part._pooled = pooled
+            if part._own is not None:
+                part._own.pooled = pooled
 
     @property
     def n_atoms(self) -> int:

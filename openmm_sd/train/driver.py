@@ -303,9 +303,12 @@ def _models(
             # The same for atoms that are alike: the law of the jumps does not tell them apart.
             card |= windows_of_relatives(molecule, [(molecule, card)])
         frames = data.start_frames()
-        what = f"{molecule.name}, {len(data.pairs)} frames"
-        say("measuring what the training frames cover", what)
-        novelty, card.novelty = novelty_of(molecule, data.kept, data.held, settings.training.seed)
+        novelty = None
+        if training["network"] != TRANSFERABLE:  # that has one for all molecules
+            what = f"{molecule.name}, {len(data.pairs)} frames"
+            say("measuring what the training frames cover", what)
+            seed = settings.training.seed
+            novelty, card.novelty = novelty_of(molecule, data.kept, data.held, seed)
         models.append(ScoreModel(network, molecule, card, start_frames=frames, novelty=novelty))
     return models
 
