@@ -6,7 +6,15 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads that spin take the cores that OpenMM needs.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-physics lint docs constraints clean
+.PHONY: help demo test test-physics gpu-check lint docs constraints clean
+
+# A folder with wheels: nothing is looked for in the network.
+ifdef WHEELS
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+export UV_NO_INDEX := 1
+export UV_FIND_LINKS := $(abspath $(WHEELS))
+endif
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -56,6 +64,13 @@ test: lint $(VENV)/.native
 # make test-physics - the long physics tests as well 
 test-physics: $(VENV)/.ready $(VENV)/.native
 	$(BIN)/pytest $(PARALLEL)
+
+# make gpu-check - all that needs a GPU, to gpu-check.md; with WHEELS=DIR (benchmarks/gpu-wheels.txt)
+# without a network
+gpu-check: $(VENV)/.ready $(VENV)/.native
+	$(BIN)/pip uninstall --quiet --yes acellera-openmmtorch-cpu
+	$(INSTALL) --requirement benchmarks/gpu-wheels.txt
+	$(BIN)/python benchmarks/gpu_check.py gpu-check.md
 
 # make docs - the documentation as HTML, warnings are errors
 docs: $(VENV)/.ready
