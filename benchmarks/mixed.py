@@ -4,6 +4,7 @@
     python benchmarks/mixed.py md FOLDER --ps 4000 --seed 1
     python benchmarks/mixed.py mixed FOLDER --lag 100 --burst 1 --jumps 2000 --seed 1
     python benchmarks/mixed.py report FOLDER --reference phi-psi.npy
+    python benchmarks/mixed.py schedules FOLDER 0.5+0.5 0.5+0.7 1+1 --reference phi-psi.npy
 
 The box is ACE-ALA-NME in water. `md` and `mixed` can be repeated with other settings and seeds;
 each run that is stopped keeps what it has. At fixed times after every jump a run notes potential
@@ -327,6 +328,47 @@ def report(options: argparse.Namespace) -> None:
         draw_maps(runs, series, options.map)
 
 
+def schedules(options: argparse.Namespace) -> None:
+    """Run what is missing of MD and of each settling+burst, ps, and print how each ends a burst.
+
+    A schedule holds if the figures of the water together agree with MD at the end of the burst and
+    jumps are not undone more often than MD undoes them. Runs that are there already are not made
+    again, so that a stopped command goes on.
+    """
+    if not (options.folder / "box.pickle").exists():
+        prepare(options)
+    if not (options.folder / f"md-{options.seed}.npz").exists():
+        run_md(options)
+    wanted = []
+    for text in options.schedules:
+        options.settle_time, options.burst = map(float, text.split("+"))
+        name = f"mixed-lag{options.lag:g}-burst{options.burst:g}-time{options.settle_time:g}"
+        wanted.append(name)
+        if not (options.folder / f"{name}-{options.seed}.npz").exists():
+            run_mixed(options)
+    md, runs = read_runs(options.folder, "md")[0], read_runs(options.folder, "mixed")
+    plain, series = of_moments(md.arrays, slice(None)), np.load(options.reference).astype(float)
+    entries = {run.name: about_run(run, plain, series) for run in runs if run.name in wanted}
+    limit = float(chi2.ppf(TWO_SIGMA, len(plain)))
+    print()
+    print_head(
+        ["settling + burst, ps", "jumps", *plain, f"together (of {limit:.1f})", "undone, MD"]
+    )
+    for name in wanted:
+        about, undo = entries[name]["about"], entries[name]["undone"]["to another basin"]
+        end = entries[name]["after_jump"]["all"][-1]
+        cells = [with_error(end[key]["value"], end[key]["error"]) for key in plain]
+        print_row(
+            [
+                f"{about['settle_ps']:g} + {about['burst_ps']:g}",
+                about["jumps_tried"],
+                *cells,
+                f"{end['together']:.1f}",
+                f"{with_error(undo['back'], undo['error'])}, {undo['md']:.3f}",
+            ]
+        )
+
+
 def about_run(run: Sampled, plain: dict[str, Measured], series: Series | None) -> dict[str, Any]:
     """Print and return what is to be said of runs of the same settings."""
     data, about = run.arrays, run.about
@@ -619,6 +661,20 @@ COMMANDS = {
             option("--jumps", type=int, default=1000),
             option("--settle", type=int, help="settling steps"),
             option("--settle-time", type=float, help="ps"),
+            SEED,
+            PLATFORM,
+        ],
+    ),
+    "schedules": Command(
+        schedules,
+        [
+            FOLDER,
+            option("schedules", nargs="+", metavar="SETTLING+BURST", help="ps, as in 0.5+0.7"),
+            option("--lag", type=float, default=500.0),
+            option("--jumps", type=int, default=1000, help="of each schedule"),
+            option("--ps", type=float, default=1000.0, help="of plain MD"),
+            option("--settle", type=int, help="settling steps"),
+            option("--reference", type=Path, required=True, help=".npy of phi and psi"),
             SEED,
             PLATFORM,
         ],

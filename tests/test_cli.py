@@ -19,6 +19,7 @@ from openmm_sd.bridges import BRIDGES
 from openmm_sd.cli import COMMANDS, main, parser_of, progress as progress_module
 from openmm_sd.cli.progress import Progress
 from openmm_sd.demo import FILES
+from openmm_sd.demo.driver import _crossings
 from openmm_sd.prepare import solvate
 from openmm_sd.prepare.driver import next_steps
 from openmm_sd.propagator.kernels import Identity, Shift
@@ -352,6 +353,15 @@ def test_demo_writes_its_four_files(tiny_demo):
     assert summary["md_ns_per_day"] > 0
     assert summary["lag_ps"] == 20
     assert (folder / "ramachandran.png").read_bytes().startswith(b"\x89PNG")
+    # Plain MD had the same time, and all of it.
+    beside = summary["side_by_side"]
+    assert beside["seconds"]["mixed_run"] == pytest.approx(sum(summary["seconds"].values()))
+    assert beside["seconds"]["plain_md"] >= beside["seconds"]["mixed_run"]
+    assert beside["plain_md"]["time_ps"] > 0
+    assert beside["mixed_run"]["effective_time_ps"] == summary["effective_time_ps"]
+    # A kernel that moves nothing crosses nothing.
+    assert beside["mixed_run"]["crossings"] == {"phi": 0, "psi": 0}
+    assert "crossed phi 0 and psi 0 times; the mixed run stands for 0.0" in beside["sentence"]
 
     trajectory = mdtraj.load(str(folder / "trajectory.xtc"), top=str(folder / "topology.pdb"))
     assert trajectory.n_frames == summary["frames"] == 6
@@ -360,6 +370,12 @@ def test_demo_writes_its_four_files(tiny_demo):
     assert (trajectory.time[1:] > trajectory.time[:-1]).all()
     bonds = [(a.index, b.index) for a, b in trajectory.topology.bonds]
     assert mdtraj.compute_distances(trajectory, bonds, periodic=False).max() < 0.2
+
+
+def test_crossings_go_from_well_inside_to_well_inside():
+    beta, alpha, left, between = (-80, 150), (-80, -40), (60, 40), (-20, 40)
+    path = np.deg2rad(np.array([beta, alpha, between, alpha, beta, left, between, left, beta]))
+    assert _crossings(path.astype(np.float32)) == {"phi": 2, "psi": 2}
 
 
 def test_demo_does_not_overwrite(tiny_demo, bundle, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ..model.schedules import PURPOSES
 from ..prepare.settings import HEAVY_STEP_PS
 from ..run.settings import RunSettings
 from ..settings import FASTEST, Settings, setting
@@ -19,15 +20,21 @@ class DemoSettings(Settings):
 
     model: str = setting("ala2-water", "shipped model, or path of a bundle", metavar="NAME")
     seconds: float = setting(
-        120.0, "wall-clock time of the sampling; building the box comes on top", option="seconds"
+        120.0,
+        "wall-clock time of the mixed run, and again of plain MD beside it; building the box comes "
+        "on top",
+        option="seconds",
     )
     jumps: int | None = setting(None, "number of jumps to try instead")
     waters: int = setting(651, "number of water molecules")
     equilibration: float = setting(
         10.0, "MD at constant pressure that relaxes the new box", unit="ps"
     )
+    purpose: str = setting(
+        "populations", "what the run is for: chooses the lag", choices=PURPOSES, option="for"
+    )
     lag: float | None = setting(
-        None, "time that a jump covers", unit="ps", shown="the model's advice"
+        None, "time that a jump covers", unit="ps", shown="the model's advice for that purpose"
     )
     # A burst is halved: two frames are saved of it.
     burst: float = setting(1.0, "MD time between two jumps", unit="ps", least=2 * HEAVY_STEP_PS)
@@ -43,6 +50,7 @@ class DemoSettings(Settings):
         """Return the settings of the run."""
         return RunSettings(
             jumps=self.jumps or _ENDLESS,
+            purpose=self.purpose,
             lag_ps=self.lag,
             burst_ps=self.burst,
             every_ps=self.burst / 2,

@@ -78,6 +78,12 @@ class PlainMD:
         self._context.getState(positions=True)
         return time.perf_counter() - began
 
+    def positions(self) -> NDArray[Any]:
+        """Return where all atoms are, (N, 3) nm; molecules are not cut at the faces of the box."""
+        import numpy as np
+
+        return np.asarray(self._context.getState(positions=True).getPositions(asNumpy=True)._value)
+
 
 def ns_per_day(ps: float, seconds: float) -> float:
     """Return a speed in ns per day."""
