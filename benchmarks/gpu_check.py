@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmm_sd import ScoreModel
+from openmm_sd.molecule.topology import pdb_text
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Lines of a step's output that the report keeps.
 KEPT_LINES = 200
@@ -140,8 +143,9 @@ def main() -> int:
     found: list[tuple[Step, str, float, str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        structure = ROOT / "tests" / "data" / "ace-ala-nme.pdb"
-        (folder / "ala2.pdb").write_bytes(structure.read_bytes())
+        molecule = ScoreModel.load("ala2-water").molecules[0]
+        text = pdb_text(molecule.to_topology(), molecule.positions)
+        (folder / "ala2.pdb").write_text(text)
         todo = (dry_steps if options.dry_run else steps)(folder)
         for number, step in enumerate(todo, start=1):
             print(f"{number} of {len(todo)}: {step.name}", flush=True)
