@@ -18,7 +18,7 @@ from ..data.dataset import Dataset, read_dataset
 from ..files.atomic import check_target, file_sha256
 from ..model.card import Training
 from ..model.model import ScoreModel
-from ..model.pooled import fit_pooled
+from ..model.pooled import PooledNovelty, fit_pooled
 from ..model.relatives import card_of_relative, windows_of_relatives
 from ..molecule.matching import difference
 from ..progress import Progress, silence
@@ -158,11 +158,7 @@ def train_bundle(
         models.append(ScoreModel(network, molecule, card, start_frames=start))
     model = ScoreModel.family(models) if family else models[0]
     if kind == TRANSFERABLE:
-        say("measuring what the training frames cover", f"{len(taught)} molecules together")
-        seed = settings.training.seed
-        model.pooled_novelty = fit_pooled(
-            [(data.molecule, *novelty_frames(data.kept, data.held, seed)) for data in taught]
-        )
+        model.pooled_novelty = _pooled(taught, settings, say)
     return finish(model, output, training, began)
 
 
@@ -311,6 +307,17 @@ def _models(
             novelty, card.novelty = novelty_of(molecule, data.kept, data.held, seed)
         models.append(ScoreModel(network, molecule, card, start_frames=frames, novelty=novelty))
     return models
+
+
+def _pooled(
+    taught: Sequence[TrainingData], settings: StageSettings, say: Progress
+) -> PooledNovelty:
+    """Return the novelty score of whatever a network serves."""
+    say("measuring what the training frames cover", f"{len(taught)} molecules together")
+    seed = settings.training.seed
+    return fit_pooled(
+        [(data.molecule, *novelty_frames(data.kept, data.held, seed)) for data in taught]
+    )
 
 
 def checkpoint_of(output: Path) -> Path:
