@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .rollout.rollout import Rollout as Rollout
     from .rollout.settings import RolloutSettings as RolloutSettings
     from .verbs import (
+        adapt as adapt,
         distill as distill,
         generate as generate,
         import_trajectories as import_trajectories,
@@ -68,7 +69,7 @@ else:
             ".verbs": "distill import_trajectories",
         },
         first="torch",
-        packages="generate prepare report rollout run train validate",
+        packages="adapt generate prepare report rollout run train validate",
     )
     __all__ += ["__version__"]
 

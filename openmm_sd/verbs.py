@@ -2,8 +2,8 @@
 
 Each takes its settings as keywords, or as an object of its class of settings, or both: keywords
 then replace what the object says. What is no setting is an argument. ``prepare``, ``generate``,
-``train``, ``validate``, ``rollout``, ``run`` and ``report`` are packages too: a package that is
-called does what the function here does, see `openmm_sd.lazy.callable_package`.
+``train``, ``adapt``, ``validate``, ``rollout``, ``run`` and ``report`` are packages too: a package
+that is called does what the function here does, see `openmm_sd.lazy.callable_package`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from .adapt.settings import AdaptSettings
 from .data.settings import ImportSettings
 from .generate.settings import GenerateSettings
 from .prepare.settings import PrepareSettings
@@ -169,6 +170,25 @@ def train(
     if novelty_only is not None:
         return add_novelty(Path(novelty_only), several, Path(output), stage, progress=progress)
     return train_bundle(several, Path(output), stage, progress=progress)
+
+
+def adapt(
+    model: PathLike | None,
+    structure: PathLike,
+    output: PathLike,
+    settings: AdaptSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    **given: object,
+) -> dict[str, Any]:
+    """Make a model of a molecule from one that serves it, or from nothing: ``openmm-sd adapt``.
+
+    See `openmm_sd.adapt.driver.adapt`; the settings are `openmm_sd.adapt.AdaptSettings`.
+    """
+    settings = _settings(AdaptSettings, settings, given)
+    from .adapt.driver import adapt as work
+
+    return work(model, structure, output, settings, progress=progress)
 
 
 def distill(

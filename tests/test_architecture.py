@@ -32,7 +32,7 @@ LAYERS = (
     ("system",),
     ("integrator", "rollout", "prepare", "data"),
     ("generate", "train", "run", "validate"),
-    ("doctor", "demo"),
+    ("adapt", "doctor", "demo"),
     ("benchmark",),
     ("verbs",),
     ("cli",),

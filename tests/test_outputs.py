@@ -13,6 +13,7 @@ PDB = Path(__file__).parent / "data" / "ace-ala-nme.pdb"
 #: What each command that writes a file, or a folder, reads; before it reads, it looks where to.
 FILE = {
     "train": ("x.h5", "out.safetensors"),
+    "adapt": (PDB, "out.safetensors"),
     "distill": (SHIPPED, "out.safetensors"),
     "generate": (PDB, "out.h5"),
     "import": (PDB, "out.h5"),

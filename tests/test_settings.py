@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
+from openmm_sd.adapt.settings import AdaptSettings
 from openmm_sd.benchmark.settings import BenchmarkSettings
 from openmm_sd.cli import COMMANDS, main
 from openmm_sd.cli.options import add_settings, given_of, option_of
@@ -28,6 +29,7 @@ from openmm_sd.train.settings import (
 from openmm_sd.validate.settings import ValidateSettings
 
 OF_COMMAND = {
+    "adapt": AdaptSettings,
     "benchmark": BenchmarkSettings,
     "import": ImportSettings,
     "demo": DemoSettings,
@@ -42,6 +44,7 @@ OF_COMMAND = {
 EVERY = (*OF_COMMAND.values(), NetworkSettings, StudentSettings, TrainSettings)
 #: Needed besides the settings.
 POSITIONAL = {
+    "adapt": ["ala2-water", "a.pdb", "-o", "m.safetensors"],
     "benchmark": [],
     "import": ["t.xtc", "-o", "d.h5"],
     "demo": ["-o", "out"],

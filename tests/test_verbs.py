@@ -23,7 +23,16 @@ from openmm_sd.validate import plots
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
-    *("prepare", "generate", "import_trajectories", "train", "distill", "validate", "rollout"),
+    *(
+        "prepare",
+        "generate",
+        "import_trajectories",
+        "train",
+        "adapt",
+        "distill",
+        "validate",
+        "rollout",
+    ),
     *("run", "report"),
 ]
 #: What makes the page's examples short; a test fails where one is not found.

@@ -37,6 +37,7 @@ COMMANDS = {
     "generate": "molecular dynamics of a solute in water, to a data set",
     "import": "a data set from trajectories that you already have",
     "train": "train a model on data sets",
+    "adapt": "a model of your molecule in one command: MD where it is needed, and training",
     "distill": "a model's jumps in one or two network calls, faster and less exact",
     "run": "a mixed run of your own system to a trajectory, resumable",
     "report": "one page on a run: what it found, and whether to believe it",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..data.dataset import Dataset, Run, described, read_dataset, restore, write_dataset
 from ..files.atomic import check_target
@@ -42,6 +43,7 @@ def generate(
     settings: GenerateSettings | None = None,
     *,
     torsions: Sequence[str | TorsionAtoms] = (),
+    goals: ArrayLike | None = None,
     name: str | None = None,
     platform: str | None = None,
     processes: int | None = None,
@@ -66,6 +68,8 @@ def generate(
         How much is made and how.
     torsions : sequence of str or of four int, optional
         Torsions that seeded runs are spread over; by default those of `slow_torsions`.
+    goals : array, shape (seeded runs * copies, torsions), optional
+        Where seeded runs begin, rad; spread evenly by default.
     name : str, optional
         What people call the molecule; its residues by default.
     platform : str, optional
@@ -119,6 +123,7 @@ def generate(
         for t in torsions
     ] or slow_torsions(molecule)
     check_torsions(chosen, settings.seeded_runs)
+    points = _checked_goals(goals, settings, len(chosen))
     parts = Parts(target.with_name(f"{target.name}.parts"))
     solute = topology, positions
     settings = settled_engine(settings, parts, target, solute, platform, gmx, dask, say)
@@ -134,7 +139,7 @@ def generate(
     machine = Machine(platform, threads, save_seconds, gmx)
     for what, where in unusual(molecule).items():
         say("warning", f"{', '.join(where)} {REMARKS[what]}")
-    identity = describe(settings, molecule, chosen)
+    identity = describe(settings, molecule, chosen, points)
     if not parts.started and target.exists() and not force:
         return _already(target, identity, settings)
     parts.folder.mkdir(exist_ok=True)
@@ -149,7 +154,7 @@ def generate(
             start = _start(
                 parts, topology, positions, molecule, settings, chosen, machine, stop, say
             )
-            plan = Plan(start, settings, chosen)
+            plan = Plan(start, settings, chosen, points)
             job = _Job(parts, plan, machine, processes, stop, say)
 
             def makers() -> Pool[Task] | None:
@@ -165,6 +170,18 @@ def generate(
         return _collect(job, target, identity, stop)
     finally:
         os.close(lock)
+
+
+def _checked_goals(
+    goals: ArrayLike | None, settings: GenerateSettings, torsions: int
+) -> NDArray[np.float64] | None:
+    if goals is None:
+        return None
+    points = np.asarray(goals, dtype=np.float64)
+    wanted = (settings.seeded_runs * settings.copies, torsions)
+    if points.shape != wanted or not np.isfinite(points).all():
+        raise ValueError(f"goals must be finite numbers of shape {wanted}, got {points.shape}")
+    return points
 
 
 class _Stop:
@@ -421,6 +438,7 @@ def _provenance(
         "torsion_terms": torsion_terms(start.system, start.solutes[0]),
         "seed": settings.seed,
         "torsions": identity["torsions"],
+        **{key: identity[key] for key in ("goals",) if key in identity},
         "platform": sorted(platforms),
         "steps_per_s": round(float(steps[0] / max(steps[1], 1e-9)), 1),
         **unusual(start.molecule),
@@ -448,11 +466,13 @@ def _already(target: Path, identity: dict[str, Any], settings: GenerateSettings)
             **(dataset.provenance.get("generate") or {}),
             "molecule": dataset.molecule.to_dict(),
             "torsions": dataset.provenance.get("torsions"),
+            "goals": dataset.provenance.get("goals"),
         },
         {
             **_asked_for(identity, settings),
             "molecule": identity["molecule"],
             "torsions": identity["torsions"],
+            "goals": identity.get("goals"),
         },
         "choose another name, or replace it (--force)",
     )

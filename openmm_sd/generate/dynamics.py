@@ -18,7 +18,7 @@ from ..files.atomic import one_line
 from ..molecule.frames import FrameCheck
 from ..system.structure import nanometers
 from .parts import ATTEMPTS, Chunk, Parts, Snapshot, Standing
-from .seeding import own_seed, spread_points
+from .seeding import own_seed
 from .start import PULL, Plan, make_context
 
 #: The pull grows in stages, so that it turns the torsions without tearing at the molecule; the last
@@ -114,9 +114,7 @@ class PieceByPiece:
         self.thermostat_seed = 0
         self.goals: NDArray[np.float64] | None = None
         if self.kind == "seeded":
-            copies = len(plan.start.solutes)
-            first, dimensions = self.index * copies, len(plan.torsions)
-            self.goals = spread_points(first, copies, dimensions, plan.settings.seed)
+            self.goals = plan.points(self.index)
 
     @property
     def complete(self) -> bool:

@@ -10,6 +10,7 @@ its end, from which the run goes on. Of runs made by GROMACS its own files hold 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -257,10 +258,15 @@ class Parts:
 
 
 def describe(
-    settings: GenerateSettings, molecule: Molecule, torsions: list[TorsionAtoms]
+    settings: GenerateSettings,
+    molecule: Molecule,
+    torsions: list[TorsionAtoms],
+    goals: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """Return what must be the same for parts to belong together, in JSON types."""
+    chosen = {} if goals is None else {"goals": hashlib.sha256(goals.tobytes()).hexdigest()}
     return {
+        **chosen,
         "format": 1,
         "settings": settings.identity(),
         "molecule": molecule.to_dict(),

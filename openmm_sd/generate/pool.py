@@ -29,6 +29,7 @@ def local_processes(
         "parts": str(parts.folder.resolve()),
         "settings": asdict(plan.settings),
         "torsions": plan.torsions,
+        "goals": None if plan.goals is None else plan.goals.tolist(),
         "machine": asdict(machine),
     }
     threads = dict.fromkeys(("OPENMM_CPU_THREADS", "OMP_NUM_THREADS"), str(machine.threads))

@@ -26,6 +26,7 @@ from ..system.force_field import (
 )
 from ..system.structure import count_waters, nanometers
 from .peptides import Amides
+from .seeding import spread_points
 from .settings import GenerateSettings
 
 #: Name of the Context parameter that switches the pull of seeded runs, kJ/mol.
@@ -83,11 +84,22 @@ class Start:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is made: runs from one start; seeded ones are spread over the torsions."""
+    """What is made: runs from one start.
+
+    Seeded ones are spread over the torsions, or begin at `goals`, (runs * copies, torsions), rad.
+    """
 
     start: Start
     settings: GenerateSettings
     torsions: list[TorsionAtoms]
+    goals: NDArray[np.float64] | None = None
+
+    def points(self, run: int) -> NDArray[np.float64]:
+        """Return where the copies of a seeded run begin, (copies, torsions), rad."""
+        copies = len(self.start.solutes)
+        if self.goals is not None:
+            return self.goals[run * copies : (run + 1) * copies]
+        return spread_points(run * copies, copies, len(self.torsions), self.settings.seed)
 
 
 def read_solute(path: Path, settings: GenerateSettings) -> tuple[app.Topology, NDArray[np.float64]]:

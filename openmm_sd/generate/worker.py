@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from ..workers.processes import serve
 
 # Parents need not hear of every frame.
@@ -43,7 +45,8 @@ def _work(
     assert start is not None
     job["settings"]["force_field"] = tuple(job["settings"]["force_field"])
     settings = GenerateSettings(**job["settings"])
-    plan = Plan(start, settings, [tuple(t) for t in job["torsions"]])
+    goals = None if job["goals"] is None else np.array(job["goals"])
+    plan = Plan(start, settings, [tuple(t) for t in job["torsions"]], goals)
     machine = Machine(**job["machine"])
     make_run = run_maker(settings.engine)
     for line in iter(orders.readline, ""):

@@ -334,6 +334,8 @@ class Card(dict[str, Any]):
     """What it is not good for, sentences."""
     fidelity = Entry[Mapping[str, object], Mapping[str, object]]("fidelity", _mapping)
     """Measured errors."""
+    adaptation = Entry[Mapping[str, object], Mapping[str, object]]("adaptation", _mapping)
+    """How `openmm_sd.adapt` made it: from which model, in which rounds, at what cost."""
 
     @property
     def windows(self) -> tuple[Window, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -350,7 +349,7 @@ def history_entry(record: TrainingRecord, settings: TrainSettings, team: Team) -
         "device": str(team.device),
         "processes": team.size,
         "threads": torch.get_num_threads(),
-        "settings": asdict(settings),
+        "settings": settings.told(),
         "history": record.history,
     }
 

@@ -126,7 +126,8 @@ def build_transferable(
 ) -> list[TransferableDiffusion]:
     """Build the networks of molecules with data, then of those without; they share their weights.
 
-    There are terms of each. How far torsions turn is measured on the data and told to all.
+    There are terms of each. How far torsions turn is measured on the data and told to all, unless
+    the arguments say it.
     """
     molecules = [*(molecule for molecule, _ in members), *also]
     networks = [
@@ -135,8 +136,25 @@ def build_transferable(
         )
         for molecule, own in zip(molecules, terms, strict=True)
     ]
+    if "turn_scales" not in arguments:
+        _measure_turns(networks, [pairs for _, pairs in members], seed)
+    if init is not None:
+        first = ScoreModel.load(init).members[0].propagator
+        if not isinstance(first, TransferableDiffusion):
+            raise ValueError(f"{init} holds a {type(first).__name__}, wanted is {TRANSFERABLE}")
+        networks[0].load_weights(first.weights())
+    for network in networks:
+        network.share_weights(networks[0])
+        network.to(device)
+    return networks
+
+
+def _measure_turns(
+    networks: Sequence[TransferableDiffusion], data: Sequence[TransitionPairs], seed: int
+) -> None:
+    """Measure how far torsions turn, and tell it to all networks; the first ones have data."""
     squares: dict[str, list[Tensor]] = {}
-    for network, (_, pairs) in zip(networks, members, strict=False):
+    for network, pairs in zip(networks, data, strict=False):
         _, at_lags = _drawn(pairs, network.lag_nodes(), seed)
         measured = torch.stack(
             [network.measure_scale(frame.cpu(), later.cpu()) for frame, later in at_lags]
@@ -150,15 +168,6 @@ def build_transferable(
     }
     for network in networks:
         network.set_turn_scales(scales)
-    if init is not None:
-        first = ScoreModel.load(init).members[0].propagator
-        if not isinstance(first, TransferableDiffusion):
-            raise ValueError(f"{init} holds a {type(first).__name__}, wanted is {TRANSFERABLE}")
-        networks[0].load_weights(first.weights())
-    for network in networks:
-        network.share_weights(networks[0])
-        network.to(device)
-    return networks
 
 
 def _like_bundle(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..settings import Settings, declared_fields, setting
@@ -64,6 +64,12 @@ class TrainSettings(Settings):
         "levels where a sample decides between conformations and takes its bonds",
     )
     sigma_max: float = setting(90.0, "highest noise level")
+    keep: float = setting(
+        0.0,
+        "how fast weights are drawn back to the first ones, those of --init: a step takes this "
+        "times the learning rate off their distance",
+        least=0,
+    )
     rare_first: bool = setting(True, "draw pairs that hop rarely more often, with less weight each")
     turn_weight: float = setting(
         5.0,
@@ -78,6 +84,13 @@ class TrainSettings(Settings):
     report_seconds: float = setting(
         60.0, "time between lines of progress and between checkpoints", least=0, option=""
     )
+
+    def told(self) -> dict[str, Any]:
+        """Return them as a card and a checkpoint hold them."""
+        values = asdict(self)
+        if not self.keep:  # those from before it could be set do not name it
+            del values["keep"]
+        return values
 
     def __post_init__(self) -> None:
         super().__post_init__()

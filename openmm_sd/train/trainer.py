@@ -288,6 +288,8 @@ class _Training:
         self.shared = team.wrap(self.step_loss)
         self.average = copy.deepcopy(self.model).eval()
         self.optimiser = make_optimiser(self.model, settings)
+        kept = self.model.parameters() if settings.keep else ()
+        self.first = [value.detach().clone() for value in kept]
         self.record = TrainingRecord()
         self.path = Path(checkpoint) if checkpoint is not None else None
         # What the weights and buffers of a checkpoint belong to.
@@ -365,6 +367,12 @@ class _Training:
             value = float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
+        if settings.keep:
+            # What L2-SP asks for (Li, Grandvalet, Davoine 2018), decoupled from the gradient as
+            # weight decay is in AdamW.
+            with torch.no_grad():
+                share = min(1.0, settings.keep * rate)
+                torch._foreach_lerp_(list(self.model.parameters()), self.first, share)
         record.steps += 1
         # The average starts as short as the training is, so that early weights are forgotten.
         decay = min(settings.ema_decay, (1.0 + record.steps) / (10.0 + record.steps))
@@ -396,7 +404,7 @@ class _Training:
             self.progress(self.record)
 
     def _kept(self) -> dict:
-        kept = asdict(self.settings)
+        kept = self.settings.told()
         # These may change between the parts of a resumed training.
         del kept["minutes"], kept["report_seconds"]
         return kept

@@ -35,8 +35,9 @@ from ..progress import Progress, silence
 from ..version import versions
 from . import plots
 from .energy import BOLTZMANN_KJ_PER_MOL_K, VacuumEnergy
+from .onestep import STEP_GROUPS, compare_steps, step_from_runs
 from .page import write_page
-from .sampling import Chains, Step, one_step, read_chains, run_chains
+from .sampling import Chains, one_step, read_chains, run_chains
 from .settings import USUAL_LAGS, ValidateSettings
 from .verdicts import verdicts
 
@@ -47,7 +48,6 @@ _PACKAGES = ("openmm-sd", "openmm", "torch", "numpy", "deeptime", "mdtraj")
 _ROOM_TEMPERATURE_K = 300.0
 # Without equilibrated frames, chains start from few places, and forget them slowly.
 _FEW_STARTS = 20
-_STEP_GROUPS = 32
 # Torsions alone decide the one-step test where they are so many times longer than all else.
 _MUCH_LONGER = 2.0
 
@@ -435,37 +435,10 @@ class _Validation:
 
     def _step_from_runs(self, lag: float) -> dict[str, Any] | None:
         """Start from frames of MD; what MD did from all of its frames is known."""
-        runs, sample = self._with_positions
-        stride = sample.stride(lag)
-        if stride is None or stride >= max(map(len, sample.runs)):
-            return None
-        before: list[list[NDArray[Any]]] = [[] for _ in range(sample.n_groups)]
-        after: list[list[NDArray[Any]]] = [[] for _ in range(sample.n_groups)]
-        for group, first, second in sample.pairs(stride):
-            before[group].append(first)
-            after[group].append(second)
-        full = [k for k in range(sample.n_groups) if before[k]]
-        theirs = figures.step_figures(
-            self.baseline,
-            [np.concatenate(before[k]) for k in full],
-            [np.concatenate(after[k]) for k in full],
+        positions, sample = self._with_positions
+        return step_from_runs(
+            self.baseline, sample, positions, lag, self.model, self.settings, self.say
         )
-        lengths = [max(run.n_frames - stride, 0) for run in runs]
-        total = sum(lengths)
-        wanted = min(self.settings.one_step_starts, total)
-        places = (np.arange(wanted) * (total / wanted)).astype(np.int64)
-        ends = np.cumsum(lengths)
-        where = np.searchsorted(ends, places, side="right")
-        starts = np.array(
-            [
-                _positions(runs[r])[place - (ends[r] - lengths[r])]
-                for r, place in zip(where, places, strict=True)
-            ]
-        )
-        step = one_step(self.model, self.settings, lag, starts, self.baseline.torsions, self.say)
-        groups = step.start * _STEP_GROUPS // len(starts)
-        source = f"{len(starts)} frames of the reference"
-        return self._compared(source, step, groups, None, theirs)
 
     def _step_from_starts(self, lag: float) -> dict[str, Any]:
         """Start from the model's own frames, weighted as the reference's basins are populated."""
@@ -491,37 +464,16 @@ class _Validation:
             ratio = wanted / np.maximum(there, 1)
             weights = (ratio / (ratio * there).sum() * there.sum())[label(step.before)]
         source = f"{len(starts)} frames of the model, weighted by basin"
-        groups = step.start % min(_STEP_GROUPS, len(starts))
-        return self._compared(source, step, groups, weights, theirs)
-
-    def _compared(
-        self,
-        source: str,
-        step: Step,
-        groups: NDArray[np.int64],
-        weights: NDArray[np.float64] | None,
-        theirs: figures.StepFigures,
-    ) -> dict[str, Any]:
-        numbers = np.unique(groups).tolist()
-        ours = figures.step_figures(
-            self.baseline,
-            [step.before[groups == k] for k in numbers],
-            [step.after[groups == k] for k in numbers],
-            None if weights is None else [weights[groups == k] for k in numbers],
-        )
-        failed = sum(step.statistics["rejections"].values())
-        return {
-            "from": source,
-            **figures.step_report(self.baseline, ours, theirs),
-            "gate_failure_fraction": figures.counted(failed, step.statistics["draws"]),
-        }
+        groups = step.start % min(STEP_GROUPS, len(starts))
+        return compare_steps(baseline, source, step, groups, weights, theirs)
 
     @cached_property
-    def _with_positions(self) -> tuple[list[ReferenceRun], Sample]:
+    def _with_positions(self) -> tuple[list[NDArray[np.float32]], Sample]:
         """The runs with positions, of the spacing that most frames have, and their angles."""
         runs = _most_common_spacing(self.reference.with_positions)
-        angles = [angles_of(_positions(run), self.baseline.torsions) for run in runs]
-        return runs, Sample.from_runs(angles, runs[0].spacing_ps, _STEP_GROUPS)
+        positions = [_positions(run) for run in runs]
+        angles = [angles_of(frames, self.baseline.torsions) for frames in positions]
+        return positions, Sample.from_runs(angles, runs[0].spacing_ps, STEP_GROUPS)
 
 
 def _positions(run: ReferenceRun) -> NDArray[np.float32]:

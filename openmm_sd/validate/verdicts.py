@@ -47,15 +47,22 @@ def verdicts(lag: dict[str, Any], jsd_key: str) -> list[Verdict]:
         rows.append(compared(what, one, TOLERANCES["passage_relative"], True, "ps"))
     step = lag.get("one_step")
     if step and step.get("mean_cos_change"):
-        for name, one in step["mean_cos_change"].items():
-            what = f"one step: mean cosine of the change of {name}"
-            rows.append(compared(what, one, TOLERANCES["mean_cos"], False, ""))
-        for hops in step["hop_probabilities"].values():
-            for name, one in hops.items():
-                if known(one["reference"]["value"]) and one["reference"]["value"] > _SMALLEST_HOP:
-                    what = f"one step: probability of {name}"
-                    rows.append(compared(what, one, TOLERANCES["hop_relative"], True, ""))
+        rows += step_verdicts(step)
     rows += list(_structure(lag))
+    return rows
+
+
+def step_verdicts(step: dict[str, Any]) -> list[Verdict]:
+    """Return the verdicts on one step, from what `openmm_sd.validate.onestep` gives."""
+    rows = []
+    for name, one in step["mean_cos_change"].items():
+        what = f"one step: mean cosine of the change of {name}"
+        rows.append(compared(what, one, TOLERANCES["mean_cos"], False, ""))
+    for hops in step["hop_probabilities"].values():
+        for name, one in hops.items():
+            if known(one["reference"]["value"]) and one["reference"]["value"] > _SMALLEST_HOP:
+                what = f"one step: probability of {name}"
+                rows.append(compared(what, one, TOLERANCES["hop_relative"], True, ""))
     return rows
 
 

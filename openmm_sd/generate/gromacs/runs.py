@@ -24,7 +24,7 @@ from ...molecule.frames import FrameCheck
 from ..dynamics import PULL_KJ, BlownUp, Machine, Task, repeated, task_name
 from ..parts import Chunk, Parts
 from ..peptides import Amides
-from ..seeding import own_seed, spread_points
+from ..seeding import own_seed
 from ..start import Plan
 from .mdp import dynamics
 from .program import Gromacs, find_gromacs
@@ -79,7 +79,7 @@ class GromacsRun:
         self.wanted = plan.settings.frames(self.kind)
         self.goal: NDArray[np.float64] | None = None
         if self.kind == "seeded":
-            self.goal = spread_points(self.index, 1, len(plan.torsions), plan.settings.seed)[0]
+            self.goal = plan.points(self.index)[0]
 
     def _seed(self, purpose: str) -> int:
         return own_seed(self.settings.seed, self.kind, self.index, self.attempt, purpose)
