@@ -35,6 +35,10 @@ if TYPE_CHECKING:
         Propagator as Propagator,
         check_propagator as check_propagator,
     )
+    from .propagator.density import (
+        TransitionDensity as TransitionDensity,
+        check_density as check_density,
+    )
     from .propagator.registry import register_architecture as register_architecture
     from .rollout.rollout import Rollout as Rollout
     from .rollout.settings import RolloutSettings as RolloutSettings
@@ -63,6 +67,7 @@ else:
             ".model.model": "ScoreModel",
             ".molecule.molecule": "Molecule",
             ".propagator.contract": "Conformance Propagator check_propagator",
+            ".propagator.density": "TransitionDensity check_density",
             ".propagator.registry": "register_architecture",
             ".rollout.rollout": "Rollout",
             ".rollout.settings": "RolloutSettings",

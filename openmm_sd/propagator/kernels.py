@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from .contract import Propagator
+from .density import Drawn, TransitionDensity
+
+# Frames this close are one, nm: float64 positions of a box of some nm are rounded by less.
+_SAME_PLACE_NM = 1e-9
 
 
 class Identity(Propagator):
@@ -38,6 +42,27 @@ class Shift(Propagator):
 
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
         return frame + self.shift
+
+    def transition_density(self) -> "ShiftDensity":
+        """Return the density: all of it is at one place."""
+        return ShiftDensity(self.shift)
+
+
+class ShiftDensity(TransitionDensity):
+    """Density of `Shift` in numbers of frames: one at the place that it goes to, elsewhere none."""
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__(0)
+        self.shift = shift.to(torch.float64)
+
+    def draw(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Drawn:
+        later = frame + self.shift
+        return Drawn(later, self.log_density(frame, later, lag, noise))
+
+    def log_density(self, frame: Tensor, later: Tensor, lag: Tensor, auxiliary: Tensor) -> Tensor:
+        away = (later - frame - self.shift).abs().flatten(1).amax(1)
+        here = torch.where(away < _SAME_PLACE_NM, 0.0, -math.inf).to(torch.float64)
+        return torch.where(torch.isnan(away), math.nan, here)
 
 
 class Rotation(Propagator):
@@ -120,3 +145,28 @@ class OrnsteinUhlenbeck(Propagator):
         kick = noise.reshape(-1, self.n_atoms, 3)
         kick = kick - kick.mean(dim=1, keepdim=True)
         return centre + kept * (frame - centre) + torch.sqrt(1.0 - kept * kept) * self.sigma * kick
+
+    def transition_density(self) -> "OrnsteinUhlenbeckDensity":
+        """Return the Gaussian that the next frame is drawn from."""
+        return OrnsteinUhlenbeckDensity(self)
+
+
+class OrnsteinUhlenbeckDensity(TransitionDensity):
+    """Density of `OrnsteinUhlenbeck`, in the volume of positions about a centroid that rests."""
+
+    def __init__(self, kernel: OrnsteinUhlenbeck) -> None:
+        super().__init__(kernel.noise_size)
+        self.kernel = kernel
+
+    def draw(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Drawn:
+        later = self.kernel(frame, lag, noise)
+        return Drawn(later, self.log_density(frame, later, lag, noise[:, :0]))
+
+    def log_density(self, frame: Tensor, later: Tensor, lag: Tensor, auxiliary: Tensor) -> Tensor:
+        centre = frame.mean(dim=1, keepdim=True)
+        kept = torch.exp(-lag / self.kernel.relaxation_time)
+        width = torch.sqrt(1.0 - kept * kept) * self.kernel.sigma
+        away = (later - centre - kept.reshape(-1, 1, 1) * (frame - centre)).flatten(1)
+        freedom = 3 * (self.kernel.n_atoms - 1)
+        square = (away * away).sum(1) / width**2
+        return -0.5 * square - freedom * torch.log(width * math.sqrt(2.0 * math.pi))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..alignment import align_far
 from ..diffusion import DiffusionPropagator
 from ..sampler import karras_levels, multistep_coefficients, starting_width
+from .tangents import carried
 from .tree import (
     InternalTree,
     bridged_positions_of,
@@ -330,6 +331,14 @@ class InternalPropagator(DiffusionPropagator):
         """
         raise TypeError("the network does not define denoise")
 
+    def chosen(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a relabelling for each row of numbers from 0 to 1, (B, G): orders and signs.
+
+        The numbers are those of `extra_noise`; a network without them has none to choose from.
+        """
+        order = torch.arange(self.n_atoms, device=share.device).expand(share.shape[0], -1)
+        return order, share.new_ones([share.shape[0]])
+
     # What networks are shown.
 
     def squashed(self, stiff: Tensor) -> Tensor:
@@ -353,6 +362,26 @@ class InternalPropagator(DiffusionPropagator):
         reach = torch.log(torch.hypot(across, along).clamp(self.least_reach, self.most_reach))
         guess = turned + torch.atan2(across, along)
         return torch.cat([squeezed, reach, self.torsion_features(guess)], dim=-1)
+
+    # What densities need.
+
+    @torch.jit.ignore
+    def denoise_tangents(
+        self,
+        y: Tensor,
+        sigma: Tensor,
+        turned: Tensor,
+        scale: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+        tangents: Tensor,
+    ) -> Tensor:
+        """Return how the answer of `denoise` changes as y moves along tangents, (T, B, K)."""
+
+        def answer(x: Tensor) -> Tensor:
+            return self.denoise(x, sigma, turned, scale, context, modulation)
+
+        return carried(answer, y, tangents)
 
     # What training needs.
 

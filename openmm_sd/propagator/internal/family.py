@@ -21,6 +21,7 @@ from ..alignment import alignment_atoms
 from ..diffusion import LAG_FEATURES, check_atoms, start_at_zero
 from ..sampler import preconditioning
 from .base import HARMONICS, InternalArguments
+from .density import InternalDensity
 from .family_tree import MAX_HYDROGENS
 from .shared import SharedWeights
 from .statistics import CoordinateStatistics
@@ -151,7 +152,6 @@ class FamilyDiffusion(SharedWeights):
     path: Tensor
     relation: Tensor
     orders: Tensor
-    back: Tensor
     signs: Tensor
 
     def __init__(
@@ -212,7 +212,6 @@ class FamilyDiffusion(SharedWeights):
         self._lay_out(numbers, pairs)
         orders = torch.tensor([order for _, order in group])
         self.keep("orders", orders)
-        self.keep("back", torch.argsort(orders, dim=1))
         self.keep("signs", torch.tensor([float(sign) for sign, _ in group]))
 
         angles = 2 * HARMONICS
@@ -309,13 +308,16 @@ class FamilyDiffusion(SharedWeights):
     def forward(self, frame: Tensor, lag: Tensor, noise: Tensor) -> Tensor:
         if self.n_symmetries == 1:
             return self.sample(frame, lag, noise)
-        share = 0.5 + 0.5 * torch.erf(noise[:, self.n_coordinates] / math.sqrt(2.0))
+        share = 0.5 + 0.5 * torch.erf(noise[:, self.n_coordinates :] / math.sqrt(2.0))
+        order, sign = self.chosen(share)
+        answer = self.sample(relabelled(frame, order, sign), lag, noise[:, : self.n_coordinates])
+        return relabelled(answer, torch.argsort(order, dim=1), sign)
+
+    def chosen(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        # Without symmetries there is no number to choose by.
+        share = F.pad(share, [0, 1])[:, 0]
         which = (share.clamp(0.0, self.last_share) * self.n_symmetries).to(torch.long)
-        sign = self.signs[which]
-        answer = self.sample(
-            relabelled(frame, self.orders[which], sign), lag, noise[:, : self.n_coordinates]
-        )
-        return relabelled(answer, self.back[which], sign)
+        return self.orders[which], self.signs[which]
 
     @torch.jit.ignore
     def draw_equivalent(
@@ -333,6 +335,11 @@ class FamilyDiffusion(SharedWeights):
         )
         order, sign = self.orders[which], self.signs[which]
         return relabelled(frame, order, sign), relabelled(later, order, sign)
+
+    @torch.jit.ignore
+    def transition_density(self) -> InternalDensity:
+        """Return the density of the next frame."""
+        return InternalDensity(self)
 
     # The network.
 

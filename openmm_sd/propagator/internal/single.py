@@ -20,6 +20,8 @@ from ..alignment import alignment_atoms, choose_frame_atoms
 from ..diffusion import LAG_FEATURES, start_at_zero
 from ..sampler import preconditioning
 from .base import HARMONICS, InternalArguments, InternalPropagator
+from .density import InternalDensity
+from .tangents import layer_norm_tangents, noised_tangents, silu_slope
 from .tree import NotInternal, build_tree, constant_lengths, turning_torsions
 
 _BOTTLENECK = 128
@@ -101,6 +103,11 @@ class InternalDiffusion(InternalPropagator):
             **settings,
         )
 
+    @torch.jit.ignore
+    def transition_density(self) -> InternalDensity:
+        """Return the density of the next frame."""
+        return InternalDensity(self)
+
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
         """Return context (B, width) and modulation (B, 2 * depth * width) of frame and lag."""
         features = [self.squashed(stiff), self.lag_features(lag), self.torsion_features(turned)]
@@ -128,3 +135,29 @@ class InternalDiffusion(InternalPropagator):
             h = h + contract(F.silu(torch.addcmul(parts[2 * k + 1], z, parts[2 * k])))
         answer = self.head(F.layer_norm(h, [self.width]))
         return torch.addcmul(c_skip * y, c_out, answer)
+
+    @torch.jit.ignore
+    def denoise_tangents(
+        self,
+        y: Tensor,
+        sigma: Tensor,
+        turned: Tensor,
+        scale: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+        tangents: Tensor,
+    ) -> Tensor:
+        c_skip, c_out, c_in = preconditioning(sigma.view(-1, 1))
+        h = context + self.embed(self.noised_features(y, c_in * y, turned, scale))
+        moved = noised_tangents(self, y, c_in, turned, scale, tangents)
+        moved = F.linear(moved, self.embed.weight)
+        parts = modulation.split(self.width, dim=-1)
+        for k, (expand, contract) in enumerate(zip(self.expand, self.contract, strict=True)):
+            normed, along = layer_norm_tangents(h, moved)
+            gain = parts[2 * k]
+            z = torch.addcmul(parts[2 * k + 1], expand(normed), gain)
+            h = h + contract(F.silu(z))
+            along = F.linear(along, expand.weight) * (gain * silu_slope(z))
+            moved = moved + F.linear(along, contract.weight)
+        _, along = layer_norm_tangents(h, moved)
+        return c_skip * tangents + c_out * F.linear(along, self.head.weight)

@@ -24,10 +24,12 @@ from ..diffusion import LAG_FEATURES, check_atoms, start_at_zero
 from ..sampler import preconditioning
 from .backbone import backbone_tree
 from .base import HARMONICS, InternalArguments
+from .density import InternalDensity
 from .family_tree import MAX_HYDROGENS
 from .physics import Springs, springs_of
 from .shared import SharedWeights
 from .symmetry import checked_group, independent_symmetries, relabelled
+from .tangents import carried
 from .torsion_potential import SIZE as POTENTIAL_SIZE
 from .tree import InternalTree, bridged_positions_of
 from .units import (
@@ -478,6 +480,11 @@ class TransferableDiffusion(SharedWeights):
         order, sign = self.chosen(share)
         return relabelled(frame, order, sign), relabelled(later, order, sign)
 
+    @torch.jit.ignore
+    def transition_density(self) -> InternalDensity:
+        """Return the density of the next frame."""
+        return InternalDensity(self)
+
     # The network.
 
     def encode(self, stiff: Tensor, turned: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
@@ -510,6 +517,29 @@ class TransferableDiffusion(SharedWeights):
         noised, standing = self.see(y, sigma, turned, scale)
         answer = self.respond(noised, standing, sigma, context, modulation, self.tables, self.one)
         return self.answered(answer, y, sigma)
+
+    @torch.jit.ignore
+    def denoise_tangents(
+        self,
+        y: Tensor,
+        sigma: Tensor,
+        turned: Tensor,
+        scale: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+        tangents: Tensor,
+    ) -> Tensor:
+        c_skip, _, c_in = preconditioning(sigma.view(-1, 1))
+
+        def answer(x: Tensor) -> Tensor:
+            # As `see`, which hides from training how places depend on the sample.
+            noised = self.noised_features(x, c_in * x, turned, scale)
+            noised = self._slots(noised, self.noised_index)
+            standing = self.standing(self.places(c_skip * x, turned, scale))
+            said = self.respond(noised, standing, sigma, context, modulation, self.tables, self.one)
+            return self.answered(said, x, sigma)
+
+        return carried(answer, y, tangents)
 
     # What a network is shown of a molecule, in its slots.
 

@@ -316,6 +316,23 @@ def positions_of(
     return x[:, place]
 
 
+def log_volume(x: Tensor, root: Tensor, rows: Tensor, bridged: Tensor) -> Tensor:
+    """Return the logarithm of the volume of positions that one of internal coordinates has, (B,).
+
+    Less position and orientation, the volume element of positions x, (B, N, 3) nm, is that of
+    lengths, angles and torsions times r^2 sin(angle) for each angle and r^2 for the first bond; of
+    a bridged row, with two distances r and d from atoms that are g apart, times r d / g. `root` and
+    `rows` are as in `internal_coordinates`, `bridged` the numbers of the rows that close a ring.
+    """
+    lengths, angles, _ = internal_coordinates(x, root, rows)
+    each = 2.0 * torch.log(lengths[:, 1:]) + torch.log(torch.sin(angles))
+    closing = rows[bridged]
+    far = torch.linalg.vector_norm(x[:, closing[:, 0]] - x[:, closing[:, 2]], dim=-1)
+    gap = torch.linalg.vector_norm(x[:, closing[:, 1]] - x[:, closing[:, 2]], dim=-1)
+    ring = torch.log(lengths[:, bridged + 2] * far / gap)
+    return 2.0 * torch.log(lengths[:, 0]) + each.index_copy(1, bridged + 1, ring).sum(1)
+
+
 def wrap(angle: Tensor) -> Tensor:
     """Return angles from -pi to pi."""
     return angle - 2.0 * math.pi * torch.round(angle / (2.0 * math.pi))
