@@ -101,10 +101,11 @@ class InternalDensity(TransitionDensity):
         pairs = [(a, b), (c, b), *((row[0], row[1]) for row in known["tree"])]
         given = {frozenset((int(i), int(j))): float(r) for i, j, r in constraints}
         constant = {frozenset(pairs[k]): k for k in known["constant"]}
-        for pair in sorted(map(sorted, given.keys() ^ constant.keys())):
-            which = "the System and not the model" if frozenset(pair) in given else "only the model"
+        for first, second in sorted(map(sorted, given.keys() ^ constant.keys())):
+            system = frozenset((first, second)) in given
+            which = "the System and not the model" if system else "only the model"
             raise ValueError(
-                f"the distance between atoms {pair[0]} and {pair[1]} is constant in {which}: exact "
+                f"the distance between atoms {first} and {second} is constant in {which}: exact "
                 "jumps need a System with the constraints of the model's training data"
             )
         for pair, k in constant.items():

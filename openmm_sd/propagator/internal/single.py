@@ -153,6 +153,8 @@ class InternalDiffusion(InternalPropagator):
         moved = F.linear(moved, self.embed.weight)
         parts = modulation.split(self.width, dim=-1)
         for k, (expand, contract) in enumerate(zip(self.expand, self.contract, strict=True)):
+            assert isinstance(expand, torch.nn.Linear)
+            assert isinstance(contract, torch.nn.Linear)
             normed, along = layer_norm_tangents(h, moved)
             gain = parts[2 * k]
             z = torch.addcmul(parts[2 * k + 1], expand(normed), gain)
