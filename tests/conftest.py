@@ -163,7 +163,12 @@ def relax(topology, positions, forcefield, steps=200):
 
 @pytest.fixture
 def implicit_installed(tmp_path_factory, monkeypatch):
-    """Another package registers the model in implicit solvent, under the name ala2-implicit."""
+    """Another package registers the model in implicit solvent, under the name ala2-implicit.
+
+    The shipped one for peptides is not there.
+    """
+    others = [name for name in ScoreModel.shipped() if name != "peptides-implicit"]
+    monkeypatch.setattr(ScoreModel, "shipped", lambda: others)
     folder = tmp_path_factory.mktemp("package")
     (folder / "implicit_models.py").write_text(f"PATH = {str(IMPLICIT)!r}\n")
     info = folder / "implicit_models-1.0.dist-info"

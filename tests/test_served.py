@@ -82,8 +82,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def installed(folder, monkeypatch):
-    """Two models that serve chains, one of water and one of implicit solvent."""
+    """Two models that serve chains, of water and of implicit solvent, and no shipped one."""
     names = [str(folder / f"{name}.safetensors") for name in ("water", "implicit")]
+    monkeypatch.setattr(ScoreModel, "shipped", lambda: ["ala2-water", "alkanes-water"])
     monkeypatch.setattr(ScoreModel, "registered", lambda: names)
     return names
 

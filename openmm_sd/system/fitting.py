@@ -88,7 +88,8 @@ def fitting_models(
 
     Returns those that fit, by name, shipped ones first, and by name what is in the way of the
     others. Models of the other kind of solvent, implicit ones in water, are left out where another
-    one fits: they are second choice at best. So are models distilled from one that fits. Where no
+    one fits, and always if they serve many molecules: they are second choice at best. So are models
+    distilled from one that fits. Where no
     model of that solvent was trained on the solute, those fit that serve it all the same, if the
     force field is theirs; that needs positions.
 
@@ -125,7 +126,9 @@ def fitting_models(
         fitting[name] = model
     alike = {n: model for n, model in fitting.items() if model.card.is_implicit == what.implicit}
     other = f"it was trained in {'explicit' if what.implicit else 'implicit'} solvent"
-    chosen = alike or serving or fitting
+    # A model of many molecules is of its own solvent only.
+    second = {n: model for n, model in fitting.items() if model.card.serves is None}
+    chosen = alike or serving or second
     reasons |= {name: other for name in fitting if name not in chosen}
     reasons |= {name: "another one was trained on it" for name in serving if name not in chosen}
     fitting = chosen
