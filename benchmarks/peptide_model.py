@@ -6,9 +6,10 @@ A molecule of the model is judged as trained, any other as served: from its stru
 field alone. Several data sets of one molecule are taken together. For each molecule, worst first:
 
 * populations of chains (basins of phi and psi, wells of chi1) against those of MD, in combined
-  standard errors. Chains start from equilibrium frames of MD; their first third is left out. MD's
-  populations come from transitions (detailed balance over all runs), their errors from runs drawn
-  anew. Chains' errors are from ten groups of chains.
+  standard errors, where transitions of MD connect all states that it was in. Chains start from
+  equilibrium frames of MD; their first third is left out. MD's populations come from transitions
+  (detailed balance over all runs), their errors from runs drawn anew. Chains' errors are from ten
+  groups of chains.
 * JSD(phi, psi) above that of an exact model with the same samples: what it would be is estimated
   from runs of MD, and from chains, drawn anew.
 * one-step laws from frames of MD, at each lag: how often phi and psi change basin and chi1 its
@@ -206,16 +207,23 @@ def equilibrium(truth: Truth, move: Mover, options: argparse.Namespace) -> dict[
         angles = chains[chosen].reshape(-1, chains.shape[-1])
         own.append(populations(truth.states(angles), sizes, None))
         own_maps.append([_map(angles, k) for k in range(len(truth.backbone))])
-    rows = []
+    rows, told = [], _told(truth, known)
     for k, (what, names) in enumerate(truth.names()):
         errors = [np.std([one[k] for one in side[1:]], axis=0) for side in (md, own)]
         for s, name in enumerate(names):
             error = float(np.hypot(errors[0][s], errors[1][s]))
             a, b = float(md[0][k][s]), float(own[0][k][s])
             # What neither has been to says nothing.
-            z = (b - a) / error if error > 0.0 and max(a, b) > 0.002 else None
+            z = (b - a) / error if told[k] and error > 0.0 and max(a, b) > 0.002 else None
             rows.append(
-                {"of": what, "state": name, "md": a, "model": b, "error": error, "sigmas": z}
+                {
+                    "of": what,
+                    "state": name,
+                    "md": a if told[k] else None,
+                    "model": b,
+                    "error": error if told[k] else None,
+                    "sigmas": z,
+                }
             )
     jsd = [_divergence(maps[0][k], own_maps[0][k]) for k in range(len(truth.backbone))]
     exact = [
@@ -227,11 +235,19 @@ def equilibrium(truth: Truth, move: Mover, options: argparse.Namespace) -> dict[
     ]
     return {
         "populations": rows,
-        "jsd": jsd,
-        "jsd_exact": exact,
+        "excess": [a - b for a, b, known in zip(jsd, exact, told, strict=False) if known],
         "maps": list(zip(maps[0], own_maps[0], strict=True)),
         "fallbacks": given_up / (options.chains * options.steps),
     }
+
+
+def _told(truth: Truth, weights: Floats) -> list[bool]:
+    """Return of each column of states whether MD tells how they are populated.
+
+    It does not where frames are in a state that no transition connects with the rest.
+    """
+    states = truth.states(np.concatenate(truth.angles))
+    return [set(column) == set(column[weights > 0.0]) for column in states.T]
 
 
 def _map(angles: Floats, k: int, weights: Floats | None = None) -> Floats:
@@ -331,15 +347,13 @@ def beyond(rows: list[dict[str, Any]]) -> float:
 def pooled(found: list[dict[str, Any]], lags: list[float]) -> dict[str, Any]:
     """Return the figures of several molecules together."""
     z = [value for one in found for value in _sigmas(one)]
-    chi1 = [
-        abs(r["model"] - r["md"])
-        for one in found
-        for r in one["populations"]
-        if r["of"].startswith("chi1")
-    ]
-    excess = [a - b for one in found for a, b in zip(one["jsd"], one["jsd_exact"], strict=True)]
+    rows = [row for one in found for row in one["populations"]]
+    told = [row for row in rows if row["md"] is not None]
+    chi1 = [abs(row["model"] - row["md"]) for row in told if row["of"].startswith("chi1")]
+    excess = [value for one in found for value in one["excess"]] or [float("nan")]
     summary: dict[str, Any] = {
         "molecules": len(found),
+        "states whose population MD tells, share": len(told) / len(rows),
         "populations, rms of (difference / error)": rms(z),
         "JSD above an exact model's: mean": float(np.mean(excess)),
         "JSD above an exact model's: worst": float(np.max(excess)),
@@ -410,23 +424,25 @@ def show(found: dict[str, list[dict[str, Any]]], lags: list[float]) -> None:
     for kind, ones in found.items():
         for one in sorted(ones, key=lambda one: -rms(_sigmas(one))):
             rows = [row for row in one["populations"] if row["sigmas"] is not None]
-            worst = max(rows, key=lambda row: abs(row["sigmas"]))
+            worst = max(rows, key=lambda row: abs(row["sigmas"]), default=None)
             step = one["steps"][f"{lags[0]:g}"]
-            shares = f"{worst['md']:.3f} / {worst['model']:.3f} ± {worst['error']:.3f}"
+            said = "MD tells none"
+            if worst is not None:
+                said = f"{worst['of']}, {worst['state']}: {worst['md']:.3f} / "
+                said += f"{worst['model']:.3f} ± {worst['error']:.3f}"
             laws = [law for name, law in step["laws"].items() if name.startswith("hop")]
             hops = [
                 f"{md:.3f} / {own:.3f}"
                 for law in laws
                 for md, own in zip(law["md"], law["model"], strict=True)
             ]
-            excess = zip(one["jsd"], one["jsd_exact"], strict=True)
             print_row(
                 [
                     f"{one['molecule']} ({kind})",
                     f"{one['ns']:.1f}",
                     f"{rms(_sigmas(one)):.2f}",
-                    f"{worst['of']}, {worst['state']}: {shares}",
-                    ", ".join(f"{jsd - exact:.4f}" for jsd, exact in excess),
+                    said,
+                    ", ".join(f"{value:.4f}" for value in one["excess"]),
                     ", ".join(hops),
                     f"{step['energy_kT']:.1f}",
                     f"{step['gate_failures']:.4f}",
