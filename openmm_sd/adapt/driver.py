@@ -238,7 +238,7 @@ class _Loop:
     def _too_small(self, what: str) -> ValueError:
         return ValueError(
             f"budget: {self.settings.budget} is too small for one round, {what}; the same command "
-            "with a larger one goes on"
+            "with a larger one continues"
         )
 
     def _runs_wanted(self, number: int) -> int:
@@ -362,13 +362,11 @@ class _Loop:
             "rounds": summary["rounds"],
         }
         card.fidelity = {**card.fidelity, "one_step": self.record.rounds[number]["laws"]}
-        ScoreModel(
-            model.propagator,
-            model.molecules,
-            card,
-            start_frames=model.start_frames,
-            novelty=model.novelty,
-        ).save(self.output)
+        pooled = model.pooled_novelty
+        own = model.novelty if pooled is None else None
+        made = ScoreModel(model.propagator, model.molecules, card, model.start_frames, own)
+        made.pooled_novelty = pooled
+        made.save(self.output)
         for half in self.folder.glob("half-*"):
             half.unlink()
         summary = self._summary(reason)

@@ -49,7 +49,7 @@ def write_page(summary: dict[str, Any], laws: dict[str, Any], path: Path) -> Non
             [
                 f"<code>openmm-sd validate {text(Path(summary['bundle']).name)} --reference "
                 "DATA.h5</code> compares equilibrium and kinetics with plain MD of yours.",
-                "The same command with a larger budget goes on.",
+                "The same command with a larger budget continues.",
             ]
         )
     )

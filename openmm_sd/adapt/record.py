@@ -15,7 +15,7 @@ from ..files.folder import refuse_others, require_same
 from ..progress import Progress
 
 _FILE: Final = "state.json"
-_KEPT: Final = "what was made before is kept, the same command goes on from there"
+_KEPT: Final = "what was made before is kept, the same command resumes"
 _GOING_ON: Final = {"finished": None, "budget_s": None}
 #: A kill loses so much of the clock, s.
 _TICK_SECONDS: Final = 2.0

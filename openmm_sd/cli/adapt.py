@@ -2,7 +2,7 @@
 
 A loop: chains of the model, MD where they go and no MD has been, training on it, and comparison of
 the laws of single jumps with MD that was not trained on; until they are MD's or the budget is
-spent. Stopped, the same command goes on. MD, state and report are in the folder BUNDLE.adapt. See
+spent. Stopped, the same command resumes. MD, state and report are in the folder BUNDLE.adapt. See
 docs/adapting.md.
 """
 
