@@ -247,7 +247,7 @@ def test_several_biases_are_counted(peptide, model):
     system = peptide.system()
     for bias in (position, distance, umbrella):
         bias(system, peptide.topology, list(range(22)))
-    with pytest.raises(ValueError, match=r"CustomExternalForce.* \(and 2 more\); a jump"):
+    with pytest.raises(ValueError, match=r"CustomExternalForce.* \(and 2 more\); jumps"):
         model.createIntegrator(system, peptide.topology, bridge="pythonforce")
 
 
@@ -299,7 +299,7 @@ def test_metadynamics_made_after_attach(peptide, model, allow):
             assert one.getStatistics()["jumps_tried"] == 2
         else:
             for _ in range(2):
-                with pytest.raises(ValueError, match="CustomCVForce.*a jump knows nothing"):
+                with pytest.raises(ValueError, match="CustomCVForce.*jumps do not know"):
                     simulation.step(1)
         del simulation
 
@@ -328,7 +328,9 @@ def test_a_run_refuses_it_before_anything_is_built(peptide, model, tmp_path):
     system = peptide.system()
     position(system, peptide.topology, list(range(22)))
     write_prepared(PreparedSystem(peptide.topology, system, peptide.positions), tmp_path / "start")
-    with pytest.raises(ValueError, match="CustomExternalForce.*a jump knows.*: run it without"):
+    with pytest.raises(
+        ValueError, match="CustomExternalForce.*jumps do not know.*: run it without"
+    ):
         run_mixed(model, tmp_path / "start", tmp_path / "out", RunSettings(jumps=1))
     assert not (tmp_path / "out" / "start").exists()
     allowed = RunSettings(

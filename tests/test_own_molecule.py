@@ -46,8 +46,12 @@ LITTLE = {
 
 @pytest.fixture(scope="module")
 def no_pictures():
-    """The validation's pictures take longer than all else; test_validate draws them."""
+    """The validation's pictures take longer than all else; test_validate draws them.
+
+    Nor is there the model that ships for such molecules.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScoreModel, "shipped", lambda: ["ala2-water"])
         patch.setattr(plots, "draw_all", lambda *arguments: [])
         yield
 

@@ -40,9 +40,9 @@ class AdaptSettings(Settings):
         20.0, "how fast a fine-tuning's weights are drawn back to the model's, see train", least=0
     )
     solvent: str = setting(
-        "model's",
-        "the MD's; a model says it, without one it has to be given",
-        choices=("model's", "explicit", "implicit"),
+        "model",
+        "of the MD: the model's; without a model it has to be given",
+        choices=("model", "explicit", "implicit"),
     )
     force_field: tuple[str, ...] = setting(
         (),

@@ -106,7 +106,7 @@ class Subject:
 def _md_settings(known: ScoreModel | None, settings: AdaptSettings) -> GenerateSettings:
     """Return how the MD is made: as the model's was, or as is asked for."""
     if known is None:
-        if settings.solvent == "model's":
+        if settings.solvent == "model":
             raise ValueError("solvent: without a model say explicit or implicit")
         return GenerateSettings(
             solvent=settings.solvent,
@@ -114,7 +114,7 @@ def _md_settings(known: ScoreModel | None, settings: AdaptSettings) -> GenerateS
             seed=settings.seed,
             equilibration_ps=20.0,
         )
-    if settings.solvent != "model's" or settings.force_field:
+    if settings.solvent != "model" or settings.force_field:
         what = "force_field" if settings.force_field else "solvent"
         raise ValueError(f"{what}: the model says it; it can be chosen without a model only")
     card = known.members[0].card
